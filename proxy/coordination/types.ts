@@ -1,0 +1,53 @@
+/**
+ * Coordination between proxies: who may answer from its cache, who must hear of a change, who is primary, who is alive.
+ * One contract, three drivers (redis, postgres, memory), one contract test (test/proxy/coordination/contract.ts).
+ * Losing coordination may pause tasks and slow reads down; it fails no request and changes no data (I28).
+ */
+
+export interface Member {
+  /** Worker id, unique per process start. */
+  readonly id: string
+  readonly role: 'proxy'
+  readonly address: string
+  readonly version: string
+  readonly startedAt: number
+}
+
+export interface CacheLease {
+  /**
+   * May entries of the metadata cache be used without asking PostgreSQL? O(1), no I/O: compares the worker's own monotonic clock
+   * with the end of a lease whose renewal was *sent* less than the TTL (3 s) ago.
+   */
+  usable(): boolean
+  /**
+   * Tells all other holders that these keys changed. Resolves once each has acknowledged or its lease has certainly run out, so
+   * that no worker can answer from an older entry any more (I37). Calls are batched; with no other holder it costs one round
+   * trip at most. Call it after the commit, before the answer to the client. Never rejects: without coordination it falls back to the
+   * suspension protocol (docs/architecture.md, "Caches").
+   */
+  invalidate(keys: readonly string[]): Promise<void>
+  /** Called before the acknowledgement is sent; 'all' after a gap (reconnect, lost messages). */
+  onInvalidate(listener: (keys: readonly string[] | 'all') => void): void
+}
+
+export interface Leadership {
+  /** Fencing token issued by PostgreSQL for this term. */
+  readonly token: number
+  /** Aborts when the lease may have run out, judged by the monotonic clock, before anyone else can hold it. */
+  readonly signal: AbortSignal
+  release(): Promise<void>
+}
+
+export interface Coordinator {
+  readonly driver: 'redis' | 'postgres' | 'memory'
+  readonly cache: CacheLease
+  /** Tries once to become holder of `role`; undefined if another holds it or coordination is down. Renews by itself while held. */
+  acquire(role: string): Promise<Leadership | undefined>
+  /** Who holds the role now, if that can be known. */
+  holder(role: string): Promise<string | undefined>
+  members(): Promise<readonly Member[]>
+  /** 'up' or since when it is down; for /readyz and metrics. */
+  state(): { readonly up: boolean; readonly reason?: string }
+  start(): Promise<void>
+  close(): Promise<void>
+}

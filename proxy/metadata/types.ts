@@ -1,0 +1,217 @@
+/**
+ * What PostgreSQL knows, as the rest of the proxy sees it. All SQL stands in this folder; everyone else speaks these
+ * types. Every method rejects with METADATA_UNAVAILABLE when PostgreSQL cannot be reached in time (2 s at most).
+ */
+import type { Digest, Generation } from '../../shared/ids.ts'
+import type { ClusterMap } from '../../shared/cluster-map.ts'
+
+export type RedeployPolicy = 'allow' | 'once' | 'deny'
+
+export interface Repository {
+  readonly id: number
+  readonly name: string
+  readonly format: 'raw'
+  readonly type: 'hosted'
+  /** 'once': a path may be written once (identical bytes again are fine); 'deny': nothing may be written. */
+  readonly redeploy: RedeployPolicy
+  /** Largest artifact in bytes; null: no limit. */
+  readonly artifactBytesMax: number | null
+  readonly anonymousRead: boolean
+}
+export type NewRepository = Pick<Repository, 'name'> &
+  Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead'>>
+export type RepositoryChange = Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead'>>
+
+export interface User {
+  readonly name: string
+  /** PHC string: argon2id or scrypt. */
+  readonly passwordHash: string
+  readonly admin: boolean
+}
+
+/** A blob as committed. The partition is the one it was born in, wherever its artifacts live. */
+export interface Blob {
+  readonly digest: Digest
+  readonly generation: Generation
+  readonly partition: number
+  readonly bytes: number
+  readonly md5: string
+  readonly sha1: string
+}
+
+export interface Artifact {
+  readonly repositoryId: number
+  readonly path: string
+  /** Grows with every change of this path, also across deletion. */
+  readonly version: number
+  readonly blob: Blob
+  readonly contentType: string | null
+  readonly attributes: Readonly<Record<string, unknown>>
+  readonly createdBy: string
+  /** Milliseconds since 1970, by PostgreSQL's clock. */
+  readonly createdAt: number
+  readonly updatedAt: number
+}
+
+/** What must hold of the path at the moment of commit; checked under the row's lock. */
+export interface WriteConditions {
+  /** If-None-Match: * */
+  readonly absent?: boolean
+  /** If-Match: one of these digests, or '*' for any. */
+  readonly match?: readonly Digest[] | '*'
+  /** 'once': refuse if the path exists with another digest. */
+  readonly redeploy: RedeployPolicy
+}
+
+export interface CommitArtifact {
+  readonly repositoryId: number
+  readonly repository: string
+  readonly path: string
+  readonly contentType: string | null
+  readonly attributes: Readonly<Record<string, unknown>>
+  readonly user: string
+  readonly conditions: WriteConditions
+  readonly blob: Blob
+  /**
+   * 'new': the caller just made `blob` durable; becomes the row unless the digest is there already.
+   * 'existing': the caller found this row and verified its copies; it must still be live with this generation.
+   */
+  readonly blobIs: 'new' | 'existing'
+  /** Shards of the blob's partition that have no durable copy yet, and those that have one without owning it. */
+  readonly missing: readonly string[]
+  readonly handoffs: readonly string[]
+}
+
+export type CommitResult =
+  | {
+      readonly outcome: 'created' | 'replaced' | 'unchanged'
+      readonly artifact: Artifact
+      /** Outbox entry to settle once the reference is on its owners; null for 'unchanged'. */
+      readonly outboxSeq: number | null
+      readonly incarnation: string
+    }
+  /** The digest has a live row of another generation: verify its copies, then commit with 'existing'. */
+  | { readonly outcome: 'blob-exists'; readonly blob: Blob }
+  /** 'existing' was collected meanwhile: write the bytes with a new generation, then commit with 'new'. */
+  | { readonly outcome: 'blob-gone' }
+  | { readonly outcome: 'refused'; readonly reason: 'exists' | 'no-match' | 'redeploy'; readonly current: Artifact | null }
+
+export interface DeletedArtifact {
+  readonly path: string
+  readonly version: number
+  readonly outboxSeq: number
+}
+
+export interface FolderEntry {
+  /** Name below the folder; folders without the trailing slash. */
+  readonly name: string
+  readonly kind: 'folder' | 'artifact'
+  readonly bytes?: number
+  readonly updatedAt?: number
+  readonly digest?: Digest
+}
+export interface FolderPage {
+  readonly entries: readonly FolderEntry[]
+  /** Pass as `after` for the next page; absent on the last. */
+  readonly next?: string
+}
+
+/** A committed change whose reference record may not be on a majority of its owners yet. */
+export interface OutboxEntry {
+  readonly seq: number
+  readonly repository: string
+  readonly artifact: Artifact | null
+  readonly op: 'put' | 'delete'
+  readonly path: string
+  readonly version: number
+  readonly user: string
+  readonly time: number
+}
+
+/** A blob, or the reference of a path, with fewer than R copies. */
+export interface RepairEntry {
+  readonly id: number
+  readonly kind: 'blob' | 'reference'
+  readonly partition: number
+  /** kind 'blob' */
+  readonly blob?: Blob
+  /** kind 'reference': `repository/path` and its version. */
+  readonly key?: string
+  readonly version?: number
+  readonly missing: readonly string[]
+  readonly handoffs: readonly string[]
+  readonly attempts: number
+}
+
+export interface Metadata {
+  /** Random id of this database, made when it was created or rebuilt. */
+  readonly incarnation: string
+  readonly clusterId: string
+
+  listRepositories(): Promise<readonly Repository[]>
+  createRepository(repository: NewRepository): Promise<Repository> // CONFLICT if the name is taken
+  changeRepository(name: string, change: RepositoryChange): Promise<Repository> // REPOSITORY_NOT_FOUND
+  /** Refuses with CONFLICT while artifacts are in it. */
+  deleteRepository(name: string): Promise<void>
+
+  findUser(name: string): Promise<User | undefined>
+  putUser(user: User): Promise<void>
+  audit(entry: { user: string; action: string; subject: string; outcome: string; address: string }): Promise<void>
+
+  /** One indexed, pipelined read. */
+  findArtifact(repositoryId: number, path: string): Promise<Artifact | undefined>
+  /** The live row of a digest, if any; checksum deploy may know only the sha1. */
+  findBlob(digest: { sha256: Digest } | { sha1: string }): Promise<Blob | undefined>
+  /** May some artifact in one of these repositories be read that names this digest? */
+  digestReadable(digest: Digest, repositoryIds: readonly number[]): Promise<boolean>
+  /** The commit point of a write: one transaction a call, several calls at once are grouped where that is faster. */
+  commitArtifact(commit: CommitArtifact): Promise<CommitResult>
+  /** One transaction for many paths (copy or move of a folder, multi-file upload): all or nothing. */
+  commitArtifacts(
+    commits: readonly CommitArtifact[],
+    deletes?: readonly { repositoryId: number; repository: string; path: string; user: string }[],
+  ): Promise<{ results: readonly CommitResult[]; deleted: readonly DeletedArtifact[] }>
+  /** Leaves a tombstone row that keeps the version growing. undefined: there was nothing. */
+  deleteArtifact(
+    target: { repositoryId: number; repository: string; path: string; user: string },
+    conditions?: Pick<WriteConditions, 'match'>,
+  ): Promise<DeletedArtifact | undefined> // PRECONDITION_FAILED
+  /** Deletes up to `limit` artifacts below `prefix` (which ends in '/'), oldest name first. */
+  deleteFolder(
+    target: { repositoryId: number; repository: string; prefix: string; user: string },
+    limit: number,
+  ): Promise<readonly DeletedArtifact[]>
+  listFolder(repositoryId: number, prefix: string, after: string, limit: number): Promise<FolderPage>
+  /** Artifacts below a prefix in path order, for recursive copy and move. */
+  listArtifacts(repositoryId: number, prefix: string, after: string, limit: number): Promise<readonly Artifact[]>
+
+  settleOutbox(seqs: readonly number[]): Promise<void>
+  /** Entries older than `olderThanMs`, lowest first. */
+  pendingOutbox(olderThanMs: number, limit: number): Promise<readonly OutboxEntry[]>
+  addRepairs(repairs: readonly Omit<RepairEntry, 'id' | 'attempts'>[]): Promise<void>
+  /** Repairs that are due, oldest first. */
+  dueRepairs(limit: number): Promise<readonly RepairEntry[]>
+  /** Done: gone. Otherwise due again after `retryMs`, with what is still missing. Fenced by the primary's token. */
+  finishRepair(id: number, token: number): Promise<void>
+  postponeRepair(id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void>
+  countRepairs(): Promise<number>
+  /**
+   * For blobs that nodes hold but no reference ever confirmed: which of them have a live row ('live'), and which are
+   * now fenced off so that no later commit can bring them to life ('reclaim'). LEASE_LOST if the token is not the newest.
+   */
+  reclaimUnconfirmed(blobs: readonly Pick<Blob, 'digest' | 'generation' | 'partition' | 'bytes'>[], token: number): Promise<
+    readonly ('live' | 'reclaim')[]
+  >
+
+  /** Next fencing token for a role (I27): waits for transactions that still hold the old one. */
+  issueToken(role: string, holder: string): Promise<number>
+  newestToken(role: string): Promise<number>
+
+  loadClusterMap(): Promise<ClusterMap | undefined>
+  /** Compare-and-set on the epoch: false if another map of this epoch or later is there. */
+  publishClusterMap(map: ClusterMap, token: number): Promise<boolean>
+
+  /** Resolves when PostgreSQL answers; used by readiness. */
+  ping(): Promise<void>
+  close(): Promise<void>
+}

@@ -1,0 +1,107 @@
+/**
+ * Routing moves bytes between clients and replicas. It knows partitions, shards and health; no artifact, no SQL.
+ */
+import type { Digest, Generation, ShardId } from '../../shared/ids.ts'
+import type { ReferenceRecord } from '../../shared/record.ts'
+
+/** Where a blob was born, and what it must be. */
+export interface BlobLocation {
+  readonly digest: Digest
+  readonly generation: Generation
+  readonly partition: number
+  readonly bytes: number
+}
+
+/** Inclusive byte positions. */
+export interface ByteRange {
+  readonly first: number
+  readonly last: number
+}
+
+/** The writable side of a client's answer; node:http's ServerResponse fits. */
+export interface ByteSink {
+  write(chunk: Buffer, callback?: (error?: Error | null) => void): boolean
+  end(chunk?: Buffer): void
+  destroy(error?: Error): void
+  readonly destroyed: boolean
+}
+
+export interface BlobReader {
+  /**
+   * The whole blob (at most 1 MiB) in memory, its sha256 checked (I5); another replica is tried for whatever goes wrong.
+   * Concurrent calls for one blob share one read. Rejects with REPLICAS_UNREACHABLE.
+   */
+  readWhole(blob: BlobLocation, signal?: AbortSignal): Promise<Buffer>
+  /**
+   * Streams a blob, or a part of it. `onStart` is called once, before the first byte is written, when a replica
+   * answers: the caller writes its head there. A replica that dies, freezes or is corrupt is replaced from the exact byte (I6);
+   * for a full body the last block is held back until the digest matches (I5), else the sink is destroyed.
+   * Resolves when the sink took everything (after `end`). Rejects with REPLICAS_UNREACHABLE only before `onStart`.
+   */
+  stream(
+    blob: BlobLocation,
+    range: ByteRange | undefined,
+    sink: ByteSink,
+    options: { onStart: () => void; signal: AbortSignal },
+  ): Promise<void>
+}
+
+/** What a write reached. */
+export interface WrittenBlob {
+  readonly digest: Digest
+  readonly bytes: number
+  readonly md5: string
+  readonly sha1: string
+  readonly generation: Generation
+  readonly partition: number
+  /** Owners without a durable copy. */
+  readonly missing: readonly ShardId[]
+  /** Shards that have a durable copy without being owners. */
+  readonly handoffs: readonly ShardId[]
+}
+
+/** Bytes that are on the shards but not yet durable blobs; digest and checksums are known. */
+export interface StagedUpload {
+  readonly digest: Digest
+  readonly bytes: number
+  readonly md5: string
+  readonly sha1: string
+  /** Makes them durable on W shards in two zones; QUORUM_NOT_REACHED otherwise (and nothing stays). */
+  commit(): Promise<WrittenBlob>
+  /** Drops them; never rejects. */
+  abort(): Promise<void>
+}
+
+export interface BlobWriter {
+  /**
+   * Refuses early (INSUFFICIENT_STORAGE, QUORUM_NOT_REACHED) when fewer than W shards in the required zones could take
+   * `bytes` (undefined: unknown) for this partition now.
+   */
+  admit(partition: number, bytes: number | undefined): void
+  /** A blob of at most inlineBlobBytesMax bytes: one append to each owner, durable on at least W. */
+  writeSmall(partition: number, body: Buffer, checksums: { digest: Digest; md5: string; sha1: string }): Promise<WrittenBlob>
+  /**
+   * Streams a body of any length to all owners at once. `body` yields buffers (backpressure by not pulling).
+   * Rejects with TOO_LARGE beyond `bytesMax`, with whatever `body` throws, with QUORUM_NOT_REACHED; nothing stays then.
+   */
+  stage(
+    partition: number,
+    body: AsyncIterable<Buffer>,
+    options: { expectedBytes: number | undefined; bytesMax: number | undefined; signal: AbortSignal; requestId: string },
+  ): Promise<StagedUpload>
+  /** How many shards verified that they hold this blob durably (I24), and which owners do not. */
+  touch(blob: BlobLocation): Promise<{ held: readonly ShardId[]; missing: readonly ShardId[]; quorum: boolean }>
+}
+
+export interface ReferenceStore {
+  /**
+   * Appends to the owners of each record's partition (handoffs where an owner is down); resolves when each is durable on a
+   * majority of R (I3), with the owners that lack it. QUORUM_NOT_REACHED otherwise. Concurrent calls are batched per node.
+   */
+  append(record: ReferenceRecord): Promise<{ readonly missing: readonly ShardId[] }>
+  /**
+   * The newest reference of a path as the shards know it (PostgreSQL down): asks all reachable owners and two handoffs; at
+   * least two owners (or all, if fewer) must answer, else REPLICAS_UNREACHABLE. undefined: deleted, or never there.
+   */
+  newest(repository: string, path: string): Promise<ReferenceRecord | undefined>
+}

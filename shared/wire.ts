@@ -1,0 +1,151 @@
+/**
+ * The internal wire between proxies and storage nodes (docs/wire.md): names and types both sides compile against.
+ * HTTP/1.1, prefix /v1, authenticated by the cluster secret, JSON but for bytes and record batches.
+ */
+import { createHmac, timingSafeEqual } from 'node:crypto'
+import type { Digest, Generation, NodeId, ShardId, Zone } from './ids.ts'
+import { partitionName } from './partition.ts'
+import type { ErrorCode } from './errors.ts'
+
+export const wireVersion = 1
+
+export const wireHeader = {
+  /** Request: epoch of the sender's cluster map. Response: epoch of the node's. */
+  epoch: 'holdfast-epoch',
+  /** Request: leadership role and fencing token of a command of the primary, `primary:17`. */
+  fence: 'holdfast-fence',
+  /** Request: the id of the client request this one serves; ends up in both logs. */
+  requestId: 'holdfast-request-id',
+  /** Request of an upload whose length is known: bytes the shard must have room for. */
+  expectedBytes: 'holdfast-expected-bytes',
+} as const
+
+/** The Authorization header of the wire, derived from the cluster secret so that the secret itself never travels. */
+export function wireAuthorization(clusterSecret: string): string {
+  return 'Bearer ' + createHmac('sha256', clusterSecret).update('holdfast wire 1').digest('hex')
+}
+
+/** Compares in constant time. */
+export function wireAuthorized(header: string | undefined, expected: Buffer): boolean {
+  if (header === undefined) return false
+  const given = Buffer.from(header, 'latin1')
+  return given.length === expected.length && timingSafeEqual(given, expected)
+}
+
+export const wirePath = {
+  status: '/v1/status',
+  append: '/v1/append',
+  touch: '/v1/touch',
+  transfer: '/v1/transfer',
+  drop: '/v1/drop',
+  clusterMap: '/v1/cluster-map',
+  blob: (shard: ShardId, partition: number, digest: Digest, generation: Generation) =>
+    `/v1/blobs/${shard}/${partitionName(partition)}/${digest}.${generation}`,
+  blobs: (shard: ShardId, partition: number) => `/v1/blobs/${shard}/${partitionName(partition)}`,
+  /** One reference with `?key=<repository/path, URL-encoded>`, else a listing. */
+  references: (shard: ShardId, partition: number) => `/v1/references/${shard}/${partitionName(partition)}`,
+  upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
+  commit: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}/commit`,
+  unconfirmed: (shard: ShardId) => `/v1/unconfirmed/${shard}`,
+} as const
+
+/** Upload ids are made by the proxy: `u` and 25 characters of base 36. They become file names, hence the strictness. */
+export const uploadIdPattern = /^u[0-9a-z]{25}$/
+
+export type ShardState = 'ok' | 'full' | 'read-only' | 'failed'
+
+/** GET /v1/status, answered from memory: the active health check. */
+export interface NodeStatus {
+  readonly version: string
+  readonly wire: number
+  readonly clusterId: string
+  readonly node: NodeId
+  readonly zone: Zone
+  readonly state: 'up' | 'draining'
+  readonly epoch: number
+  readonly shards: readonly ShardStatus[]
+}
+export interface ShardStatus {
+  readonly id: ShardId
+  readonly weight: number
+  readonly state: ShardState
+  /** Why it is not 'ok'. */
+  readonly reason?: string
+  readonly bytesTotal: number
+  readonly bytesFree: number
+}
+
+/** Error body of every non-2xx answer on the wire. */
+export interface WireError {
+  readonly code: ErrorCode
+  readonly message: string
+  readonly data?: Readonly<Record<string, unknown>>
+}
+
+export interface BlobKey {
+  readonly partition: number
+  readonly digest: Digest
+  readonly generation: Generation
+}
+
+/**
+ * POST /v1/append: a batch of records for any shards of this node, body = items one after the other,
+ *   item = u8 shardIdBytes | shardId (ASCII) | frame (record.ts)
+ * answered when each item is durable (or refused): results in the order of the items.
+ */
+export interface AppendAnswer {
+  readonly results: readonly ('ok' | WireError)[]
+}
+
+/** PUT /v1/uploads/<shard>/<upload>, body = the bytes. Answered when all is written and flushed to the temporary file. */
+export interface UploadAnswer {
+  readonly bytes: number
+  /** CRC-32 of the block CRC table (BlockCrcs.finish()). */
+  readonly crc: number
+}
+/** POST …/commit: makes the upload a blob; answered when file, folder and record are durable. CHECKSUM_MISMATCH if the table differs. */
+export interface CommitRequest extends BlobKey {
+  readonly bytes: number
+  /** The proxy's block CRC table, base64: the node compares it with its own. */
+  readonly blockCrcs: string
+}
+
+/** POST /v1/touch: does this shard hold these blobs, verified (size, record) and durable? */
+export interface TouchRequest {
+  readonly items: readonly (BlobKey & { readonly shard: ShardId })[]
+}
+export interface TouchAnswer {
+  readonly results: readonly ('held' | 'missing' | 'unavailable')[]
+}
+
+/** POST /v1/transfer (fenced): this node pulls blobs from other nodes onto one of its shards, verifying each digest. */
+export interface TransferRequest {
+  readonly shard: ShardId
+  readonly blobs: readonly (BlobKey & {
+    readonly bytes: number
+    readonly sources: readonly { readonly url: string; readonly shard: ShardId }[]
+  })[]
+}
+export interface TransferAnswer {
+  /** 'held' = was there already. */
+  readonly results: readonly ('copied' | 'held' | WireError)[]
+}
+
+/** POST /v1/drop (fenced): moves blobs of this shard to its trash. */
+export interface DropRequest {
+  readonly shard: ShardId
+  readonly reason: 'deleted' | 'moved'
+  readonly blobs: readonly BlobKey[]
+}
+
+/** GET /v1/unconfirmed/<shard>?olderThanMs=…&limit=…: blobs no reference record ever named on this shard. */
+export interface UnconfirmedAnswer {
+  readonly blobs: readonly (BlobKey & { readonly bytes: number; readonly ageMs: number })[]
+}
+
+/** GET /v1/blobs/<shard>/<ppp>?after=…&limit=… */
+export interface BlobListing {
+  readonly blobs: readonly (BlobKey & { readonly bytes: number })[]
+  /** Pass as `after` for the next page; absent on the last one. */
+  readonly next?: string
+}
