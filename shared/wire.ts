@@ -6,6 +6,7 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import type { Digest, Generation, NodeId, ShardId, Zone } from './ids.ts'
 import { partitionName } from './partition.ts'
 import type { ErrorCode } from './errors.ts'
+import type { ReferenceRecord } from './record.ts'
 
 export const wireVersion = 1
 
@@ -138,9 +139,26 @@ export interface DropRequest {
   readonly blobs: readonly BlobKey[]
 }
 
-/** GET /v1/unconfirmed/<shard>?olderThanMs=…&limit=…: blobs no reference record ever named on this shard. */
+export interface DropAnswer {
+  /** 'missing' = was not there. */
+  readonly results: readonly ('dropped' | 'missing')[]
+}
+
+/** GET /v1/unconfirmed/<shard>?olderThanMs=…&limit=…&after=…: blobs no reference record ever named on this shard, oldest first. */
 export interface UnconfirmedAnswer {
   readonly blobs: readonly (BlobKey & { readonly bytes: number; readonly ageMs: number })[]
+  /** Pass as `after` for the next page; absent on the last one. */
+  readonly next?: string
+}
+
+/** GET /v1/references/<shard>/<ppp>?key=<repository/path>: the newest reference of that path on this shard, or REFERENCE_NOT_FOUND. */
+export type ReferenceAnswer = ReferenceRecord
+
+/** GET /v1/references/<shard>/<ppp>?after=…&limit=…: the newest reference of each path, in the order of their keys. */
+export interface ReferenceListing {
+  readonly references: readonly ReferenceRecord[]
+  /** Pass as `after` for the next page; absent on the last one. */
+  readonly next?: string
 }
 
 /** GET /v1/blobs/<shard>/<ppp>?after=…&limit=… */
