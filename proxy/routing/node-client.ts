@@ -1,0 +1,327 @@
+import { HoldfastError, errorCodes, type ErrorCode } from '../../shared/errors.ts'
+import type { NodeId, ShardId } from '../../shared/ids.ts'
+import type { MapNode } from '../../shared/cluster-map.ts'
+import { wireAuthorization, wireHeader } from '../../shared/wire.ts'
+import { type Dispatcher, Pool } from 'undici'
+import type { ClusterView } from './cluster-view.ts'
+import type { HealthTable, Outcome } from './health.ts'
+
+/** JSON answers of nodes are small or paged; what is longer is no answer of ours. */
+const answerBytesMax = 16 * 1024 * 1024
+const connectTimeoutMs = 500
+const requestTimeoutMs = 5_000
+
+export interface RequestOptions {
+  readonly signal?: AbortSignal | undefined
+  /** Whole request with its answer; 5 s unless told. */
+  readonly timeoutMs?: number
+  /** `primary:17`, for commands of the primary. */
+  readonly fence?: string | undefined
+  readonly requestId?: string | undefined
+  /** Repeat once when a kept connection broke before any byte of the answer; GETs always are. */
+  readonly repeatable?: boolean
+}
+
+export interface NodeClientsDeps {
+  readonly clusterSecret: string
+  readonly view: ClusterView
+  readonly health: HealthTable
+}
+
+/** One client per node of the newest cluster map, made when first asked for. */
+export class NodeClients {
+  readonly #deps: NodeClientsDeps
+  readonly #authorization: string
+  readonly #clients = new Map<NodeId, NodeClient>()
+  readonly #unsubscribe: () => void
+  #closing: Promise<unknown>[] = []
+  #closed = false
+
+  constructor(deps: NodeClientsDeps) {
+    this.#deps = deps
+    this.#authorization = wireAuthorization(deps.clusterSecret)
+    deps.health.setNodes(deps.view.current().map.nodes.map(node => node.id))
+    this.#unsubscribe = deps.view.onReplace(view => {
+      deps.health.setNodes(view.map.nodes.map(node => node.id))
+      this.#retire(view.map.nodes)
+    })
+  }
+
+  get(node: MapNode): NodeClient {
+    const known = this.#clients.get(node.id)
+    if (known !== undefined && known.url === node.url) return known
+    if (this.#closed) throw new HoldfastError('SHUTTING_DOWN', 'the proxy is closing')
+    if (known !== undefined) this.#close(known)
+    const client = new NodeClient(node, this.#authorization, this.#deps)
+    this.#clients.set(node.id, client)
+    return client
+  }
+
+  /** The client of the node that has this shard. */
+  ofShard(shard: ShardId): NodeClient {
+    return this.get(this.#deps.view.current().node(shard))
+  }
+
+  /** Clients made so far. */
+  all(): Iterable<NodeClient> {
+    return this.#clients.values()
+  }
+
+  /** Lets requests in flight end (each has its own time limit), then closes all connections. */
+  async close(): Promise<void> {
+    this.#closed = true
+    this.#unsubscribe()
+    for (const client of this.#clients.values()) this.#close(client)
+    this.#clients.clear()
+    await Promise.all(this.#closing)
+  }
+
+  #retire(nodes: readonly MapNode[]): void {
+    const urls = new Map(nodes.map(node => [node.id, node.url]))
+    for (const [id, client] of this.#clients) {
+      if (urls.get(id) === client.url) continue
+      this.#clients.delete(id)
+      this.#close(client)
+    }
+  }
+
+  #close(client: NodeClient): void {
+    const closing = client.close().finally(() => {
+      this.#closing = this.#closing.filter(other => other !== closing)
+    })
+    this.#closing.push(closing)
+  }
+}
+
+/** Everything one worker says to one storage node. Every limit is ours: undici's own would wait 300 s. */
+export class NodeClient {
+  readonly node: NodeId
+  readonly url: string
+  /** For short requests with JSON or record batches. */
+  readonly control: Dispatcher
+  /** For bodies that stream upwards: apart, so that many slow uploads leave room for the short requests. */
+  readonly uploads: Dispatcher
+  /** One connection for health checks, exempt from the queues of the load. */
+  readonly #probes: Pool
+  readonly #authorization: string
+  readonly #deps: NodeClientsDeps
+  #inFlight = 0
+
+  constructor(node: MapNode, authorization: string, deps: NodeClientsDeps) {
+    this.node = node.id
+    this.url = node.url
+    this.#authorization = authorization
+    this.#deps = deps
+    const connect = { timeout: connectTimeoutMs }
+    const common = { connect, keepAliveTimeout: 4_000, keepAliveMaxTimeout: 60_000, pipelining: 1 }
+    this.control = new Pool(node.url, { ...common, connections: 64, headersTimeout: 10_000, bodyTimeout: 10_000 })
+    this.uploads = new Pool(node.url, { ...common, connections: 128, headersTimeout: 60_000, bodyTimeout: 30_000 })
+    this.#probes = new Pool(node.url, { ...common, connections: 1, headersTimeout: 1_000, bodyTimeout: 1_000 })
+  }
+
+  /** Requests of this worker that the node has not answered yet. */
+  get inFlight(): number {
+    return this.#inFlight
+  }
+
+  /** Tells the health table what a request came to; `requestJson` does so by itself. */
+  report(outcome: Outcome): void {
+    this.#deps.health.observe(this.node, outcome)
+  }
+
+  /** Headers of every request of the wire. */
+  headers(options: Pick<RequestOptions, 'fence' | 'requestId'> = {}): Record<string, string> {
+    const headers: Record<string, string> = {
+      authorization: this.#authorization,
+      [wireHeader.epoch]: String(this.#deps.view.current().map.epoch),
+    }
+    if (options.fence !== undefined) headers[wireHeader.fence] = options.fence
+    if (options.requestId !== undefined) headers[wireHeader.requestId] = options.requestId
+    return headers
+  }
+
+  /**
+   * One request with a JSON answer. A Buffer goes out as it is, anything else as JSON. Rejects with the code of the node's
+   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense), or with the signal's reason. Tells health.
+   * The caller vouches for the answer's type: the wire is ours and versioned.
+   */
+  async requestJson<Answer>(
+    method: string,
+    path: string,
+    body?: unknown,
+    options: RequestOptions = {},
+  ): Promise<Answer> {
+    return (await this.#request(this.control, method, path, body, options)) as Answer
+  }
+
+  /** The same over the connection kept for health checks; tells health nothing. */
+  async probe(path: string, timeoutMs: number): Promise<unknown> {
+    return this.#exchange(this.#probes, 'GET', path, undefined, { timeoutMs })
+  }
+
+  /** Waits for requests in flight, at most 10 s; then cuts them. */
+  async close(): Promise<void> {
+    const pools = [this.control, this.uploads, this.#probes]
+    const timer = setTimeout(() => void Promise.all(pools.map(pool => pool.destroy())), 10_000)
+    await Promise.all(pools.map(pool => pool.close()))
+    clearTimeout(timer)
+  }
+
+  async #request(
+    pool: Dispatcher,
+    method: string,
+    path: string,
+    body: unknown,
+    options: RequestOptions,
+  ): Promise<unknown> {
+    this.#inFlight += 1
+    try {
+      const answer = await this.#exchange(pool, method, path, body, options)
+      this.report('ok')
+      return answer
+    } catch (error) {
+      if (error instanceof HoldfastError) {
+        const outcome = outcomeOf(error)
+        if (outcome !== undefined) this.report(outcome)
+      }
+      throw error
+    } finally {
+      this.#inFlight -= 1
+    }
+  }
+
+  async #exchange(
+    pool: Dispatcher,
+    method: string,
+    path: string,
+    body: unknown,
+    options: RequestOptions,
+  ): Promise<unknown> {
+    options.signal?.throwIfAborted()
+    const abort = new AbortController()
+    const leave = (): void => abort.abort(options.signal?.reason)
+    options.signal?.addEventListener('abort', leave, { once: true })
+    const timeoutMs = options.timeoutMs ?? requestTimeoutMs
+    const timer = setTimeout(() => abort.abort(new Timeout()), timeoutMs)
+    try {
+      return await this.#send(pool, method, path, body, options, abort.signal)
+    } catch (error) {
+      if (options.signal?.aborted === true) throw options.signal.reason
+      if (error instanceof HoldfastError) throw error
+      throw this.unreachable(error)
+    } finally {
+      clearTimeout(timer)
+      options.signal?.removeEventListener('abort', leave)
+    }
+  }
+
+  async #send(
+    pool: Dispatcher,
+    method: string,
+    path: string,
+    body: unknown,
+    options: RequestOptions,
+    signal: AbortSignal,
+  ): Promise<unknown> {
+    const headers = this.headers(options)
+    let payload: Buffer | string | null = null
+    if (Buffer.isBuffer(body)) {
+      headers['content-type'] = 'application/octet-stream'
+      payload = body
+    } else if (body !== undefined) {
+      headers['content-type'] = 'application/json'
+      payload = JSON.stringify(body)
+    }
+    const request = { path, method: method, headers, body: payload, signal }
+    let answer: Dispatcher.ResponseData
+    try {
+      answer = await pool.request(request)
+    } catch (error) {
+      // A kept connection that the node closed just then: nobody has seen the request, or it may be repeated safely.
+      if (!(options.repeatable ?? method === 'GET') || !isReset(error) || signal.aborted) throw error
+      answer = await pool.request(request)
+    }
+    const text = await readText(answer.body)
+    if (answer.statusCode >= 200 && answer.statusCode < 300) {
+      return text === '' ? undefined : (JSON.parse(text) as unknown)
+    }
+    throw wireErrorOf(text, answer.statusCode, { node: this.node })
+  }
+
+  /** NODE_UNREACHABLE with what lies beneath. */
+  unreachable(cause: unknown): HoldfastError {
+    const reason = reasonOf(cause)
+    return new HoldfastError('NODE_UNREACHABLE', 'storage node did not answer', { node: this.node, reason }, { cause })
+  }
+}
+
+class Timeout extends Error {
+  readonly code = 'TIMEOUT'
+}
+
+const knownCodes: ReadonlySet<string> = new Set(errorCodes)
+
+/** The error a node's answer stands for. What is no WireError is nonsense, and as good as no answer. */
+export function wireErrorOf(text: string, status: number, data: Readonly<Record<string, unknown>>): HoldfastError {
+  let body: unknown
+  try {
+    body = JSON.parse(text)
+  } catch {
+    // Not JSON: falls through to NODE_UNREACHABLE below.
+  }
+  const {
+    code,
+    message,
+    data: more,
+  } = (typeof body === 'object' && body !== null ? body : {}) as Record<string, unknown>
+  if (typeof code !== 'string' || typeof message !== 'string' || !knownCodes.has(code)) {
+    return new HoldfastError('NODE_UNREACHABLE', 'storage node answered nonsense', {
+      ...data,
+      status,
+      reason: 'nonsense',
+    })
+  }
+  const facts = typeof more === 'object' && more !== null ? more : {}
+  return new HoldfastError(code as ErrorCode, message, { ...facts, ...data, status })
+}
+
+/** What an error says about the node's health; undefined: nothing (it is busy, or refuses for good reason). */
+export function outcomeOf(error: HoldfastError): Outcome | undefined {
+  if (error.code === 'OVERLOADED' || error.code === 'SHUTTING_DOWN') return undefined
+  if (error.code === 'NODE_UNREACHABLE')
+    return connectReasons.has(String(error.data['reason'])) ? 'unreachable' : 'failed'
+  return error.code === 'INTERNAL' ? 'failed' : 'ok'
+}
+
+/** Reasons that mean that no connection came about. */
+const connectReasons: ReadonlySet<string> = new Set([
+  'ECONNREFUSED',
+  'UND_ERR_CONNECT_TIMEOUT',
+  'CONNECT_TIMEOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  'ETIMEDOUT',
+])
+
+function reasonOf(cause: unknown): string {
+  if (typeof cause !== 'object' || cause === null) return 'unknown'
+  const { code, name } = cause as { code?: unknown; name?: unknown }
+  return typeof code === 'string' ? code : typeof name === 'string' ? name : 'unknown'
+}
+
+function isReset(error: unknown): boolean {
+  return ['ECONNRESET', 'EPIPE', 'UND_ERR_SOCKET'].includes(reasonOf(error))
+}
+
+async function readText(body: AsyncIterable<Buffer>): Promise<string> {
+  const chunks: Buffer[] = []
+  let bytes = 0
+  for await (const chunk of body) {
+    bytes += chunk.length
+    if (bytes > answerBytesMax) throw new Error('answer too long')
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks, bytes).toString('utf8')
+}
