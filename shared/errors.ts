@@ -20,6 +20,7 @@ export const errorCodes = [
   'PRECONDITION_FAILED',
   'TOO_LARGE',
   'URI_TOO_LONG',
+  'UNSUPPORTED_MEDIA_TYPE',
   'RANGE_NOT_SATISFIABLE',
   'TOO_MANY_REQUESTS',
   // what the cluster cannot do right now

@@ -1,0 +1,50 @@
+/** The heads of artifact answers, prepared once per cached path as raw header lists: the hot path only joins lists. */
+import type { Artifact, Repository } from '../metadata/types.ts'
+import { contentTypeOf, isActiveContent } from './content-types.ts'
+
+export interface AnswerHead {
+  readonly etag: string
+  readonly lastModifiedMs: number
+  readonly contentType: string
+  /** All headers of an answer with the artifact's bytes but Content-Length and Content-Type. */
+  readonly common: readonly string[]
+  /** The complete head of a 200: `common`, type and length. */
+  readonly whole: readonly string[]
+}
+
+export function prepareHead(repository: Repository, artifact: Artifact): AnswerHead {
+  const { blob, path } = artifact
+  const etag = `"${blob.digest}"`
+  // HTTP dates have whole seconds; both the header and the comparison use the same cut.
+  const lastModifiedMs = Math.floor(artifact.updatedAt / 1000) * 1000
+  const contentType = contentTypeOf(path, artifact.contentType)
+  const common = [
+    'ETag',
+    etag,
+    'Last-Modified',
+    new Date(lastModifiedMs).toUTCString(),
+    'Accept-Ranges',
+    'bytes',
+    'Cache-Control',
+    cacheControl(repository),
+    'X-Checksum-Sha256',
+    blob.digest,
+    'X-Checksum-Sha1',
+    blob.sha1,
+    'X-Checksum-Md5',
+    blob.md5,
+    'X-Content-Type-Options',
+    'nosniff',
+  ]
+  if (isActiveContent(contentType)) {
+    common.push('Content-Disposition', 'attachment', 'Content-Security-Policy', 'sandbox')
+  }
+  const whole = [...common, 'Content-Type', contentType, 'Content-Length', String(blob.bytes)]
+  return { etag, lastModifiedMs, contentType, common, whole }
+}
+
+/** Under 'once' a path never changes; otherwise every use must be revalidated (a 304 costs little). */
+function cacheControl(repository: Repository): string {
+  const scope = repository.anonymousRead ? 'public' : 'private'
+  return repository.redeploy === 'once' ? `${scope}, max-age=31536000, immutable` : `${scope}, no-cache`
+}

@@ -1,0 +1,95 @@
+/** Prometheus metrics. Hot paths only touch children bound in advance; everything else is read at scrape time. */
+import { Counter, Gauge, Histogram, Registry } from 'prom-client'
+
+export const routes = ['get', 'head', 'put', 'delete', 'list', 'api', 'other'] as const
+export type Route = (typeof routes)[number]
+export const outcomes = ['ok', 'not-modified', 'client-error', 'server-error', 'aborted'] as const
+export type Outcome = (typeof outcomes)[number]
+
+export function outcomeOf(status: number): Outcome {
+  if (status === 304) return 'not-modified'
+  if (status < 400) return 'ok'
+  return status < 500 ? 'client-error' : 'server-error'
+}
+
+/** A value that some part of the proxy counts by itself, read when Prometheus asks. */
+export interface Reading {
+  readonly name: string
+  readonly help: string
+  readonly type: 'counter' | 'gauge'
+  readonly labels?: readonly string[]
+  /** One value, or one per label combination. */
+  readonly read: () => number | readonly { readonly labels: Readonly<Record<string, string>>; readonly value: number }[]
+}
+
+export class Metrics {
+  readonly registry = new Registry()
+  readonly #seconds: Histogram<'route' | 'outcome'>
+  readonly #children = new Map<string, { observe: (seconds: number) => void }>()
+  readonly #bytesIn: Counter
+  readonly #bytesOut: Counter
+
+  constructor() {
+    const registers = [this.registry]
+    this.#seconds = new Histogram({
+      name: 'holdfast_request_seconds',
+      help: 'Time from request head to the end of the answer',
+      labelNames: ['route', 'outcome'],
+      buckets: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60],
+      registers,
+    })
+    this.#bytesIn = new Counter({
+      name: 'holdfast_received_bytes_total',
+      help: 'Artifact bytes received from clients',
+      registers,
+    })
+    this.#bytesOut = new Counter({
+      name: 'holdfast_sent_bytes_total',
+      help: 'Artifact bytes sent to clients',
+      registers,
+    })
+    for (const route of routes) {
+      for (const outcome of outcomes) this.#children.set(route + outcome, this.#seconds.labels({ route, outcome }))
+    }
+  }
+
+  observe(route: Route, outcome: Outcome, seconds: number): void {
+    this.#children.get(route + outcome)?.observe(seconds)
+  }
+
+  received(bytes: number): void {
+    this.#bytesIn.inc(bytes)
+  }
+
+  sent(bytes: number): void {
+    this.#bytesOut.inc(bytes)
+  }
+
+  /** Adds values that are read at scrape time. */
+  add(readings: readonly Reading[]): void {
+    for (const { name, help, type, labels = [], read } of readings) {
+      const common = { name, help, labelNames: [...labels], registers: [this.registry] }
+      const valuesNow = (): readonly { readonly labels: Readonly<Record<string, string>>; readonly value: number }[] => {
+        const values = read()
+        return typeof values === 'number' ? [{ labels: {}, value: values }] : values
+      }
+      if (type === 'gauge') {
+        const gauge = new Gauge<string>({
+          ...common,
+          collect: () => {
+            gauge.reset()
+            for (const one of valuesNow()) gauge.set(one.labels, one.value)
+          },
+        })
+      } else {
+        const counter = new Counter<string>({
+          ...common,
+          collect: () => {
+            counter.reset()
+            for (const one of valuesNow()) counter.inc(one.labels, one.value)
+          },
+        })
+      }
+    }
+  }
+}
