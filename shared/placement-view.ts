@@ -1,0 +1,128 @@
+import assert from 'node:assert/strict'
+import type { ClusterMap, MapNode, MapShard } from './cluster-map.ts'
+import type { ShardId, Zone } from './ids.ts'
+import { partitionCount } from './partition.ts'
+import { Ring } from './ring.ts'
+
+/** Ring points per shard in the rings inside nodes: only order matters there, and large clusters have many such rings. */
+const shardPoints = 32
+/** Shard ids kept in cached handoff lists, over all partitions: 2 MiB of pointers. */
+const cachedHandoffIdsMax = 262_144
+
+/**
+ * Lookups in one cluster map, built once per map. Every answer is the same in every process that holds the same map
+ * (I17). Asking for a shard or partition that the map does not have is a bug and throws AssertionError; use `has` for
+ * ids that came from outside.
+ */
+export class PlacementView {
+  readonly map: ClusterMap
+  readonly #shards: ReadonlyMap<ShardId, MapShard>
+  readonly #nodes: ReadonlyMap<string, MapNode>
+  readonly #owners: readonly (readonly ShardId[])[]
+  /** Nodes with a shard of weight above 0, sorted by id; their shards likewise. Draining shards take no handoffs. */
+  readonly #members: readonly { readonly id: string; readonly weight: number; readonly shards: readonly MapShard[] }[]
+  readonly #handoffs = new Map<number, readonly ShardId[]>()
+  readonly #cachedMax: number
+  #ring: Ring | undefined
+  readonly #shardRings = new Map<string, Ring>()
+
+  constructor(map: ClusterMap) {
+    this.map = map
+    this.#shards = new Map(map.shards.map(shard => [shard.id, shard]))
+    this.#nodes = new Map(map.nodes.map(node => [node.id, node]))
+    this.#owners = Array.from({ length: partitionCount }, (_, partition) =>
+      Array.from(map.table.subarray(partition * map.copies, (partition + 1) * map.copies), index => {
+        const shard = map.shards[index]
+        assert.ok(shard)
+        return shard.id
+      }),
+    )
+    this.#members = membersOf(map)
+    this.#cachedMax = Math.max(64, Math.floor(cachedHandoffIdsMax / map.shards.length))
+  }
+
+  /** Whether the map knows the shard. */
+  has(id: string): id is ShardId {
+    return this.#shards.has(id as ShardId)
+  }
+
+  shard(id: ShardId): MapShard {
+    const shard = this.#shards.get(id)
+    assert.ok(shard, `shard ${id} is not in the map of epoch ${this.map.epoch}`)
+    return shard
+  }
+
+  /** The node that owns the shard. */
+  node(shard: ShardId): MapNode {
+    const node = this.#nodes.get(this.shard(shard).node)
+    assert.ok(node)
+    return node
+  }
+
+  zone(shard: ShardId): Zone {
+    return this.node(shard).zone
+  }
+
+  /** The partition's owners on distinct nodes, in ring order: the first owner is of no particular node or zone. */
+  owners(partition: number): readonly ShardId[] {
+    const owners = this.#owners[partition]
+    assert.ok(owners, `partition ${partition} does not exist`)
+    return owners
+  }
+
+  /**
+   * Shards that may take a write for an owner that is down: those of all nodes without an owner, in ring order; first
+   * the best shard of each node, then the second best of each, and so on. Shards of weight 0 are never among them.
+   */
+  handoffs(partition: number): readonly ShardId[] {
+    const cached = this.#handoffs.get(partition)
+    if (cached !== undefined) return cached
+    const found = this.#findHandoffs(partition)
+    if (this.#handoffs.size >= this.#cachedMax) {
+      for (const oldest of this.#handoffs.keys()) {
+        this.#handoffs.delete(oldest)
+        break
+      }
+    }
+    this.#handoffs.set(partition, found)
+    return found
+  }
+
+  /** The other shards of the owner's node with weight above 0, in ring order: its last resort when no node is spare. */
+  siblings(partition: number, owner: ShardId): readonly ShardId[] {
+    const node = this.shard(owner).node
+    const member = this.#members.find(({ id }) => id === node)
+    return member === undefined ? [] : this.#shardOrder(partition, member).filter(id => id !== owner)
+  }
+
+  #findHandoffs(partition: number): readonly ShardId[] {
+    const taken = new Set<string>(this.owners(partition).map(id => this.shard(id).node))
+    this.#ring ??= new Ring(this.#members)
+    const perNode: (readonly ShardId[])[] = []
+    for (const index of this.#ring.order(partition)) {
+      const member = this.#members[index]
+      if (member !== undefined && !taken.has(member.id)) perNode.push(this.#shardOrder(partition, member))
+    }
+    const depth = perNode.reduce((most, shards) => Math.max(most, shards.length), 0)
+    return Array.from({ length: depth }, (_, rank) => perNode.flatMap(shards => shards[rank] ?? [])).flat()
+  }
+
+  #shardOrder(partition: number, member: { readonly id: string; readonly shards: readonly MapShard[] }): ShardId[] {
+    let ring = this.#shardRings.get(member.id)
+    if (ring === undefined) this.#shardRings.set(member.id, (ring = new Ring(member.shards, shardPoints)))
+    return ring.order(partition).flatMap(index => member.shards[index]?.id ?? [])
+  }
+}
+
+function membersOf(map: ClusterMap): { id: string; weight: number; shards: MapShard[] }[] {
+  const members = new Map<string, { id: string; weight: number; shards: MapShard[] }>()
+  for (const { id } of map.nodes) members.set(id, { id, weight: 0, shards: [] })
+  for (const shard of map.shards) {
+    const member = members.get(shard.node)
+    assert.ok(member)
+    if (shard.weight === 0) continue
+    member.weight += shard.weight
+    member.shards.push(shard)
+  }
+  return [...members.values()].filter(member => member.weight > 0)
+}
