@@ -130,9 +130,10 @@ export function endOf(child: ChildProcess): Promise<number | null> {
 
 /**
  * Makes the data folder free to start on. The caller holds the folder's lock, so a server that still works here lost
- * its supervisor to a crash: it is stopped. A lock file left behind by a server of a container or boot before, whose
- * pid now is another program's, is removed: PostgreSQL itself would take that program for a server and refuse.
- * Rejects with DATA_IN_USE when a server answers that we cannot see (another container on the same folder).
+ * its supervisor to a crash: it is stopped. Lock files left behind, whose pid is now another program's (of another boot
+ * or container) or a zombie's that nobody reaps (we may be pid 1 of a container), are removed: PostgreSQL itself would
+ * take that pid for a server and refuse. Rejects with DATA_IN_USE when a server answers that we cannot see (another
+ * container on the same folder).
  */
 export async function clearTheWay(layout: Layout, socketFolder: string, log: Logger): Promise<void> {
   const orphans = await serverProcesses(layout.data)
@@ -151,8 +152,10 @@ export async function clearTheWay(layout: Layout, socketFolder: string, log: Log
       folder: layout.folder,
     })
   }
-  if (process.platform === 'linux' && recordedPid > 0 && isAlive(recordedPid))
-    await rm(pidFile(layout), { force: true })
+  await rm(`${socketPath(socketFolder)}.lock`, { force: true })
+  // Where we see all processes. Elsewhere, and when the pid is free, PostgreSQL's own check is left to do its work.
+  const seesAll = process.platform === 'linux'
+  if (seesAll && recordedPid > 0 && isAlive(recordedPid)) await rm(pidFile(layout), { force: true })
 }
 
 function pidFile(layout: Layout): string {
