@@ -1,0 +1,124 @@
+/**
+ * Slows down guessing without locking anybody out. Pure but for its own counters; time comes in.
+ *
+ * Three counters of failed logins: for a pair of address and user name (10, somebody tries one account), for an address (50, it tries
+ * many accounts), for a user name (100, many addresses try one account). The first two block for 5 s, 10 s, 20 s … 5 min. The third
+ * blocks nobody by itself: it lowers the pair's limit to 1, so that an address which has not failed yet, the user's own, is still heard.
+ * An attempt counts when it begins, or a thousand at once would all pass before the first had failed.
+ */
+import { LRUCache } from 'lru-cache'
+import { isIPv6 } from 'node:net'
+
+export interface LoginLimits {
+  readonly pairFailuresMax: number
+  readonly addressFailuresMax: number
+  readonly userFailuresMax: number
+  /** Without another failure for so long, a counter is forgotten. */
+  readonly windowMs: number
+  readonly blockMsMin: number
+  readonly blockMsMax: number
+  /** Counters of each kind that are kept; the least used are forgotten first. About 200 bytes each. */
+  readonly countersMax: number
+}
+
+export const defaultLoginLimits: LoginLimits = {
+  pairFailuresMax: 10,
+  addressFailuresMax: 50,
+  userFailuresMax: 100,
+  windowMs: 300_000,
+  blockMsMin: 5_000,
+  blockMsMax: 300_000,
+  countersMax: 10_000,
+}
+
+interface Counter {
+  failures: number
+  lastAt: number
+  blockedUntil: number
+}
+
+export class LoginLimiter {
+  readonly #now: () => number
+  readonly #limits: LoginLimits
+  readonly #pairs: LRUCache<string, Counter>
+  readonly #addresses: LRUCache<string, Counter>
+  readonly #users: LRUCache<string, Counter>
+
+  /** `now`: monotonic, in ms. */
+  constructor(now: () => number, limits: LoginLimits = defaultLoginLimits) {
+    this.#now = now
+    this.#limits = limits
+    this.#pairs = new LRUCache({ max: limits.countersMax })
+    this.#addresses = new LRUCache({ max: limits.countersMax })
+    this.#users = new LRUCache({ max: limits.countersMax })
+  }
+
+  /**
+   * Begins an attempt and counts it as failed until told otherwise. Returns undefined if it may go on, else the
+   * milliseconds to wait (a refused attempt is not counted).
+   */
+  begin(address: string, user: string): number | undefined {
+    const { pairFailuresMax, addressFailuresMax, userFailuresMax } = this.#limits
+    const now = this.#now()
+    const place = addressGroup(address)
+    const pair = this.#counter(this.#pairs, `${place} ${user}`, now)
+    const origin = this.#counter(this.#addresses, place, now)
+    const account = this.#counter(this.#users, user, now)
+    const waitMs = Math.max(pair.blockedUntil, origin.blockedUntil) - now
+    if (waitMs > 0) return waitMs
+    this.#count(pair, now, account.failures >= userFailuresMax ? 1 : pairFailuresMax)
+    this.#count(origin, now, addressFailuresMax)
+    this.#count(account, now, Infinity)
+    return undefined
+  }
+
+  /** The attempt was right: it counts nowhere, and the pair starts afresh. */
+  succeeded(address: string, user: string): void {
+    this.undecided(address, user)
+    this.#pairs.delete(`${addressGroup(address)} ${user}`)
+  }
+
+  /** Nobody could say whether the attempt was right (overload, no database): it counts nowhere. */
+  undecided(address: string, user: string): void {
+    const place = addressGroup(address)
+    const { pairFailuresMax, addressFailuresMax } = this.#limits
+    uncount(this.#pairs.get(`${place} ${user}`), pairFailuresMax)
+    uncount(this.#addresses.get(place), addressFailuresMax)
+    uncount(this.#users.get(user), Infinity)
+  }
+
+  #counter(counters: LRUCache<string, Counter>, key: string, now: number): Counter {
+    const known = counters.get(key)
+    if (known !== undefined && now - Math.max(known.lastAt, known.blockedUntil) < this.#limits.windowMs) return known
+    const fresh: Counter = { failures: 0, lastAt: now, blockedUntil: 0 }
+    counters.set(key, fresh)
+    return fresh
+  }
+
+  #count(counter: Counter, now: number, failuresMax: number): void {
+    const { blockMsMin, blockMsMax } = this.#limits
+    counter.failures++
+    counter.lastAt = now
+    const excess = counter.failures - failuresMax
+    if (excess >= 0) counter.blockedUntil = now + Math.min(blockMsMin * 2 ** excess, blockMsMax)
+  }
+}
+
+function uncount(counter: Counter | undefined, failuresMax: number): void {
+  if (counter === undefined) return
+  counter.failures = Math.max(0, counter.failures - 1)
+  if (counter.failures < failuresMax) counter.blockedUntil = 0
+}
+
+/** An IPv6 client owns at least a /64, so that is counted as one; IPv4 in IPv6 clothes is IPv4. */
+export function addressGroup(address: string): string {
+  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address)
+  if (mapped !== null) return mapped[1] ?? address
+  if (!isIPv6(address)) return address
+  const [head = '', tail] = (address.split('%')[0] ?? '').toLowerCase().split('::')
+  const left = head === '' ? [] : head.split(':')
+  const right = tail === undefined || tail === '' ? [] : tail.split(':')
+  const zeros = tail === undefined ? 0 : 8 - left.length - right.length
+  const groups = [...left, ...Array.from({ length: Math.max(0, zeros) }, () => '0'), ...right]
+  return groups.slice(0, 4).map(group => group.replace(/^0+(?=.)/, '')).join(':') + '::/64' // prettier-ignore
+}
