@@ -3,7 +3,7 @@ import { mkdir } from 'node:fs/promises'
 import type { Logger } from 'pino'
 import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
 import { findBinaries } from './embedded-postgres/binaries.ts'
-import { lockFolder, type FolderLock } from './embedded-postgres/folder-lock.ts'
+import { lockFolder, type FolderLock } from './folder-lock.ts'
 import {
   majorVersionOf,
   prepareFolder,
@@ -54,7 +54,7 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions): P
   options.signal?.throwIfAborted()
   try {
     const layout = await prepareFolder(options.folder)
-    const lock = await lockFolder(layout.lock)
+    const lock = await lockFolder(layout.lock, 'the embedded database')
     try {
       return await startLocked(options, layout, lock)
     } catch (error) {

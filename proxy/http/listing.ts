@@ -33,7 +33,8 @@ export function listingHtml({ repository, folder, page }: Listing): string {
   const rows = page.entries.map(entry => {
     const isFolder = entry.kind === 'folder'
     const name = entry.name + (isFolder ? '/' : '')
-    const changed = entry.updatedAt === undefined ? '' : new Date(entry.updatedAt).toISOString().slice(0, 19).replace('T', ' ')
+    const changed =
+      entry.updatedAt === undefined ? '' : new Date(entry.updatedAt).toISOString().slice(0, 19).replace('T', ' ')
     const bytes = entry.bytes === undefined ? '' : entry.bytes.toLocaleString('en')
     return `<tr><td><a href="./${encodeArtifactPath(name)}">${escapeHtml(name)}</a></td><td class="n">${bytes}</td><td>${changed}</td></tr>`
   })
@@ -56,5 +57,10 @@ ${rows.join('\n')}
 }
 
 function escapeHtml(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;').replaceAll("'", '&#39;')
+  return text
+    .replaceAll('&', '&amp;')
+    .replaceAll('<', '&lt;')
+    .replaceAll('>', '&gt;')
+    .replaceAll('"', '&quot;')
+    .replaceAll("'", '&#39;')
 }

@@ -69,7 +69,10 @@ export class Metrics {
   add(readings: readonly Reading[]): void {
     for (const { name, help, type, labels = [], read } of readings) {
       const common = { name, help, labelNames: [...labels], registers: [this.registry] }
-      const valuesNow = (): readonly { readonly labels: Readonly<Record<string, string>>; readonly value: number }[] => {
+      const valuesNow = (): readonly {
+        readonly labels: Readonly<Record<string, string>>
+        readonly value: number
+      }[] => {
         const values = read()
         return typeof values === 'number' ? [{ labels: {}, value: values }] : values
       }

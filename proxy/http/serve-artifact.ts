@@ -6,7 +6,7 @@ import type { Blob } from '../metadata/types.ts'
 import type { BlobReader, ByteRange, ByteSink } from '../routing/types.ts'
 import type { AnswerHead } from './answer-head.ts'
 import type { Exchange } from './answers.ts'
-import { contentRange, multipartRanges, parseRanges, rangeBytes, unsatisfiedContentRange } from './byte-ranges.ts'
+import { contentRange, multipartRanges, parseRanges, rangeBytes } from './byte-ranges.ts'
 import { evaluateConditions, ifRangeHolds } from './conditions.ts'
 
 /** Bodies up to this size are read whole and verified before their first byte is sent. */
@@ -28,7 +28,8 @@ export async function serveArtifact(
   const { request, response, requestId } = exchange
   const extra = ['X-Request-Id', requestId, ...(source === 'current' ? [] : ['Holdfast-Metadata', source])]
   const verdict = evaluateConditions(request.method ?? 'GET', request.headers, head)
-  if (verdict === 'failed') throw new HoldfastError('PRECONDITION_FAILED', 'the artifact does not match the condition', { etag: head.etag })
+  if (verdict === 'failed')
+    throw new HoldfastError('PRECONDITION_FAILED', 'the artifact does not match the condition', { etag: head.etag })
   if (verdict === 'not-modified') {
     response.writeHead(304, [...head.common, ...extra])
     response.end()
@@ -45,10 +46,12 @@ export async function serveArtifact(
   switch (asked.kind) {
     case 'unsatisfiable':
       throw new HoldfastError('RANGE_NOT_SATISFIABLE', `the artifact has ${blob.bytes} bytes`, {
-        contentRange: unsatisfiedContentRange(blob.bytes),
+        size: blob.bytes,
       })
     case 'none':
-      return sendBytes(deps, exchange, blob, undefined, () => response.writeHead(200, [...head.whole, ...extra]))
+      return sendBytes(deps, response, exchange.signal, blob, undefined, () =>
+        response.writeHead(200, [...head.whole, ...extra]),
+      )
     case 'ranges':
       return asked.ranges.length === 1
         ? sendOneRange(deps, exchange, blob, asked.ranges[0], [...head.common, ...extra], head.contentType)
@@ -66,7 +69,8 @@ async function sendOneRange(
 ): Promise<void> {
   headers.push('Content-Type', contentType, 'Content-Range', contentRange(range, blob.bytes))
   headers.push('Content-Length', String(rangeBytes(range)))
-  await sendBytes(deps, exchange, blob, range, () => exchange.response.writeHead(206, headers))
+  const { response, signal } = exchange
+  await sendBytes(deps, response, signal, blob, range, () => response.writeHead(206, headers))
 }
 
 async function sendManyRanges(
@@ -77,7 +81,7 @@ async function sendManyRanges(
   headers: string[],
   contentType: string,
 ): Promise<void> {
-  const { response } = exchange
+  const { response, signal } = exchange
   const multipart = multipartRanges(ranges, blob.bytes, contentType)
   headers.push('Content-Type', multipart.contentType, 'Content-Length', String(multipart.contentLength))
   for (const part of multipart.parts) {
@@ -85,7 +89,7 @@ async function sendManyRanges(
       if (!response.headersSent) response.writeHead(206, headers)
       response.write(part.head)
     }
-    await sendBytes(deps, { ...exchange, response: unended(response) as typeof response }, blob, part.range, start)
+    await sendBytes(deps, unended(response), signal, blob, part.range, start)
     if (response.destroyed) return
   }
   response.end(multipart.tail)
@@ -93,13 +97,14 @@ async function sendManyRanges(
 
 async function sendBytes(
   { reader, bodies }: ServeDeps,
-  { response, signal }: Exchange,
+  sink: ByteSink,
+  signal: AbortSignal,
   blob: Blob,
   range: ByteRange | undefined,
   onStart: () => void,
 ): Promise<void> {
   if (blob.bytes > wholeBytesMax) {
-    await reader.stream(blob, range, response, { onStart, signal })
+    await reader.stream(blob, range, sink, { onStart, signal })
     return
   }
   let body = bodies.get(blob.digest)
@@ -108,7 +113,7 @@ async function sendBytes(
     bodies.put(blob.digest, body)
   }
   onStart()
-  response.end(range === undefined ? body : body.subarray(range.first, range.last + 1))
+  sink.end(range === undefined ? body : body.subarray(range.first, range.last + 1))
 }
 
 /** The same sink, but `end` only writes: more parts follow. */

@@ -66,8 +66,11 @@ export interface StagedUpload {
   readonly bytes: number
   readonly md5: string
   readonly sha1: string
-  /** Makes them durable on W shards in two zones; QUORUM_NOT_REACHED otherwise (and nothing stays). */
-  commit(): Promise<WrittenBlob>
+  /**
+   * Makes them durable on W shards in two zones; QUORUM_NOT_REACHED otherwise (and nothing stays). Under a new generation, or
+   * as further copies of `under`, a blob whose row exists but has too few copies. Called at most once more after a failure.
+   */
+  commit(under?: { readonly generation: Generation; readonly partition: number }): Promise<WrittenBlob>
   /** Drops them; never rejects. */
   abort(): Promise<void>
 }
@@ -78,8 +81,16 @@ export interface BlobWriter {
    * `bytes` (undefined: unknown) for this partition now.
    */
   admit(partition: number, bytes: number | undefined): void
-  /** A blob of at most inlineBlobBytesMax bytes: one append to each owner, durable on at least W. */
-  writeSmall(partition: number, body: Buffer, checksums: { digest: Digest; md5: string; sha1: string }): Promise<WrittenBlob>
+  /**
+   * A blob of at most inlineBlobBytesMax bytes: one append to each owner, durable on at least W. Under a new generation unless one
+   * is given (further copies of a blob whose row exists).
+   */
+  writeSmall(
+    partition: number,
+    body: Buffer,
+    checksums: { digest: Digest; md5: string; sha1: string },
+    generation?: Generation,
+  ): Promise<WrittenBlob>
   /**
    * Streams a body of any length to all owners at once. `body` yields buffers (backpressure by not pulling).
    * Rejects with TOO_LARGE beyond `bytesMax`, with whatever `body` throws, with QUORUM_NOT_REACHED; nothing stays then.
@@ -87,7 +98,12 @@ export interface BlobWriter {
   stage(
     partition: number,
     body: AsyncIterable<Buffer>,
-    options: { expectedBytes: number | undefined; bytesMax: number | undefined; signal: AbortSignal; requestId: string },
+    options: {
+      expectedBytes: number | undefined
+      bytesMax: number | undefined
+      signal: AbortSignal
+      requestId: string
+    },
   ): Promise<StagedUpload>
   /** How many shards verified that they hold this blob durably (I24), and which owners do not. */
   touch(blob: BlobLocation): Promise<{ held: readonly ShardId[]; missing: readonly ShardId[]; quorum: boolean }>

@@ -1,7 +1,7 @@
 import { link, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { randomBytes } from 'node:crypto'
-import { HoldfastError } from '../../shared/errors.ts'
-import { processIdentity } from './processes.ts'
+import { HoldfastError } from '../shared/errors.ts'
+import { processIdentity } from './embedded-postgres/processes.ts'
 
 /** Held by one process at a time; a lock whose holder is gone counts as free. */
 export interface FolderLock {
@@ -10,11 +10,11 @@ export interface FolderLock {
 }
 
 /**
- * Takes the lock file at `path`, or rejects with DATA_IN_USE when the process that holds it lives. It tells an orphaned
+ * Takes the lock file at `path`, or rejects with DATA_IN_USE when the process that holds it lives; `what` names the thing in the error. It tells an orphaned
  * server, which may be stopped, from one whose supervisor is at work, which must not be touched. It does not have to be
  * perfect (three starters within one millisecond could pass it): PostgreSQL's own lock file is the last instance.
  */
-export async function lockFolder(path: string): Promise<FolderLock> {
+export async function lockFolder(path: string, what: string): Promise<FolderLock> {
   const identity = await processIdentity(process.pid)
   const content = JSON.stringify({ pid: process.pid, identity, nonce: randomBytes(8).toString('hex') })
   for (let attempt = 0; attempt < 5; attempt++) {
@@ -22,15 +22,15 @@ export async function lockFolder(path: string): Promise<FolderLock> {
     const found = await readIfThere(path)
     if (found === undefined) continue
     const holder = await livingHolder(found)
-    if (holder !== undefined) throw inUse(path, holder)
+    if (holder !== undefined) throw inUse(path, what, holder)
     await removeIfOurs(path, found)
   }
-  throw inUse(path, undefined)
+  throw inUse(path, what, undefined)
 }
 
-function inUse(path: string, pid: number | undefined): HoldfastError {
+function inUse(path: string, what: string, pid: number | undefined): HoldfastError {
   const who = pid === undefined ? 'another process' : `process ${pid}`
-  return new HoldfastError('DATA_IN_USE', `the embedded database is already in use by ${who}: stop it first`, {
+  return new HoldfastError('DATA_IN_USE', `${what} is already in use by ${who}: stop it first`, {
     path,
     pid,
   })

@@ -1,0 +1,174 @@
+/**
+ * `holdfast up`: a complete small cluster on one machine. One proxy, three storage nodes in three zones with two shards each,
+ * and an embedded PostgreSQL unless a real one is given.
+ */
+import { join, resolve } from 'node:path'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
+import type { Logger } from 'pino'
+import { HoldfastError } from '../shared/errors.ts'
+import { openClusterFolder, rotateLog, tryPort, type ClusterFolder, type LocalNode } from './cluster-folder.ts'
+import { startEmbeddedPostgres, type EmbeddedPostgres } from './embedded-postgres.ts'
+import { lockFolder, type FolderLock } from './folder-lock.ts'
+import { endOrphans } from './orphans.ts'
+import { SupervisedProcess } from './supervised-process.ts'
+
+export interface UpConfig {
+  readonly data: string
+  readonly host: string
+  readonly port: number
+  readonly workers: number
+  readonly postgresUrl?: string | undefined
+  readonly redisUrl?: string | undefined
+  readonly adminPassword?: string | undefined
+}
+
+export interface RunningCluster {
+  readonly url: string
+  readonly folder: string
+  /** Shown once, when it was made. */
+  readonly newPassword: string | undefined
+  close(): Promise<void>
+}
+
+const logBytesMax = 64 * 1024 * 1024
+const readyMs = 30_000
+const graceMs = 35_000
+
+/** Resolves when the proxy answers. On any failure everything that was started is ended again. */
+export async function up(config: UpConfig, main: string, log: Logger): Promise<RunningCluster> {
+  const folder = resolve(config.data)
+  const cluster = new LocalCluster(folder, config, main, log)
+  try {
+    return await cluster.start()
+  } catch (error) {
+    await cluster.close()
+    throw error
+  }
+}
+
+class LocalCluster {
+  readonly #folder: string
+  readonly #config: UpConfig
+  readonly #main: string
+  readonly #log: Logger
+  readonly #nodes: SupervisedProcess[] = []
+  #proxy: SupervisedProcess | undefined
+  #postgres: EmbeddedPostgres | undefined
+  #lock: FolderLock | undefined
+  #closing: Promise<void> | undefined
+
+  constructor(folder: string, config: UpConfig, main: string, log: Logger) {
+    this.#folder = folder
+    this.#config = config
+    this.#main = main
+    this.#log = log
+  }
+
+  async start(): Promise<RunningCluster> {
+    const { host, port, adminPassword } = this.#config
+    // The folder's lock comes first: nothing of a running cluster may be touched by a second start.
+    await mkdir(join(this.#folder, 'run'), { recursive: true, mode: 0o700 })
+    this.#lock = await lockFolder(join(this.#folder, 'run', 'up.lock'), `the data folder ${this.#folder}`)
+    await endOrphans(this.#folder, this.#log)
+    if ((await tryPort(port, host)) === undefined) {
+      throw new HoldfastError(
+        'CONFIG_INVALID',
+        `port ${port} is in use: stop what listens there, or set HOLDFAST_PORT`,
+        { port },
+      )
+    }
+    const cluster = await openClusterFolder(this.#folder, adminPassword)
+    await writeFile(join(this.#folder, 'run', 'up.pid'), `${process.pid}\n`)
+    const [postgresUrl] = await Promise.all([this.#database(), this.#storageNodes(cluster)])
+    await this.#startProxy(cluster, postgresUrl)
+    return {
+      url: `http://${host === '0.0.0.0' || host === '::' ? 'localhost' : host}:${port}`,
+      folder: this.#folder,
+      newPassword: cluster.passwordIsNew ? cluster.adminPassword : undefined,
+      close: () => this.close(),
+    }
+  }
+
+  /** In reverse: the proxy answers its requests, then the nodes, then the database. */
+  close(): Promise<void> {
+    this.#closing ??= this.#closeAll()
+    return this.#closing
+  }
+
+  async #closeAll(): Promise<void> {
+    await this.#proxy?.close(graceMs)
+    await Promise.all(this.#nodes.map(node => node.close(graceMs)))
+    await this.#postgres?.close()
+    if (this.#lock === undefined) return
+    for (const name of ['up', 'postgres']) await rm(join(this.#folder, 'run', `${name}.pid`), { force: true })
+    await this.#lock.release()
+  }
+
+  async #database(): Promise<string> {
+    if (this.#config.postgresUrl !== undefined) return this.#config.postgresUrl
+    const postgres = await this.#startPostgres()
+    return postgres.url
+  }
+
+  async #startPostgres(): Promise<EmbeddedPostgres> {
+    const postgres = await startEmbeddedPostgres({ folder: join(this.#folder, 'postgres'), log: this.#log })
+    this.#postgres = postgres
+    if (postgres.pid !== undefined) await writeFile(join(this.#folder, 'run', 'postgres.pid'), `${postgres.pid}\n`)
+    void postgres.exited.then(async () => {
+      if (this.#closing !== undefined) return
+      this.#log.warn('the embedded database ended, it is started again')
+      await this.#startPostgres().catch((error: unknown) =>
+        this.#log.error({ err: error }, 'the embedded database did not come back'),
+      )
+    })
+    return postgres
+  }
+
+  async #storageNodes(cluster: ClusterFolder): Promise<void> {
+    for (const node of cluster.nodes) {
+      const env = { HOLDFAST_SECRET: cluster.secret, HOLDFAST_CLUSTER_ID: cluster.clusterId }
+      this.#nodes.push(await this.#process(node.id, ['storage-node', ...nodeFlags(this.#folder, node)], env))
+    }
+    await Promise.all(this.#nodes.map(node => node.start()))
+  }
+
+  async #startProxy(cluster: ClusterFolder, postgresUrl: string): Promise<void> {
+    const { host, port, workers, redisUrl } = this.#config
+    const flags = ['--host', host, '--port', String(port), '--workers', String(workers)]
+    const nodes = cluster.nodes.map(node => `http://127.0.0.1:${node.port}`).join(',')
+    flags.push('--state-folder', join(this.#folder, 'proxy'), '--storage-nodes', nodes)
+    this.#proxy = await this.#process('proxy', ['proxy', ...flags], {
+      HOLDFAST_SECRET: cluster.secret,
+      HOLDFAST_CLUSTER_ID: cluster.clusterId,
+      HOLDFAST_POSTGRES_URL: postgresUrl,
+      HOLDFAST_ADMIN_PASSWORD: cluster.adminPassword,
+      ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),
+    })
+    await this.#proxy.start()
+  }
+
+  async #process(name: string, args: readonly string[], secrets: Record<string, string>): Promise<SupervisedProcess> {
+    const logFile = join(this.#folder, 'log', `${name}.log`)
+    await rotateLog(logFile, logBytesMax)
+    // Flags of this command must not leak into the children by their environment names; secrets never stand in arguments.
+    const kept = Object.entries(process.env).filter(
+      ([key]) => !key.startsWith('HOLDFAST_') || key === 'HOLDFAST_LOG_LEVEL',
+    )
+    return new SupervisedProcess({
+      name,
+      args: [this.#main, ...args],
+      env: { ...Object.fromEntries(kept), ...secrets },
+      pidFile: join(this.#folder, 'run', `${name}.pid`),
+      logFile,
+      readyMs,
+      log: this.#log,
+    })
+  }
+}
+
+function nodeFlags(folder: string, node: LocalNode): string[] {
+  const flags = ['--node', node.id, '--zone', node.zone, '--host', '127.0.0.1', '--port', String(node.port)]
+  flags.push('--state-folder', join(folder, 'nodes', node.id))
+  for (const shard of node.shards) flags.push('--shard', `${shard.id}=${shard.folder}`)
+  return flags
+}

@@ -1,0 +1,268 @@
+/**
+ * Writing one artifact: bytes durable on the shards first, then the commit in PostgreSQL, then references and caches.
+ * Whatever fails on the way leaves nothing visible (I8).
+ */
+import { hash } from 'node:crypto'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { Digest } from '../../shared/ids.ts'
+import { partitionOf } from '../../shared/partition.ts'
+import { inlineBlobBytesMax } from '../../shared/record.ts'
+import type {
+  Artifact,
+  Blob,
+  CommitArtifact,
+  CommitResult,
+  Metadata,
+  Repository,
+  WriteConditions,
+} from '../metadata/types.ts'
+import type { BlobWriter, WrittenBlob } from '../routing/types.ts'
+import { referenceOf } from './reference.ts'
+import type { Publisher } from './publisher.ts'
+import { readUpload } from './upload-body.ts'
+
+/** How often a commit is tried again after it met another writer or the collector; more means something is wrong. */
+const commitTriesMax = 5
+
+export interface Put {
+  readonly repository: Repository
+  readonly path: string
+  readonly user: string
+  readonly contentType: string | null
+  readonly attributes: Readonly<Record<string, unknown>>
+  readonly conditions: Pick<WriteConditions, 'absent' | 'match'>
+  readonly body: AsyncIterable<Buffer>
+  readonly expectedBytes: number | undefined
+  /** Sees each chunk of the body once, in order. */
+  readonly observe: (chunk: Buffer) => void
+  readonly requestId: string
+  readonly signal: AbortSignal
+  /** Compares what the client declared with what arrived; throws CHECKSUM_MISMATCH. Called before anything becomes durable. */
+  readonly verify: (actual: { sha256: Digest; sha1: string; md5: string }) => void
+}
+
+export interface PutOutcome {
+  readonly outcome: 'created' | 'replaced' | 'unchanged'
+  readonly artifact: Artifact
+}
+
+export interface ArtifactWriterDeps {
+  readonly metadata: Pick<Metadata, 'findBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'>
+  readonly writer: BlobWriter
+  readonly publisher: Publisher
+  readonly onMetadataUnavailable: () => void
+  readonly metadataAvailable: () => boolean
+  readonly artifactBytesMax: number | undefined
+}
+
+/** Bytes that can be made durable: once as a new blob, or again as copies of one that has too few. */
+interface Source {
+  readonly digest: Digest
+  readonly bytes: number
+  readonly md5: string
+  readonly sha1: string
+  write(under?: Pick<Blob, 'generation' | 'partition'>): Promise<WrittenBlob>
+  discard(): Promise<void>
+}
+
+export class ArtifactWriter {
+  readonly #deps: ArtifactWriterDeps
+  underReplicated = 0
+  deduplicated = 0
+
+  constructor(deps: ArtifactWriterDeps) {
+    this.#deps = deps
+  }
+
+  /** What can be refused before the body is asked for: policy, size, room, quorum, database. Throws. */
+  admit(repository: Repository, path: string, expectedBytes: number | undefined): void {
+    if (repository.redeploy === 'deny') {
+      throw new HoldfastError('FORBIDDEN', `repository '${repository.name}' accepts no writes (redeploy policy 'deny')`)
+    }
+    const bytesMax = this.#bytesMax(repository)
+    if (expectedBytes !== undefined && bytesMax !== undefined && expectedBytes > bytesMax) {
+      throw new HoldfastError(
+        'TOO_LARGE',
+        `${expectedBytes} bytes are more than the ${bytesMax} that repository '${repository.name}' accepts`,
+        {
+          bytesMax,
+        },
+      )
+    }
+    if (!this.#deps.metadataAvailable()) {
+      throw new HoldfastError('METADATA_UNAVAILABLE', 'the database is away: artifacts can be read, not written')
+    }
+    this.#deps.writer.admit(partitionOf(repository.name, path), expectedBytes)
+  }
+
+  /** Resolves when the artifact is durable and visible through every proxy. */
+  async put(put: Put): Promise<PutOutcome> {
+    const bytesMax = this.#bytesMax(put.repository)
+    const limits = { smallBytesMax: inlineBlobBytesMax, expectedBytes: put.expectedBytes, bytesMax }
+    const body = await readUpload(put.body, limits, put.observe)
+    const partition = partitionOf(put.repository.name, put.path)
+    const source =
+      body.kind === 'small' ? this.#small(partition, body.bytes) : await this.#staged(partition, put, body.chunks)
+    try {
+      put.verify({ sha256: source.digest, sha1: source.sha1, md5: source.md5 })
+      return await this.#commit(put, source)
+    } catch (error) {
+      if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
+        this.#deps.onMetadataUnavailable()
+        // The commit may have gone through unheard: no cache may go on with what was there before.
+        void this.#deps.publisher.invalidate(`${put.repository.name}/${put.path}`)
+      }
+      throw error
+    } finally {
+      await source.discard()
+    }
+  }
+
+  /**
+   * Checksum deploy: an artifact without bytes, if a blob with this digest is there, verified, and named by an artifact the
+   * caller may read. undefined: no such blob, the client must send it.
+   */
+  async putByChecksum(
+    put: Omit<Put, 'body' | 'expectedBytes' | 'observe' | 'verify' | 'signal'>,
+    checksum: { sha256: Digest } | { sha1: string },
+    readable: readonly number[],
+  ): Promise<PutOutcome | undefined> {
+    const blob = await this.#deps.metadata.findBlob(checksum)
+    if (blob === undefined || !(await this.#deps.metadata.digestReadable(blob.digest, readable))) return undefined
+    const touched = await this.#deps.writer.touch(blob)
+    if (!touched.quorum) return undefined
+    const result = await this.#deps.metadata.commitArtifact(
+      this.#commitOf(put, blob, 'existing', { missing: touched.missing, handoffs: [] }),
+    )
+    if (result.outcome === 'blob-gone' || result.outcome === 'blob-exists') return undefined
+    return this.#finish(put.repository, result)
+  }
+
+  #bytesMax(repository: Repository): number | undefined {
+    const limits = [repository.artifactBytesMax, this.#deps.artifactBytesMax].filter(limit => typeof limit === 'number')
+    return limits.length === 0 ? undefined : Math.min(...limits)
+  }
+
+  #small(partition: number, bytes: Buffer): Source {
+    const checksums = { digest: hash('sha256', bytes) as Digest, sha1: hash('sha1', bytes), md5: hash('md5', bytes) }
+    return {
+      ...checksums,
+      bytes: bytes.length,
+      write: under => this.#deps.writer.writeSmall(under?.partition ?? partition, bytes, checksums, under?.generation),
+      discard: async () => {},
+    }
+  }
+
+  async #staged(partition: number, put: Put, chunks: AsyncIterable<Buffer>): Promise<Source> {
+    const staged = await this.#deps.writer.stage(partition, chunks, {
+      expectedBytes: put.expectedBytes,
+      bytesMax: undefined, // counted by readUpload
+      signal: put.signal,
+      requestId: put.requestId,
+    })
+    let committed = false
+    return {
+      digest: staged.digest,
+      bytes: staged.bytes,
+      md5: staged.md5,
+      sha1: staged.sha1,
+      write: async under => {
+        committed = true
+        return staged.commit(under)
+      },
+      discard: async () => {
+        if (!committed) await staged.abort()
+      },
+    }
+  }
+
+  async #commit(put: Put, source: Source): Promise<PutOutcome> {
+    let existing = await this.#deps.metadata.findBlob({ sha256: source.digest })
+    for (let tries = 1; tries <= commitTriesMax; tries++) {
+      const ready = existing === undefined ? await this.#writeNew(source) : await this.#verifyOrWrite(source, existing)
+      const result = await this.#deps.metadata.commitArtifact(
+        this.#commitOf(put, ready.blob, existing === undefined ? 'new' : 'existing', ready),
+      )
+      if (result.outcome === 'blob-exists') existing = result.blob
+      else if (result.outcome === 'blob-gone') existing = undefined
+      else return this.#finish(put.repository, result)
+    }
+    throw new HoldfastError('CONFLICT', 'the same bytes are being written and collected again and again; try again', {
+      digest: source.digest,
+    })
+  }
+
+  async #writeNew(source: Source): Promise<ReadyBlob> {
+    const written = await source.write()
+    if (written.missing.length > 0) this.underReplicated++
+    return { blob: written, missing: written.missing, handoffs: written.handoffs }
+  }
+
+  /** The database's word is not enough (I24): the nodes must hold the bytes, else they get them again. */
+  async #verifyOrWrite(source: Source, existing: Blob): Promise<ReadyBlob> {
+    const touched = await this.#deps.writer.touch(existing)
+    if (touched.quorum) {
+      this.deduplicated++
+      return { blob: existing, missing: touched.missing, handoffs: [] }
+    }
+    const written = await source.write({ generation: existing.generation, partition: existing.partition })
+    if (written.missing.length > 0) this.underReplicated++
+    return { blob: existing, missing: written.missing, handoffs: written.handoffs }
+  }
+
+  #commitOf(
+    put: Omit<Put, 'body' | 'expectedBytes' | 'observe' | 'verify' | 'signal'>,
+    blob: Blob,
+    blobIs: 'new' | 'existing',
+    copies: { missing: readonly string[]; handoffs: readonly string[] },
+  ): CommitArtifact {
+    const { digest, generation, partition, bytes, md5, sha1 } = blob
+    return {
+      repositoryId: put.repository.id,
+      repository: put.repository.name,
+      path: put.path,
+      contentType: put.contentType,
+      attributes: put.attributes,
+      user: put.user,
+      conditions: { ...put.conditions, redeploy: put.repository.redeploy },
+      blob: { digest, generation, partition, bytes, md5, sha1 },
+      blobIs,
+      missing: copies.missing,
+      handoffs: copies.handoffs,
+    }
+  }
+
+  async #finish(
+    repository: Repository,
+    result: Exclude<CommitResult, { outcome: 'blob-exists' } | { outcome: 'blob-gone' }>,
+  ): Promise<PutOutcome> {
+    if (result.outcome === 'refused') throw refusal(result.reason)
+    const { artifact, outcome } = result
+    if (result.outboxSeq !== null) {
+      const record = referenceOf(repository.name, artifact, result.incarnation)
+      await this.#deps.publisher.publish([{ record, outboxSeq: result.outboxSeq }])
+    }
+    return { outcome, artifact }
+  }
+}
+
+interface ReadyBlob {
+  readonly blob: Blob
+  readonly missing: readonly string[]
+  readonly handoffs: readonly string[]
+}
+
+/** The error a refused condition becomes. */
+export function refusal(reason: 'exists' | 'no-match' | 'redeploy'): HoldfastError {
+  switch (reason) {
+    case 'exists':
+      return new HoldfastError('PRECONDITION_FAILED', 'the path exists already (If-None-Match: *)')
+    case 'no-match':
+      return new HoldfastError('PRECONDITION_FAILED', 'the path does not have the digest named in If-Match')
+    case 'redeploy':
+      return new HoldfastError(
+        'REDEPLOY_REFUSED',
+        "the path exists with other bytes, and the repository's redeploy policy is 'once'",
+      )
+  }
+}

@@ -1,0 +1,79 @@
+/**
+ * What this worker remembers of paths: `repository/path` -> artifact, or "known to be absent".
+ *
+ * The rule that keeps it right (I37): whoever wants to store something takes a ticket *before* it asks PostgreSQL, and
+ * an invalidation of the key voids all tickets taken before it. A fill that began before a write therefore never
+ * overwrites what the write invalidated, in whatever order the answers arrive.
+ */
+import { LRUCache } from 'lru-cache'
+import type { Artifact } from '../metadata/types.ts'
+
+/** A cached path; `artifact` is null where the path is known not to exist. */
+export interface CachedPath {
+  readonly artifact: Artifact | null
+  /** Prepared answer heads hang here (proxy/http/answer-head.ts), so that they live and die with the entry. */
+  prepared?: unknown
+}
+
+/** Permission to store one key, void after the next invalidation of it. Release it when it is not used. */
+export interface FillTicket {
+  readonly key: string
+}
+
+interface OpenTicket extends FillTicket {
+  valid: boolean
+}
+
+export class PathCache {
+  readonly #entries: LRUCache<string, CachedPath>
+  /** Tickets out per key; bounded by the requests in flight. */
+  readonly #tickets = new Map<string, Set<OpenTicket>>()
+
+  constructor(options: { entriesMax: number }) {
+    this.#entries = new LRUCache({ max: options.entriesMax })
+  }
+
+  get(key: string): CachedPath | undefined {
+    return this.#entries.get(key)
+  }
+
+  ticket(key: string): FillTicket {
+    const ticket: OpenTicket = { key, valid: true }
+    const open = this.#tickets.get(key)
+    if (open === undefined) this.#tickets.set(key, new Set([ticket]))
+    else open.add(ticket)
+    return ticket
+  }
+
+  release(ticket: FillTicket): void {
+    const open = this.#tickets.get(ticket.key)
+    if (open === undefined) return
+    open.delete(ticket as OpenTicket)
+    if (open.size === 0) this.#tickets.delete(ticket.key)
+  }
+
+  /** Stores the artifact unless the key was invalidated since the ticket was taken. Uses the ticket up. */
+  store(ticket: FillTicket, artifact: Artifact | null): CachedPath {
+    const entry: CachedPath = { artifact }
+    const valid = (ticket as OpenTicket).valid
+    this.release(ticket)
+    if (valid) this.#entries.set(ticket.key, entry)
+    return entry
+  }
+
+  invalidate(keys: readonly string[] | 'all'): void {
+    if (keys === 'all') {
+      this.#entries.clear()
+      for (const open of this.#tickets.values()) for (const ticket of open) ticket.valid = false
+      return
+    }
+    for (const key of keys) {
+      this.#entries.delete(key)
+      for (const ticket of this.#tickets.get(key) ?? []) ticket.valid = false
+    }
+  }
+
+  get size(): number {
+    return this.#entries.size
+  }
+}

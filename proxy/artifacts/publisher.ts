@@ -1,0 +1,92 @@
+/**
+ * What stands between a commit in PostgreSQL and the answer to the client: the reference is durable on a majority of its
+ * owners (I3), and no proxy answers from an older cache entry any more (I37). The outbox entry of the commit is settled
+ * afterwards, in batches: what a crash leaves there is replayed by the primary.
+ */
+import type { Logger } from 'pino'
+import { isHoldfastError } from '../../shared/errors.ts'
+import type { ReferenceRecord } from '../../shared/record.ts'
+import type { CacheLease } from '../coordination/types.ts'
+import type { Metadata } from '../metadata/types.ts'
+import type { ReferenceStore } from '../routing/types.ts'
+
+/** Pause in which settled outbox entries are collected, in ms. */
+const settlePauseMs = 100
+/** Entries beyond this are left to the primary's replay: it settles what it finds done. */
+const settleQueueMax = 10_000
+
+export interface Publication {
+  readonly record: ReferenceRecord
+  readonly outboxSeq: number
+}
+
+export interface PublisherDeps {
+  readonly metadata: Pick<Metadata, 'settleOutbox' | 'addRepairs'>
+  readonly references: Pick<ReferenceStore, 'append'>
+  readonly lease: Pick<CacheLease, 'invalidate'>
+  readonly invalidateLocal: (keys: readonly string[]) => void
+  readonly log: Logger
+}
+
+export class Publisher {
+  readonly #deps: PublisherDeps
+  #settled: number[] = []
+  #timer: NodeJS.Timeout | undefined
+  #settling: Promise<void> = Promise.resolve()
+  underReplicated = 0
+
+  constructor(deps: PublisherDeps) {
+    this.#deps = deps
+  }
+
+  /**
+   * Resolves when all proxies see the changes and the shards know them. Rejects with QUORUM_NOT_REACHED if a reference is
+   * not on a majority yet: the changes are committed all the same, and the primary will bring the references home.
+   */
+  async publish(publications: readonly Publication[]): Promise<void> {
+    const keys = publications.map(({ record }) => `${record.repository}/${record.path}`)
+    this.#deps.invalidateLocal(keys)
+    await Promise.all([this.#deps.lease.invalidate(keys), ...publications.map(one => this.#append(one))])
+  }
+
+  /** For changes that no reference tells, such as the list of repositories. */
+  async invalidate(key: string): Promise<void> {
+    this.#deps.invalidateLocal([key])
+    await this.#deps.lease.invalidate([key])
+  }
+
+  /** Settles what is still to be settled. */
+  async close(): Promise<void> {
+    clearTimeout(this.#timer)
+    this.#settle()
+    await this.#settling
+  }
+
+  async #append({ record, outboxSeq }: Publication): Promise<void> {
+    const { missing } = await this.#deps.references.append(record)
+    if (missing.length > 0) {
+      this.underReplicated++
+      const { partition, version } = record
+      const key = `${record.repository}/${record.path}`
+      try {
+        await this.#deps.metadata.addRepairs([{ kind: 'reference', partition, key, version, missing, handoffs: [] }])
+      } catch (error) {
+        if (!isHoldfastError(error)) throw error
+        return // The outbox entry stays, so the primary appends to all owners again.
+      }
+    }
+    this.#settled.push(outboxSeq)
+    if (this.#settled.length > settleQueueMax) this.#settled = []
+    this.#timer ??= setTimeout(() => this.#settle(), settlePauseMs)
+  }
+
+  #settle(): void {
+    this.#timer = undefined
+    if (this.#settled.length === 0) return
+    const seqs = this.#settled
+    this.#settled = []
+    this.#settling = this.#deps.metadata.settleOutbox(seqs).catch((error: unknown) => {
+      this.#deps.log.debug({ err: error, entries: seqs.length }, 'outbox entries left to the primary')
+    })
+  }
+}

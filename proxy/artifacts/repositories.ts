@@ -1,0 +1,76 @@
+import type { Metadata, Repository } from '../metadata/types.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+
+/** Cache key (for invalidation between proxies) of the list of repositories; no path can have it. */
+export const repositoriesKey = '!repositories'
+
+/** How old the list may be while this worker holds no cache lease, in ms. */
+const unleasedAgeMsMax = 1_000
+
+/**
+ * The repositories as this worker knows them. Changed through `repositoriesKey` invalidations; without a cache lease re-read at
+ * most a second after it was last read; kept while PostgreSQL is away.
+ */
+export class Repositories {
+  readonly #deps: { metadata: Pick<Metadata, 'listRepositories'>; leaseUsable: () => boolean; now: () => number }
+  #byName = new Map<string, Repository>()
+  #readAt = Number.NEGATIVE_INFINITY
+  #stale = true
+  #reading: Promise<void> | undefined
+
+  constructor(deps: {
+    metadata: Pick<Metadata, 'listRepositories'>
+    leaseUsable: () => boolean
+    /** Monotonic, ms. */
+    now: () => number
+  }) {
+    this.#deps = deps
+  }
+
+  /** The repository if the list may be used without a look at PostgreSQL; 'ask' otherwise. No I/O: for the hot path. */
+  peek(name: string): Repository | undefined | 'ask' {
+    return this.#fresh() ? this.#byName.get(name) : 'ask'
+  }
+
+  /** Rejects with REPOSITORY_NOT_FOUND, or METADATA_UNAVAILABLE if PostgreSQL is away and the list was never read. */
+  async get(name: string): Promise<Repository> {
+    const repository = (await this.all()).get(name)
+    if (repository === undefined)
+      throw new HoldfastError('REPOSITORY_NOT_FOUND', `no repository '${name}'`, { repository: name })
+    return repository
+  }
+
+  async all(): Promise<ReadonlyMap<string, Repository>> {
+    if (!this.#fresh()) {
+      this.#reading ??= this.#read().finally(() => (this.#reading = undefined))
+      await this.#reading
+    }
+    return this.#byName
+  }
+
+  invalidate(): void {
+    this.#stale = true
+    // A read that began before the invalidation may bring the old list: nobody new may wait for it.
+    this.#reading = undefined
+  }
+
+  #fresh(): boolean {
+    return !this.#stale && (this.#deps.leaseUsable() || this.#deps.now() - this.#readAt < unleasedAgeMsMax)
+  }
+
+  async #read(): Promise<void> {
+    const startedAt = this.#deps.now()
+    this.#stale = false
+    try {
+      const list = await this.#deps.metadata.listRepositories()
+      this.#byName = new Map(list.map(repository => [repository.name, repository]))
+    } catch (error) {
+      const known = this.#readAt !== Number.NEGATIVE_INFINITY
+      if (!known || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
+        this.#stale = true
+        throw error
+      }
+    }
+    this.#readAt = startedAt
+  }
+}

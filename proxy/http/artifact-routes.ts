@@ -1,0 +1,353 @@
+/** `/repository/<repository>/<path>`: what each method means, in the order access, policy, work. */
+import { createHash } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
+import { decide, type Action } from '../access/decide.ts'
+import type { Authenticator } from '../access/authenticator.ts'
+import type { Principal } from '../access/principal.ts'
+import type { ArtifactChanges } from '../artifacts/artifact-changes.ts'
+import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
+import type { BodyCache } from '../artifacts/body-cache.ts'
+import type { CachedPath } from '../artifacts/path-cache.ts'
+import type { Repositories } from '../artifacts/repositories.ts'
+import type { Resolver } from '../artifacts/resolver.ts'
+import type { Artifact, Metadata, Repository, WriteConditions } from '../metadata/types.ts'
+import type { BlobReader } from '../routing/types.ts'
+import { HoldfastError } from '../../shared/errors.ts'
+import { parseDigest, type Digest } from '../../shared/ids.ts'
+import { prepareHead, type AnswerHead } from './answer-head.ts'
+import { sendJson, sendText, type Exchange } from './answers.ts'
+import { artifactTarget, parseArtifactTarget, type ArtifactTarget } from './artifact-path.ts'
+import { compareChecksums, parseDeclaredChecksums, type DeclaredChecksums } from './checksums.ts'
+import { parseEntityTags } from './conditions.ts'
+import { declaredContentType } from './content-types.ts'
+import { listingHtml, listingJson } from './listing.ts'
+import { newRequestId } from './request-id.ts'
+import { serveArtifact } from './serve-artifact.ts'
+
+const allowedMethods = ['GET', 'HEAD', 'PUT', 'DELETE'] as const
+const folderPageSize = 1_000
+
+export interface ArtifactRoutesDeps {
+  readonly authenticator: Authenticator
+  readonly repositories: Repositories
+  readonly resolver: Resolver
+  readonly bodies: BodyCache
+  readonly reader: BlobReader
+  readonly writer: ArtifactWriter
+  readonly changes: ArtifactChanges
+  readonly metadata: Pick<Metadata, 'listFolder' | 'audit'>
+  readonly uploadsMax: number
+  readonly onReceived: (bytes: number) => void
+}
+
+export class ArtifactRoutes {
+  readonly #deps: ArtifactRoutesDeps
+  #uploads = 0
+
+  constructor(deps: ArtifactRoutesDeps) {
+    this.#deps = deps
+  }
+
+  /**
+   * Answers a GET from memory if nothing has to be asked: access, path and bytes are all cached, and of the conditions
+   * only a matching If-None-Match is there. No promise, no closure: this is the hot path. Returns the status, or 0 if it did not answer.
+   */
+  answerFromMemory(request: IncomingMessage, response: Exchange['response']): number {
+    const { headers } = request
+    if (
+      headers.range !== undefined ||
+      headers['if-match'] !== undefined ||
+      headers['if-modified-since'] !== undefined ||
+      headers['if-unmodified-since'] !== undefined
+    ) {
+      return 0
+    }
+    const target = parseArtifactTarget(request.url ?? '')
+    const repository = this.#deps.repositories.peek(target.repository)
+    if (repository === undefined || repository === 'ask') return 0
+    const principal = this.#deps.authenticator.authenticateCached(headers.authorization)
+    if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return 0
+    const entry = this.#deps.resolver.peek(`${target.repository}/${target.path}`)
+    if (entry?.artifact == null) return 0
+    const head = headOf(entry, repository, entry.artifact)
+    const requestId = headers['x-request-id'] === undefined ? newRequestId() : undefined
+    if (requestId === undefined) return 0
+    const ifNoneMatch = headers['if-none-match']
+    if (ifNoneMatch !== undefined) {
+      if (ifNoneMatch !== head.etag) return 0
+      response.writeHead(304, head.common.concat('X-Request-Id', requestId))
+      response.end()
+      return 304
+    }
+    const body = this.#deps.bodies.get(entry.artifact.blob.digest)
+    if (body === undefined) return 0
+    response.writeHead(200, head.whole.concat('X-Request-Id', requestId))
+    response.end(body)
+    return 200
+  }
+
+  /** Rejects with what the client shall be told. */
+  async handle(exchange: Exchange, expectContinue: boolean): Promise<void> {
+    const { request } = exchange
+    const target = parseArtifactTarget(request.url ?? '')
+    switch (request.method) {
+      case 'GET':
+      case 'HEAD': {
+        const { repository } = await this.#access(exchange, target, 'read')
+        return this.#read(exchange, repository, target)
+      }
+      case 'PUT': {
+        const access = await this.#access(exchange, target, 'write')
+        return this.#put(exchange, access, target, expectContinue)
+      }
+      case 'DELETE': {
+        const access = await this.#access(exchange, target, 'delete')
+        return this.#delete(exchange, access, target)
+      }
+      default:
+        // Whoever may not even read learns nothing about methods.
+        await this.#access(exchange, target, 'read')
+        throw new HoldfastError('METHOD_NOT_ALLOWED', `${request.method} is not possible here`, {
+          allow: [...allowedMethods],
+        })
+    }
+  }
+
+  async #access(exchange: Exchange, target: ArtifactTarget, action: Action): Promise<Access> {
+    const { authenticator, repositories, metadata } = this.#deps
+    const address = exchange.request.socket.remoteAddress ?? ''
+    const principal = await authenticator.authenticate(exchange.request.headers.authorization, address)
+    const repository = (await repositories.all()).get(target.repository)
+    const verdict = decide(principal, action, repository)
+    if (verdict === 'allow') {
+      if (repository === undefined) {
+        throw new HoldfastError('REPOSITORY_NOT_FOUND', `no repository '${target.repository}'`, {
+          repository: target.repository,
+        })
+      }
+      return { principal, repository }
+    }
+    if (action !== 'read') {
+      const subject = `${target.repository}/${target.path}`
+      // The refusal stands whether or not it can be written down.
+      metadata.audit({ user: principal.name, action, subject, outcome: verdict, address }).catch(() => {})
+    }
+    throw verdict === 'unauthorized'
+      ? new HoldfastError('UNAUTHORIZED', `log in to ${action} here`)
+      : new HoldfastError('FORBIDDEN', `'${principal.name}' may not ${action} in repository '${target.repository}'`)
+  }
+
+  async #read(exchange: Exchange, repository: Repository, target: ArtifactTarget): Promise<void> {
+    const { path } = target
+    if (path === '' || path.endsWith('/')) return this.#list(exchange, repository, target)
+    const { entry, source } = await this.#deps.resolver.resolve(repository, path)
+    if (entry.artifact !== null) {
+      const { artifact } = entry
+      return serveArtifact(this.#deps, exchange, artifact.blob, headOf(entry, repository, artifact), source)
+    }
+    if (await this.#virtualChecksum(exchange, repository, path)) return
+    if (await this.#redirectToFolder(exchange, repository, path)) return
+    throw new HoldfastError('ARTIFACT_NOT_FOUND', `nothing at ${repository.name}/${path}`)
+  }
+
+  /** `<path>.sha256`, `.sha1`, `.md5` of an artifact, unless such a file was really uploaded: lower-case hex. */
+  async #virtualChecksum(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
+    const match = /^(.+)\.(sha256|sha1|md5)$/s.exec(path)
+    if (match === null) return false
+    const { entry } = await this.#deps.resolver.resolve(repository, match[1] ?? '')
+    if (entry.artifact === null) return false
+    const { digest, sha1, md5 } = entry.artifact.blob
+    const hex = { sha256: digest, sha1, md5 }[match[2] as 'sha256' | 'sha1' | 'md5']
+    const { request, response, requestId } = exchange
+    sendText(response, 200, 'text/plain', hex, requestId, { 'cache-control': 'no-cache' }, request.method === 'HEAD')
+    return true
+  }
+
+  /** A person who left out the slash of a folder gets it added. Programs get their 404 without another query. */
+  async #redirectToFolder(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
+    const { request, response, requestId } = exchange
+    if (request.headers.accept?.includes('text/html') !== true) return false
+    const page = await this.#deps.metadata.listFolder(repository.id, path + '/', '', 1)
+    if (page.entries.length === 0) return false
+    const location = artifactTarget(repository.name, path + '/')
+    sendText(response, 301, 'text/plain', location + '\n', requestId, { location }, request.method === 'HEAD')
+    return true
+  }
+
+  async #list(exchange: Exchange, repository: Repository, target: ArtifactTarget): Promise<void> {
+    const { request, response, requestId } = exchange
+    const json = request.headers.accept?.includes('application/json') === true
+    if (!json) {
+      const index = await this.#deps.resolver.resolve(repository, target.path + 'index.html')
+      if (index.entry.artifact !== null) {
+        const head = headOf(index.entry, repository, index.entry.artifact)
+        return serveArtifact(this.#deps, exchange, index.entry.artifact.blob, head, index.source)
+      }
+    }
+    const after = new URLSearchParams(target.query).get('after') ?? ''
+    const page = await this.#deps.metadata.listFolder(repository.id, target.path, after, folderPageSize)
+    if (page.entries.length === 0 && target.path !== '' && after === '') {
+      throw new HoldfastError('ARTIFACT_NOT_FOUND', `no folder ${repository.name}/${target.path}`)
+    }
+    const listing = { repository: repository.name, folder: target.path, page }
+    const headers = {
+      'cache-control': 'no-cache',
+      vary: 'accept',
+      'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'",
+    }
+    const headOnly = request.method === 'HEAD'
+    if (json) sendJson(response, 200, listingJson(listing), requestId, headers, headOnly)
+    else sendText(response, 200, 'text/html; charset=utf-8', listingHtml(listing), requestId, headers, headOnly)
+  }
+
+  async #put(
+    exchange: Exchange,
+    { principal, repository }: Access,
+    target: ArtifactTarget,
+    expectContinue: boolean,
+  ): Promise<void> {
+    const { request, response } = exchange
+    const { writer } = this.#deps
+    if (target.path === '' || target.path.endsWith('/')) {
+      throw new HoldfastError('PATH_INVALID', 'an artifact needs a name: the path ends in "/"', { path: target.path })
+    }
+    const declared = parseDeclaredChecksums(request.headers)
+    const facts = {
+      repository,
+      path: target.path,
+      user: principal.name,
+      contentType: declaredContentType(request.headers['content-type']),
+      attributes: {},
+      conditions: writeConditions(request.headers),
+      requestId: exchange.requestId,
+    }
+    if (request.headers['x-checksum-deploy']?.toString().toLowerCase() === 'true') {
+      writer.admit(repository, target.path, 0)
+      return this.#putByChecksum(exchange, principal, facts, declared)
+    }
+    const expectedBytes = contentLength(request)
+    writer.admit(repository, target.path, expectedBytes)
+    if (this.#uploads >= this.#deps.uploadsMax) throw new HoldfastError('OVERLOADED', 'too many uploads at once')
+    this.#uploads++
+    try {
+      if (expectContinue) response.writeContinue()
+      const sha512 = declared.sha512 === undefined ? undefined : createHash('sha512')
+      const outcome = await writer.put({
+        ...facts,
+        body: request as AsyncIterable<Buffer>,
+        expectedBytes,
+        signal: exchange.signal,
+        observe: chunk => {
+          sha512?.update(chunk)
+          this.#deps.onReceived(chunk.length)
+        },
+        verify: actual =>
+          compareChecksums(declared, sha512 === undefined ? actual : { ...actual, sha512: sha512.digest('hex') }),
+      })
+      sendWritten(exchange, repository, outcome)
+    } finally {
+      this.#uploads--
+    }
+  }
+
+  async #putByChecksum(
+    exchange: Exchange,
+    principal: Principal,
+    facts: Parameters<ArtifactWriter['putByChecksum']>[0],
+    declared: DeclaredChecksums,
+  ): Promise<void> {
+    const sha256 = parseDigest(declared.sha256 ?? '')
+    if (sha256 === undefined && declared.sha1 === undefined) {
+      throw new HoldfastError('BAD_REQUEST', 'a checksum deploy needs X-Checksum-Sha256 or X-Checksum-Sha1')
+    }
+    const readable = [...(await this.#deps.repositories.all()).values()]
+      .filter(repository => decide(principal, 'read', repository) === 'allow')
+      .map(repository => repository.id)
+    const checksum = sha256 === undefined ? { sha1: declared.sha1 ?? '' } : { sha256 }
+    const outcome = await this.#deps.writer.putByChecksum(facts, checksum, readable)
+    if (outcome === undefined)
+      throw new HoldfastError('ARTIFACT_NOT_FOUND', 'no artifact with this checksum: send the bytes')
+    sendWritten(exchange, facts.repository, outcome)
+  }
+
+  async #delete(exchange: Exchange, { principal, repository }: Access, target: ArtifactTarget): Promise<void> {
+    const { request, response, requestId } = exchange
+    const isFolder = target.path === '' || target.path.endsWith('/')
+    let deleted = 1
+    if (!isFolder) {
+      const { match } = writeConditions(request.headers)
+      await this.#deps.changes.deleteArtifact({ repository, path: target.path }, principal.name, match)
+    } else if (new URLSearchParams(target.query).get('recursive') === 'true') {
+      deleted = await this.#deps.changes.deleteFolder({ repository, path: target.path }, principal.name)
+      if (deleted === 0) throw new HoldfastError('ARTIFACT_NOT_FOUND', `no folder ${repository.name}/${target.path}`)
+    } else {
+      throw new HoldfastError('BAD_REQUEST', 'this is a folder: add ?recursive=true to delete everything below it')
+    }
+    response.writeHead(204, { 'x-request-id': requestId, 'holdfast-deleted': String(deleted) })
+    response.end()
+  }
+}
+
+interface Access {
+  readonly principal: Principal
+  readonly repository: Repository
+}
+
+function headOf(entry: CachedPath, repository: Repository, artifact: Artifact): AnswerHead {
+  return (entry.prepared ??= prepareHead(repository, artifact)) as AnswerHead
+}
+
+function sendWritten(
+  { response, requestId }: Exchange,
+  repository: Repository,
+  { artifact, outcome }: PutOutcome,
+): void {
+  const { etag } = prepareHead(repository, artifact)
+  const { digest, sha1, md5 } = artifact.blob
+  response.writeHead(outcome === 'created' ? 201 : 200, [
+    'Location',
+    artifactTarget(repository.name, artifact.path),
+    'ETag',
+    etag,
+    'X-Checksum-Sha256',
+    digest,
+    'X-Checksum-Sha1',
+    sha1,
+    'X-Checksum-Md5',
+    md5,
+    'X-Request-Id',
+    requestId,
+    'Content-Length',
+    '0',
+  ])
+  response.end()
+}
+
+/** BAD_REQUEST for a length that is none; node:http has refused contradicting ones before. */
+function contentLength(request: IncomingMessage): number | undefined {
+  const header = request.headers['content-length']
+  if (header === undefined) return undefined
+  const length = Number(header)
+  if (!/^\d{1,15}$/.test(header) || !Number.isSafeInteger(length)) {
+    throw new HoldfastError('BAD_REQUEST', 'Content-Length is not a number of bytes', { contentLength: header })
+  }
+  return length
+}
+
+/** Only what a write can honour: `If-None-Match: *`, and `If-Match` with strong tags that are our digests. */
+function writeConditions(headers: IncomingMessage['headers']): Pick<WriteConditions, 'absent' | 'match'> {
+  const ifNoneMatch = headers['if-none-match']
+  if (ifNoneMatch !== undefined && ifNoneMatch.trim() !== '*') {
+    throw new HoldfastError('BAD_REQUEST', 'a write understands If-None-Match only with "*"')
+  }
+  const absent = ifNoneMatch === undefined ? {} : { absent: true }
+  const ifMatch = headers['if-match']
+  if (ifMatch === undefined) return absent
+  const tags = parseEntityTags(ifMatch)
+  if (tags === '*') return { ...absent, match: '*' }
+  const digests = tags
+    .filter(tag => !tag.weak)
+    .map(tag => parseDigest(tag.tag.slice(1, -1)))
+    .filter((digest): digest is Digest => digest !== undefined)
+  return { ...absent, match: digests }
+}

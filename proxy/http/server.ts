@@ -1,0 +1,279 @@
+/**
+ * The edge: one node:http server. Artifact bytes never pass through a framework; /api/v1 is handed to fastify.
+ * Every route stands in `edgeRoutes` with its access decision (I41).
+ */
+import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo, Socket } from 'node:net'
+import type { Logger } from 'pino'
+import { HoldfastError, isHoldfastError, toHoldfastError } from '../../shared/errors.ts'
+import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
+import { originForm } from './artifact-path.ts'
+import type { ArtifactRoutes } from './artifact-routes.ts'
+import { errorBody, httpStatus } from './http-errors.ts'
+import { outcomeOf, type Metrics, type Route } from './metrics.ts'
+import { requestIdOf } from './request-id.ts'
+
+/** All there is on the public port. 'public': answers carry no artifact and no secret; 'decided': the handler asks proxy/access. */
+export const edgeRoutes = [
+  { prefix: '/repository/', access: 'decided' },
+  { prefix: '/api/v1/', access: 'decided' },
+  { prefix: '/healthz', access: 'public' },
+  { prefix: '/readyz', access: 'public' },
+  { prefix: '/metrics', access: 'public' },
+  { prefix: '/', access: 'public' },
+] as const
+type EdgePrefix = (typeof edgeRoutes)[number]['prefix']
+
+export interface Readiness {
+  readonly ready: boolean
+  /** What is not as it should be, also while ready. */
+  readonly problems: readonly string[]
+}
+
+export interface EdgeServerOptions {
+  readonly host: string
+  readonly port: number
+  readonly requestHeadBytesMax: number
+  readonly connectionsMax: number
+  /** Requests in flight beyond this are refused with 503. */
+  readonly requestsMax: number
+  /** A connection on which nothing moves for this long in mid-request is closed. */
+  readonly idleMs: number
+}
+
+export interface EdgeServerDeps {
+  readonly artifacts: ArtifactRoutes
+  /** Handles everything under /api/v1. */
+  readonly api: (request: IncomingMessage, response: ServerResponse) => void
+  readonly metrics: Metrics
+  readonly metricsText: () => Promise<string>
+  readonly readiness: () => Readiness
+  readonly log: Logger
+}
+
+export class EdgeServer {
+  readonly #deps: EdgeServerDeps
+  readonly #options: EdgeServerOptions
+  readonly #server: Server
+  readonly #answering = new Set<ServerResponse>()
+  #draining = false
+
+  constructor(deps: EdgeServerDeps, options: EdgeServerOptions) {
+    this.#deps = deps
+    this.#options = options
+    this.#server = createServer({
+      maxHeaderSize: options.requestHeadBytesMax,
+      // Longer than any client keeps an idle connection: the client closes first, so nothing is sent into a closing one.
+      keepAliveTimeout: 75_000,
+      headersTimeout: 20_000,
+      requestTimeout: 0, // long uploads live; idle ones end by `timeout`
+      connectionsCheckingInterval: 5_000,
+      noDelay: true,
+    })
+    this.#server.maxConnections = options.connectionsMax
+    this.#server.timeout = options.idleMs
+    this.#server.on('request', (request: IncomingMessage, response: ServerResponse) =>
+      this.#onRequest(request, response, false),
+    )
+    this.#server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) =>
+      this.#onRequest(request, response, true),
+    )
+    this.#server.on('clientError', refuseBrokenRequest)
+  }
+
+  get requestsInFlight(): number {
+    return this.#answering.size
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port
+  }
+
+  /** Resolves once connections are accepted. */
+  async listen(): Promise<void> {
+    const { host, port } = this.#options
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject)
+      this.#server.listen({ host, port, backlog: 4096 }, () => {
+        this.#server.off('error', reject)
+        resolve()
+      })
+    })
+  }
+
+  /** Tells balancers by /readyz that this proxy is about to go; requests are still answered. */
+  drain(): void {
+    this.#draining = true
+  }
+
+  /** Takes no new connections, ends kept ones between two answers, waits up to `drainMs` for what is in flight. */
+  async close(drainMs: number): Promise<void> {
+    this.drain()
+    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
+    this.#server.closeIdleConnections()
+    const late = setTimeout(() => this.#server.closeAllConnections(), drainMs)
+    await closed
+    clearTimeout(late)
+  }
+
+  #onRequest(request: IncomingMessage, response: ServerResponse, expectContinue: boolean): void {
+    const startedAt = performance.now()
+    if (this.#draining) response.shouldKeepAlive = false
+    const isArtifact = request.url?.startsWith('/repository/') === true
+    if (isArtifact && request.method === 'GET' && !this.#draining) {
+      const status = this.#fromMemory(request, response)
+      if (status !== 0) {
+        this.#deps.metrics.observe('get', outcomeOf(status), (performance.now() - startedAt) / 1000)
+        return
+      }
+    }
+    const left = new AbortController()
+    const exchange = { request, response, requestId: requestIdOf(request.headers['x-request-id']), signal: left.signal }
+    const route = routeOf(request)
+    this.#answering.add(response)
+    response.once('close', () => {
+      this.#answering.delete(response)
+      left.abort()
+      this.#account(exchange, route, startedAt)
+    })
+    this.#dispatch(exchange, expectContinue).catch((thrown: unknown) => this.#fail(exchange, thrown))
+  }
+
+  #fromMemory(request: IncomingMessage, response: ServerResponse): number {
+    try {
+      return this.#deps.artifacts.answerFromMemory(request, response)
+    } catch (error) {
+      if (isHoldfastError(error)) return 0 // the slow path meets the same error and tells the client
+      throw error
+    }
+  }
+
+  async #dispatch(exchange: Exchange, expectContinue: boolean): Promise<void> {
+    const { request, response, requestId } = exchange
+    if (this.#answering.size > this.#options.requestsMax) {
+      throw new HoldfastError('OVERLOADED', 'too many requests at once', { retryAfterSeconds: 1 })
+    }
+    const target = originForm(request.url ?? '')
+    const path = target.split('?', 1)[0] ?? ''
+    switch (prefixOf(path)) {
+      case '/repository/':
+        return this.#deps.artifacts.handle(exchange, expectContinue)
+      case '/api/v1/':
+        request.headers['x-request-id'] = requestId
+        if (expectContinue) response.writeContinue()
+        return this.#deps.api(request, response)
+      case '/healthz':
+        onlyReads(request)
+        return sendText(response, 200, 'text/plain', 'alive\n', requestId, {}, request.method === 'HEAD')
+      case '/readyz':
+        onlyReads(request)
+        return this.#readyz(exchange)
+      case '/metrics':
+        onlyReads(request)
+        return sendText(
+          response,
+          200,
+          'text/plain; version=0.0.4; charset=utf-8',
+          await this.#deps.metricsText(),
+          requestId,
+        )
+      case '/':
+        onlyReads(request)
+        if (path !== '/')
+          throw new HoldfastError(
+            'NOT_FOUND',
+            `nothing at ${path.slice(0, 200)}; artifacts are under /repository/<repository>/<path>`,
+          )
+        return sendText(response, 200, 'text/plain', welcome, requestId, {}, request.method === 'HEAD')
+    }
+  }
+
+  #readyz({ request, response, requestId }: Exchange): void {
+    const { ready, problems } = this.#deps.readiness()
+    const ok = ready && !this.#draining
+    const all = this.#draining ? ['draining', ...problems] : problems
+    sendJson(response, ok ? 200 : 503, { ready: ok, problems: all }, requestId, {}, request.method === 'HEAD')
+  }
+
+  #fail(exchange: Exchange, thrown: unknown): void {
+    // A client that left needs no answer, and what its absence broke is no error of ours.
+    if (exchange.response.destroyed && !exchange.response.writableFinished) return
+    const error = toHoldfastError(thrown)
+    const { request, requestId } = exchange
+    const status = httpStatus[error.code]
+    if (status >= 500) {
+      const facts = { err: error, requestId, method: request.method, url: request.url?.slice(0, 300), status }
+      if (error.code === 'INTERNAL') this.#deps.log.error(facts, 'request failed')
+      else this.#deps.log.warn(facts, 'request refused')
+    }
+    sendError(exchange, error)
+  }
+
+  #account({ request, response, requestId }: Exchange, route: Route, startedAt: number): void {
+    const seconds = (performance.now() - startedAt) / 1000
+    const complete = response.writableFinished
+    const outcome = complete ? outcomeOf(response.statusCode) : 'aborted'
+    this.#deps.metrics.observe(route, outcome, seconds)
+    if (!this.#deps.log.isLevelEnabled('debug')) return
+    const facts = {
+      requestId,
+      method: request.method,
+      url: request.url?.slice(0, 300),
+      status: response.statusCode,
+      seconds,
+      complete,
+    }
+    this.#deps.log.debug(facts, 'request')
+  }
+}
+
+const welcome = `Holdfast. Artifacts: /repository/<repository>/<path>  API: /api/v1/openapi.json  Health: /healthz /readyz  Metrics: /metrics
+`
+
+function prefixOf(path: string): EdgePrefix {
+  if (path.startsWith('/repository/')) return '/repository/'
+  if (path.startsWith('/api/v1/')) return '/api/v1/'
+  if (path === '/healthz' || path === '/readyz' || path === '/metrics') return path
+  return '/'
+}
+
+function routeOf({ method, url = '' }: IncomingMessage): Route {
+  if (url.startsWith('/api/')) return 'api'
+  if (!url.startsWith('/repository/')) return 'other'
+  switch (method) {
+    case 'GET':
+      return (url.split('?', 1)[0] ?? '').endsWith('/') ? 'list' : 'get'
+    case 'HEAD':
+      return 'head'
+    case 'PUT':
+      return 'put'
+    case 'DELETE':
+      return 'delete'
+    default:
+      return 'other'
+  }
+}
+
+function onlyReads({ method }: IncomingMessage): void {
+  if (method !== 'GET' && method !== 'HEAD') {
+    throw new HoldfastError('METHOD_NOT_ALLOWED', `${method} is not possible here`, { allow: ['GET', 'HEAD'] })
+  }
+}
+
+/** What node's parser refuses (malformed, too large, contradicting lengths) gets a clear answer, then the connection ends. */
+function refuseBrokenRequest(error: Error & { code?: string }, socket: Socket): void {
+  if (!socket.writable || error.code === 'ECONNRESET') {
+    socket.destroy()
+    return
+  }
+  const [status, message] =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? [431, 'the request head is too large']
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? [408, 'the request head did not arrive in time']
+        : [400, 'this is no well-formed HTTP request']
+  const body = JSON.stringify(errorBody(new HoldfastError('BAD_REQUEST', message), requestIdOf(undefined))) + '\n'
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+  )
+}
