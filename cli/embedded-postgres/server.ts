@@ -1,5 +1,5 @@
 import type { ChildProcess } from 'node:child_process'
-import { open, readFile, rename, rm } from 'node:fs/promises'
+import { open, readFile, rename, rm, rmdir } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -58,6 +58,9 @@ export function serverArguments(dataFolder: string, socketFolder: string): reado
 
 /** Initialises the data folder; it appears under its name when it is complete and on disk, or not at all. */
 export async function initialise({ layout, binaries, runAs, signal }: Launch): Promise<void> {
+  await rmdir(layout.data).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error // it holds something, and no PG_VERSION: not ours to overwrite
+  })
   await rm(layout.unfinishedData, { recursive: true, force: true })
   const options = [
     '--auth=trust',
