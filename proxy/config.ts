@@ -1,0 +1,141 @@
+import { readConfig, type ConfigOf, type ConfigSource } from '../shared/config.ts'
+
+const MiB = 2 ** 20
+const GiB = 2 ** 30
+
+export const proxyOptions = {
+  host: { kind: 'string', default: '0.0.0.0', doc: 'Address the public port listens on.' },
+  port: { kind: 'int', min: 0, max: 65_535, default: 8080, doc: 'Public port; 0 takes any free one.' },
+  workers: { kind: 'int', min: 1, max: 64, default: 1, doc: 'Processes that share the public port.' },
+  zone: {
+    kind: 'string',
+    pattern: [/^[a-z0-9][a-z0-9.-]{0,62}$/, "must be lower-case letters, digits, '.' and '-'"],
+    doc: 'Zone this proxy stands in; reads prefer replicas there.',
+  },
+  stateFolder: { kind: 'string', required: true, doc: 'Folder for what survives a restart: the newest cluster map.' },
+  secret: { kind: 'secret', required: true, charsMin: 16, doc: 'Secret shared by all proxies and storage nodes.' },
+  postgresUrl: {
+    kind: 'secret',
+    required: true,
+    doc: 'Where the metadata is: postgres://user:password@host/database.',
+  },
+  redisUrl: { kind: 'secret', doc: 'Coordination between proxies; without it PostgreSQL serves.' },
+  clusterId: {
+    kind: 'string',
+    pattern: [/^[A-Za-z0-9-]{1,64}$/, "must be letters, digits and '-'"],
+    doc: 'Id of the cluster, for its first start; made up if not given, and kept in PostgreSQL.',
+  },
+  storageNodes: {
+    kind: 'list',
+    default: [],
+    countMax: 1_000,
+    doc: 'Storage nodes of the first cluster map, as http://host:port; read only while there is no map.',
+  },
+  replicas: { kind: 'int', min: 1, max: 7, default: 3, doc: 'Copies of everything; fixed by the first cluster map.' },
+  adminPassword: {
+    kind: 'secret',
+    charsMin: 8,
+    doc: "Password of the user 'admin' when that is made; changed by the API afterwards.",
+  },
+  trustProxy: {
+    kind: 'list',
+    default: [],
+    countMax: 100,
+    doc: 'Addresses or networks (10.0.0.0/8) of balancers whose X-Forwarded-* headers are believed.',
+  },
+  hotCacheBytes: {
+    kind: 'int',
+    unit: 'bytes',
+    min: 0,
+    max: 64 * GiB,
+    default: 64 * MiB,
+    doc: 'Memory for small bodies that are read often, per worker.',
+  },
+  pathCacheEntries: {
+    kind: 'int',
+    min: 100,
+    max: 10_000_000,
+    default: 100_000,
+    doc: 'Paths whose metadata is remembered, per worker (about 0.7 KiB each).',
+  },
+  artifactBytesMax: {
+    kind: 'int',
+    unit: 'bytes',
+    min: 1,
+    max: 256 * GiB,
+    default: 256 * GiB,
+    doc: 'Largest artifact; a repository may set less.',
+  },
+  requestHeadBytesMax: {
+    kind: 'int',
+    unit: 'bytes',
+    min: 4_096,
+    max: 65_536,
+    default: 16_384,
+    doc: 'Largest request line and headers together.',
+  },
+  connectionsMax: { kind: 'int', min: 10, max: 100_000, default: 10_000, doc: 'Client connections per worker.' },
+  requestsMax: {
+    kind: 'int',
+    min: 10,
+    max: 100_000,
+    default: 5_000,
+    doc: 'Requests in flight per worker; beyond, 503.',
+  },
+  uploadsMax: { kind: 'int', min: 1, max: 10_000, default: 256, doc: 'Uploads in flight per worker; beyond, 503.' },
+  idleMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 1_000,
+    max: 3_600_000,
+    default: 120_000,
+    doc: 'A connection on which nothing moves for so long is closed.',
+  },
+  bodyStallMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 1_000,
+    max: 3_600_000,
+    default: 60_000,
+    doc: 'An upload that sends nothing for so long is given up.',
+  },
+  drainMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 0,
+    max: 600_000,
+    default: 30_000,
+    doc: 'How long requests in flight may go on when the proxy is asked to end.',
+  },
+  logLevel: {
+    kind: 'string',
+    default: 'info',
+    pattern: [/^(trace|debug|info|warn|error|fatal|silent)$/, 'must be a level of log, from trace to silent'],
+    doc: 'Least important lines that are logged.',
+  },
+} as const
+
+export type ProxyConfig = ConfigOf<typeof proxyOptions>
+
+/** Throws CONFIG_INVALID with all problems. */
+export function readProxyConfig(source: ConfigSource): ProxyConfig {
+  return readConfig(proxyOptions, source, config => {
+    const problems: string[] = []
+    for (const url of config.storageNodes) {
+      if (!/^https?:\/\/[^/?#@\s]+\/?$/.test(url) || !URL.canParse(url)) {
+        problems.push(`HOLDFAST_STORAGE_NODES contains '${url}', but wants http://host:port`)
+      }
+    }
+    if (new Set(config.storageNodes).size < config.storageNodes.length) {
+      problems.push('HOLDFAST_STORAGE_NODES names a node twice')
+    }
+    if (config.uploadsMax > config.requestsMax) problems.push('uploadsMax must not be above requestsMax')
+    if (config.bodyStallMs > config.idleMs) problems.push('bodyStallMs must not be above idleMs')
+    if (!/^(postgres(ql)?:\/\/|pglite:)/.test(config.postgresUrl))
+      problems.push('HOLDFAST_POSTGRES_URL must begin with postgres://')
+    if (config.redisUrl !== undefined && !/^rediss?:\/\//.test(config.redisUrl)) {
+      problems.push('HOLDFAST_REDIS_URL must begin with redis:// or rediss://')
+    }
+    return problems
+  })
+}
