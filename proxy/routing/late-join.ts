@@ -1,0 +1,98 @@
+import { HoldfastError } from '../../shared/errors.ts'
+import type { ReplicaUpload } from './replica-upload.ts'
+import type { NodeUplink } from './write-context.ts'
+
+/** While a replica joins the client is held: if nothing moves for so long, the write is given up. */
+const progressMsMax = 10_000
+/** A source or a joiner that is silent for so long is left for another one. */
+const silenceMsMax = 3_000
+const joinerBehindMax = 1024 * 1024
+const notYetMs = 50
+
+/** Where bytes can be read back: an upload, staged or still running, or a blob. */
+export interface ByteSource {
+  readonly uplink: NodeUplink
+  readonly path: string
+}
+
+export interface CopyOptions {
+  /** Bytes of the body, from its start, that the joiner needs. */
+  readonly bytes: number
+  /** Asked again for each attempt: sources may die meanwhile. */
+  readonly sources: () => readonly ByteSource[]
+  readonly now: () => number
+  readonly changed: (ms: number) => Promise<void>
+  readonly signal: AbortSignal
+}
+
+/**
+ * Gives a late joiner the first `bytes` of a body from any replica that has them. False: the joiner failed, another one
+ * may be tried. Rejects with QUORUM_NOT_REACHED when no source is left or nothing has moved for 10 s.
+ */
+export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Promise<boolean> {
+  let at = 0
+  let progressAt = options.now()
+  for (let attempt = 0; at < options.bytes; attempt += 1) {
+    const sources = options.sources()
+    const source = sources[attempt % sources.length]
+    const stuck = options.now() - progressAt > progressMsMax
+    if (source === undefined || stuck) {
+      throw new HoldfastError('QUORUM_NOT_REACHED', 'no replica could hand over what it has', {
+        at,
+        bytes: options.bytes,
+      })
+    }
+    const before = at
+    try {
+      for await (const chunk of readFrom(source, at, options)) {
+        joiner.write(chunk)
+        at += chunk.length
+        progressAt = options.now()
+        if (!(await hasRoom(joiner, options))) return false
+      }
+    } catch {
+      // Whatever is wrong with this source: the next one, or the same again, until nothing moves any more.
+      options.signal.throwIfAborted()
+    }
+    if (joiner.failed) return false
+    // A running upload may not have written as far as it has been sent.
+    if (at === before) await options.changed(notYetMs)
+  }
+  return !joiner.failed
+}
+
+/** Waits until the joiner has taken most of what it got; false when it failed or went silent. */
+async function hasRoom(joiner: ReplicaUpload, { now, changed, signal }: CopyOptions): Promise<boolean> {
+  while (!joiner.failed && joiner.behind > joinerBehindMax) {
+    signal.throwIfAborted()
+    if (now() - joiner.progressAt > silenceMsMax) {
+      const { node, shard } = joiner.target
+      joiner.fail(new HoldfastError('NODE_UNREACHABLE', 'joiner takes no bytes', { node, shard, reason: 'TIMEOUT' }))
+    } else {
+      await changed(100)
+    }
+  }
+  return !joiner.failed
+}
+
+async function* readFrom({ uplink, path }: ByteSource, from: number, options: CopyOptions): AsyncGenerator<Buffer> {
+  const answer = await uplink.client.uploads.request({
+    method: 'GET',
+    path,
+    headers: { ...uplink.client.headers(), range: `bytes=${from}-${options.bytes - 1}` },
+    signal: options.signal,
+    headersTimeout: silenceMsMax,
+    bodyTimeout: silenceMsMax,
+  })
+  if (answer.statusCode !== 206 && !(answer.statusCode === 200 && from === 0)) {
+    await answer.body.dump()
+    return
+  }
+  let left = options.bytes - from
+  for await (const chunk of answer.body as AsyncIterable<Buffer>) {
+    if (left === 0) return
+    const wanted = chunk.length > left ? chunk.subarray(0, left) : chunk
+    left -= wanted.length
+    yield wanted
+  }
+}

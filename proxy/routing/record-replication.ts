@@ -1,0 +1,183 @@
+/**
+ * One record on its way to R shards: acknowledged when enough of them have it durably. Nobody waits long for a straggler,
+ * and a shard that fails, or is silent while it is needed, is replaced by a handoff.
+ *
+ *     sent to R ──W durable──▶ grace (20 to 250 ms) ──▶ done, stragglers are 'missing'
+ *        └──400 ms, W not reached──▶ a handoff for each silent one ──6 s──▶ QUORUM_NOT_REACHED
+ */
+import type { HoldfastError } from '../../shared/errors.ts'
+import type { NodeId, ShardId } from '../../shared/ids.ts'
+import { isNodeFailure } from './append-batcher.ts'
+import type { Copies, WriteContext } from './write-context.ts'
+import {
+  quorumOf,
+  reaches,
+  replacementFor,
+  spareTargets,
+  type WritePlan,
+  type WriteQuestion,
+  type WriteTarget,
+  zonesOf,
+} from './write-plan.ts'
+
+/** A straggler gets as long again as the write has taken, within these bounds. */
+const graceMsMin = 20
+const graceMsMax = 250
+/** A healthy node answers in a few ms; a handoff in vain costs one copy that repair takes home. */
+const hedgeAfterMs = 400
+/** I30 allows 6 s for a write with a hung node. */
+const deadlineMs = 5_500
+
+/**
+ * Appends the frame to the partition's shards. Resolves when its quorum is durable. Rejects with QUORUM_NOT_REACHED,
+ * INSUFFICIENT_STORAGE or OVERLOADED; single shards may have the record nevertheless.
+ */
+export function replicateRecord(
+  context: WriteContext,
+  kind: WriteQuestion['kind'],
+  partition: number,
+  frame: Buffer,
+): Promise<Copies> {
+  // Not async: a refused plan throws, and becomes a rejection here.
+  return new Promise((resolve, reject) => {
+    const plan = context.plan(kind, partition, frame.length)
+    new RecordReplication(context, { kind, partition, frame, plan }, resolve, reject).start()
+  })
+}
+
+class RecordReplication {
+  readonly #context: WriteContext
+  readonly #write: { kind: WriteQuestion['kind']; partition: number; frame: Buffer; plan: WritePlan }
+  readonly #resolve: (copies: Copies) => void
+  readonly #reject: (error: HoldfastError) => void
+  readonly #startedAt: number
+  readonly #durable: WriteTarget[] = []
+  readonly #pending: WriteTarget[] = []
+  readonly #tried: ShardId[] = []
+  readonly #failedNodes: NodeId[] = []
+  readonly #errors: HoldfastError[] = []
+  #timer: NodeJS.Timeout | undefined
+  #inGrace = false
+  #settled = false
+
+  constructor(
+    context: WriteContext,
+    write: { kind: WriteQuestion['kind']; partition: number; frame: Buffer; plan: WritePlan },
+    resolve: (copies: Copies) => void,
+    reject: (error: HoldfastError) => void,
+  ) {
+    this.#context = context
+    this.#write = write
+    this.#resolve = resolve
+    this.#reject = reject
+    this.#startedAt = context.now()
+  }
+
+  start(): void {
+    this.#timer = setTimeout(() => this.#hedge(), hedgeAfterMs)
+    for (const target of this.#write.plan.targets) this.#send(target)
+  }
+
+  #send(target: WriteTarget): void {
+    this.#pending.push(target)
+    this.#tried.push(target.shard)
+    const { appender } = this.#context.uplink(target)
+    appender.append(target.shard, this.#write.frame, error => this.#onDone(target, error))
+  }
+
+  #onDone(target: WriteTarget, error: HoldfastError | undefined): void {
+    // A straggler that made it after all: repair will find the copy there.
+    if (this.#settled) return
+    this.#pending.splice(this.#pending.indexOf(target), 1)
+    if (error === undefined) {
+      this.#durable.push(target)
+    } else {
+      this.#errors.push(error)
+      if (isNodeFailure(error)) this.#failedNodes.push(target.node)
+      this.#replace(target, [...this.#durable, ...this.#pending])
+    }
+    this.#check()
+  }
+
+  #check(): void {
+    const reached = reaches(this.#write.plan.quorum, this.#durable)
+    if (this.#pending.length === 0) {
+      if (reached || this.#reachesNow()) this.#succeed()
+      else this.#fail()
+    } else if (reached) {
+      this.#startGrace()
+    }
+  }
+
+  #startGrace(): void {
+    if (this.#inGrace) return
+    this.#inGrace = true
+    const elapsedMs = this.#context.now() - this.#startedAt
+    const graceMs = Math.min(graceMsMax, Math.max(graceMsMin, elapsedMs))
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.#succeed(), graceMs)
+  }
+
+  /** Sends to a spare in place of `lost`, unless `kept` are as many as were wanted. */
+  #replace(lost: WriteTarget, kept: readonly WriteTarget[]): void {
+    if (kept.length >= this.#context.placement.map.replicas) return
+    const spare = replacementFor(lost, kept, this.#spares())
+    if (spare === undefined) return
+    this.#send(spare)
+  }
+
+  #spares(): WriteTarget[] {
+    return spareTargets(this.#question()).filter(
+      ({ shard, node }) => !this.#tried.includes(shard) && !this.#failedNodes.includes(node),
+    )
+  }
+
+  #question(): WriteQuestion {
+    return this.#context.question(this.#write.kind, this.#write.partition, this.#write.frame.length, true)
+  }
+
+  /** The silent ones may be frozen: a handoff for each, beside them, and the rest of the time for all. */
+  #hedge(): void {
+    const silent = [...this.#pending]
+    this.#timer = setTimeout(() => this.#expire(), deadlineMs - hedgeAfterMs)
+    for (const lost of silent) {
+      const kept = [...this.#durable, ...this.#pending.filter(target => !silent.includes(target))]
+      const spares = this.#spares().filter(({ node }) => !silent.some(target => target.node === node))
+      const spare = kept.length < this.#context.placement.map.replicas ? replacementFor(lost, kept, spares) : undefined
+      if (spare !== undefined) this.#send(spare)
+    }
+  }
+
+  #expire(): void {
+    if (reaches(this.#write.plan.quorum, this.#durable) || this.#reachesNow()) this.#succeed()
+    else this.#fail()
+  }
+
+  /** The second zone of the plan may be down by now: what counts is which zones could take a copy at this moment. */
+  #reachesNow(): boolean {
+    const { kind } = this.#write
+    const zones = zonesOf([...this.#durable, ...this.#usableNow()])
+    return reaches(quorumOf(kind, this.#context.placement.map.replicas, zones), this.#durable)
+  }
+
+  #usableNow(): WriteTarget[] {
+    const question = this.#question()
+    const owners = this.#write.plan.targets.filter(target => question.writability(target) === 'ok')
+    return [...owners, ...spareTargets(question)]
+  }
+
+  #settle(): void {
+    this.#settled = true
+    clearTimeout(this.#timer)
+  }
+
+  #succeed(): void {
+    this.#settle()
+    this.#resolve(this.#context.copies(this.#write.plan.owners, this.#durable))
+  }
+
+  #fail(): void {
+    this.#settle()
+    this.#reject(this.#context.failure(this.#write.partition, this.#durable.length, this.#errors))
+  }
+}

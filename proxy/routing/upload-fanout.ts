@@ -1,0 +1,194 @@
+/**
+ * A large body on its way to R shards at once. It is read once; each replica has a bounded buffer; the client is read as
+ * fast as the best W replicas take it. One that dies, freezes or lags is left behind, and nobody notices while W remain.
+ * When they do not, another shard joins late: it gets what has gone by from memory (up to 1 MiB) or from a survivor, while
+ * the client is held.
+ */
+import { HoldfastError } from '../../shared/errors.ts'
+import { BodyDigests, type BodyFacts } from './body-digests.ts'
+import { copyInto } from './late-join.ts'
+import { ReplicaSet } from './replica-set.ts'
+import { ReplicatedUpload } from './staged-upload.ts'
+import type { StagedUpload } from './types.ts'
+import type { WriteContext } from './write-context.ts'
+import type { WriteTarget } from './write-plan.ts'
+
+/** The start of the body is kept so that a shard which refuses early costs nothing but another connection. */
+const prefixBytesMax = 1024 * 1024
+const tickMs = 250
+/** When the body is complete and a needed replica does not answer, another one is filled beside it. */
+const hedgeAfterMs = 3_000
+
+export interface FanoutOptions {
+  readonly partition: number
+  readonly expectedBytes: number | undefined
+  readonly bytesMax: number | undefined
+  readonly signal: AbortSignal
+  readonly requestId: string
+}
+
+/** Stages a body; see BlobWriter.stage. */
+export async function stageUpload(
+  context: WriteContext,
+  body: AsyncIterable<Buffer>,
+  options: FanoutOptions,
+): Promise<StagedUpload> {
+  const plan = context.plan('blob', options.partition, options.expectedBytes ?? 0)
+  const iterator = body[Symbol.asyncIterator]()
+  const replicas = new ReplicaSet(context, options.partition, plan.quorum, options)
+  try {
+    const facts = await new UploadFanout(context, replicas, options).run(plan.targets, iterator)
+    return new ReplicatedUpload(context, replicas, options, facts)
+  } catch (error) {
+    // Not awaited: a generator that is waiting for its client returns only when that client does something.
+    void Promise.resolve(iterator.return?.()).catch(() => undefined)
+    await replicas.discardAll()
+    throw error
+  }
+}
+
+class UploadFanout {
+  readonly #context: WriteContext
+  readonly #replicas: ReplicaSet
+  readonly #options: FanoutOptions
+  readonly #digests = new BodyDigests()
+  /** The body so far, while it is short. */
+  #prefix: Buffer[] | undefined = []
+  #wanted = 0
+  #ended = false
+
+  constructor(context: WriteContext, replicas: ReplicaSet, options: FanoutOptions) {
+    this.#context = context
+    this.#replicas = replicas
+    this.#options = options
+  }
+
+  async run(targets: readonly WriteTarget[], body: AsyncIterator<Buffer>): Promise<BodyFacts> {
+    this.#wanted = targets.length
+    for (const target of targets) this.#replicas.add(this.#replicas.open(target))
+    for (;;) {
+      await this.#room()
+      const next = await this.#next(body)
+      if (next.done === true) break
+      this.#take(next.value)
+    }
+    return this.#finish()
+  }
+
+  /** The next chunk, or the signal's reason. One promise for each chunk: racing a long-lived one would collect reactions. */
+  #next(body: AsyncIterator<Buffer>): Promise<IteratorResult<Buffer>> {
+    const { signal } = this.#options
+    return new Promise((resolve, reject) => {
+      signal.throwIfAborted()
+      const leave = (): void => reject(signal.reason as Error)
+      signal.addEventListener('abort', leave, { once: true })
+      body
+        .next()
+        .then(resolve, reject)
+        .finally(() => signal.removeEventListener('abort', leave))
+    })
+  }
+
+  #take(chunk: Buffer): void {
+    const { bytesMax, expectedBytes } = this.#options
+    this.#digests.update(chunk)
+    const { bytes } = this.#digests
+    if (bytesMax !== undefined && bytes > bytesMax) throw new HoldfastError('TOO_LARGE', 'body too large', { bytesMax })
+    if (expectedBytes !== undefined && bytes > expectedBytes) throw lengthMismatch(expectedBytes, bytes)
+    if (bytes > prefixBytesMax) this.#prefix = undefined
+    this.#prefix?.push(chunk)
+    for (const replica of this.#replicas.live) replica.write(chunk)
+  }
+
+  /** Resolves when there are enough replicas and another chunk may be taken. */
+  async #room(): Promise<void> {
+    for (;;) {
+      this.#options.signal.throwIfAborted()
+      this.#replicas.police()
+      if (this.#lacksReplicas()) await this.#fillUp()
+      if (this.#replicas.hasRoom()) return
+      await this.#replicas.changed(tickMs)
+    }
+  }
+
+  #lacksReplicas(): boolean {
+    const { live } = this.#replicas
+    return !this.#replicas.suffices(live) || (this.#prefix !== undefined && live.length < this.#wanted)
+  }
+
+  /** Lets shards join until there are enough; as many as at the start while that costs only memory. */
+  async #fillUp(): Promise<void> {
+    while (this.#lacksReplicas()) {
+      const stale = this.#prefix === undefined ? undefined : this.#replicas.takeStale()
+      const target = stale ?? this.#replicas.nextSpare()
+      if (target !== undefined) {
+        await this.#join(target, stale !== undefined)
+        continue
+      }
+      const { live } = this.#replicas
+      if (!this.#replicas.suffices(live) && !this.#replicas.relax(live)) throw this.#replicas.failure()
+      this.#wanted = live.length
+    }
+  }
+
+  async #join(target: WriteTarget, fresh: boolean): Promise<void> {
+    const replica = this.#replicas.open(target, fresh)
+    if (this.#prefix !== undefined) {
+      for (const chunk of this.#prefix) replica.write(chunk)
+    } else if (!(await this.#copy(replica))) {
+      this.#replicas.noteFailure(replica.failure)
+      return
+    }
+    if (!fresh) this.#context.counters.lateJoins += 1
+    this.#replicas.add(replica)
+    if (this.#ended) replica.end()
+  }
+
+  async #copy(replica: ReturnType<ReplicaSet['open']>): Promise<boolean> {
+    try {
+      return await copyInto(replica, {
+        bytes: this.#digests.bytes,
+        sources: () => this.#replicas.live,
+        now: this.#context.now,
+        changed: ms => this.#replicas.changed(ms),
+        signal: this.#options.signal,
+      })
+    } catch (error) {
+      await replica.discard()
+      throw error
+    }
+  }
+
+  /** Resolves when a quorum of shards has the whole body on disk, with the bytes we read. */
+  async #finish(): Promise<BodyFacts> {
+    const { expectedBytes } = this.#options
+    const facts = this.#digests.finish()
+    if (expectedBytes !== undefined && facts.bytes !== expectedBytes) throw lengthMismatch(expectedBytes, facts.bytes)
+    this.#ended = true
+    for (const replica of this.#replicas.live) replica.end()
+    const expected = { bytes: facts.bytes, crc: facts.crc, sinceMs: this.#context.now() }
+    let hedged = false
+    for (;;) {
+      this.#options.signal.throwIfAborted()
+      this.#replicas.police(expected)
+      const answered = this.#replicas.live.filter(({ answer }) => answer !== undefined)
+      if (this.#replicas.suffices(answered)) return facts
+      if (this.#lacksReplicas()) {
+        await this.#fillUp()
+      } else if (!hedged && answered.length > 0 && this.#context.now() - expected.sinceMs > hedgeAfterMs) {
+        hedged = true
+        const spare = this.#replicas.nextSpare(answered)
+        if (spare !== undefined) await this.#join(spare, false)
+      } else {
+        await this.#replicas.changed(tickMs)
+      }
+    }
+  }
+}
+
+function lengthMismatch(expected: number, found: number): HoldfastError {
+  return new HoldfastError('LENGTH_MISMATCH', `the body has ${found} bytes, ${expected} were declared`, {
+    expected,
+    found,
+  })
+}

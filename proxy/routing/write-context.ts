@@ -1,0 +1,156 @@
+import type { PlacementView } from '../../shared/cluster-map.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { NodeId, ShardId } from '../../shared/ids.ts'
+import { AppendBatcher } from './append-batcher.ts'
+import type { ClusterView } from './cluster-view.ts'
+import type { HealthTable } from './health.ts'
+import type { NodeClient, NodeClients } from './node-client.ts'
+import { WireConnections } from './wire-connection.ts'
+import { planWrite, type WritePlan, type WriteQuestion, type WriteTarget } from './write-plan.ts'
+
+/** Everything that goes up to one storage node. */
+export interface NodeUplink {
+  readonly client: NodeClient
+  readonly connections: WireConnections
+  readonly appender: AppendBatcher
+}
+
+/** Only grow; the metrics read them. */
+export interface WriteCounters {
+  /** Acknowledged with fewer than R copies on owners. */
+  underReplicated: number
+  /** Copies that went to a shard that is no owner. */
+  handoffs: number
+  /** Replicas that joined an upload after its first bytes. */
+  lateJoins: number
+  /** Replicas that left an upload: dead, frozen, too slow, refusing. */
+  droppedReplicas: number
+  /** Writes refused or failed for want of replicas. */
+  quorumFailures: number
+}
+
+export interface WriteContextDeps {
+  readonly view: ClusterView
+  readonly health: HealthTable
+  readonly clients: NodeClients
+  /** Monotonic milliseconds. */
+  readonly now?: () => number
+}
+
+/** Where the copies of an acknowledged write are. */
+export interface Copies {
+  /** Owners without a durable copy. */
+  readonly missing: readonly ShardId[]
+  /** Shards that have one without being owners. */
+  readonly handoffs: readonly ShardId[]
+}
+
+/** What all writes of one worker share: who can take them, and the ways to the nodes. */
+export class WriteContext {
+  readonly now: () => number
+  readonly counters: WriteCounters = {
+    underReplicated: 0,
+    handoffs: 0,
+    lateJoins: 0,
+    droppedReplicas: 0,
+    quorumFailures: 0,
+  }
+  readonly #deps: WriteContextDeps
+  readonly #uplinks = new Map<NodeId, NodeUplink>()
+
+  constructor(deps: WriteContextDeps) {
+    this.#deps = deps
+    this.now = deps.now ?? (() => performance.now())
+  }
+
+  get placement(): PlacementView {
+    return this.#deps.view.current()
+  }
+
+  /** The way to a node. Its client is asked for each time: a node that moved to another URL gets a new one. */
+  uplink({ node, url, zone }: WriteTarget): NodeUplink {
+    const client = this.#deps.clients.get({ id: node, url, zone })
+    const known = this.#uplinks.get(node)
+    if (known?.client === client) return known
+    known?.appender.close()
+    const connections = new WireConnections(url)
+    const uplink = { client, connections, appender: new AppendBatcher(client, connections, this.now) }
+    this.#uplinks.set(node, uplink)
+    return uplink
+  }
+
+  isDown(node: NodeId): boolean {
+    return this.#deps.health.state(node) === 'down'
+  }
+
+  /**
+   * The question behind a plan. `lenient` also takes nodes that asked for no new work or have been silent for a second:
+   * better than refusing the write.
+   */
+  question(kind: WriteQuestion['kind'], partition: number, bytes: number, lenient = false): WriteQuestion {
+    const { health } = this.#deps
+    return {
+      placement: this.placement,
+      partition,
+      kind,
+      writability: ({ node, shard }) => {
+        if (health.state(node) === 'down') return 'unavailable'
+        if (!lenient && (health.draining(node) || this.#uplinks.get(node)?.appender.stalled === true))
+          return 'unavailable'
+        if (health.writable(node, shard, bytes)) return 'ok'
+        const state = health.shardState(shard)
+        return state === 'ok' || state === 'full' ? 'no-room' : 'unavailable'
+      },
+    }
+  }
+
+  /** Plans a write of `bytes`. Throws QUORUM_NOT_REACHED or INSUFFICIENT_STORAGE. */
+  plan(kind: WriteQuestion['kind'], partition: number, bytes: number): WritePlan {
+    try {
+      return planWrite(this.question(kind, partition, bytes))
+    } catch (error) {
+      if (!isHoldfastError(error)) throw error
+    }
+    try {
+      return planWrite(this.question(kind, partition, bytes, true))
+    } catch (error) {
+      this.counters.quorumFailures += 1
+      throw error
+    }
+  }
+
+  /** What an acknowledged write reached, and counts it. */
+  copies(owners: readonly ShardId[], durable: readonly WriteTarget[]): Copies {
+    const missing = owners.filter(owner => !durable.some(({ shard }) => shard === owner))
+    const handoffs = durable.map(({ shard }) => shard).filter(shard => !owners.includes(shard))
+    if (missing.length > 0) this.counters.underReplicated += 1
+    this.counters.handoffs += handoffs.length
+    return { missing, handoffs }
+  }
+
+  /** The error of a write that found too few replicas, after what went wrong with each. */
+  failure(partition: number, copies: number, reasons: readonly HoldfastError[]): HoldfastError {
+    this.counters.quorumFailures += 1
+    const data = { partition, copies, reasons: reasons.map(({ code }) => code).slice(0, 16) }
+    const options = { cause: reasons[0] }
+    if (
+      reasons.length > 0 &&
+      reasons.every(error => isHoldfastError(error, 'INSUFFICIENT_STORAGE', 'SHARD_READ_ONLY'))
+    ) {
+      return new HoldfastError('INSUFFICIENT_STORAGE', 'too few shards have room', data, options)
+    }
+    if (reasons.some(({ code }) => code === 'OVERLOADED')) {
+      return new HoldfastError('OVERLOADED', 'storage nodes have too much to do', data, options)
+    }
+    return new HoldfastError('QUORUM_NOT_REACHED', 'too few storage nodes took the write', data, options)
+  }
+
+  /** Takes no new records, and cuts connections. Call it when no write is in flight any more. */
+  close(): void {
+    for (const { appender, connections } of this.#uplinks.values()) {
+      appender.close()
+      connections.destroy()
+    }
+    this.#uplinks.clear()
+  }
+}
