@@ -22,8 +22,9 @@ export interface CacheLease {
   /**
    * Tells all other holders that these keys changed. Resolves once each has acknowledged or its lease has certainly run out, so
    * that no worker can answer from an older entry any more (I37). Calls are batched; with no other holder it costs one round
-   * trip at most. Call it after the commit, before the answer to the client. Never rejects: without coordination it falls back to the
-   * suspension protocol (docs/architecture.md, "Caches").
+   * trip at most. Call it after the commit, before the answer to the client. Without Redis it falls back to the suspension
+   * protocol (docs/architecture.md, "Caches"). Rejects only with COORDINATION_UNAVAILABLE, when PostgreSQL too has been out
+   * of reach for 8 s since the commit, or with SHUTTING_DOWN: the write is committed then, but must not be acknowledged.
    */
   invalidate(keys: readonly string[]): Promise<void>
   /** Called before the acknowledgement is sent; 'all' after a gap (reconnect, lost messages). */
@@ -38,6 +39,16 @@ export interface Leadership {
   release(): Promise<void>
 }
 
+export interface CoordinationState {
+  /** Is the cache lease held, and renewed in time? */
+  readonly up: boolean
+  readonly reason?: string
+  /** Milliseconds since 1970. */
+  readonly since?: number
+  /** Since the start: rounds of announcements, keys told, leases revoked, suspensions tried, times the cache was emptied. */
+  readonly counters: Readonly<Record<'rounds' | 'keys' | 'revocations' | 'suspensions' | 'emptied', number>>
+}
+
 export interface Coordinator {
   readonly driver: 'redis' | 'postgres' | 'memory'
   readonly cache: CacheLease
@@ -46,8 +57,10 @@ export interface Coordinator {
   /** Who holds the role now, if that can be known. */
   holder(role: string): Promise<string | undefined>
   members(): Promise<readonly Member[]>
-  /** 'up' or since when it is down; for /readyz and metrics. */
-  state(): { readonly up: boolean; readonly reason?: string }
+  /** For /readyz and metrics. Down means slower, never wrong: it is no reason to be unready. */
+  state(): CoordinationState
+  /** Resolves after the first attempt to connect, successful or not; goes on trying by itself. */
   start(): Promise<void>
+  /** Gives leases and roles back, so that nobody has to wait for them. May be called twice. */
   close(): Promise<void>
 }
