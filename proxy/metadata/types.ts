@@ -94,7 +94,11 @@ export type CommitResult =
   | { readonly outcome: 'blob-exists'; readonly blob: Blob }
   /** 'existing' was collected meanwhile: write the bytes with a new generation, then commit with 'new'. */
   | { readonly outcome: 'blob-gone' }
-  | { readonly outcome: 'refused'; readonly reason: 'exists' | 'no-match' | 'redeploy'; readonly current: Artifact | null }
+  | {
+      readonly outcome: 'refused'
+      readonly reason: 'exists' | 'no-match' | 'redeploy'
+      readonly current: Artifact | null
+    }
 
 export interface DeletedArtifact {
   readonly path: string
@@ -199,9 +203,10 @@ export interface Metadata {
    * For blobs that nodes hold but no reference ever confirmed: which of them have a live row ('live'), and which are
    * now fenced off so that no later commit can bring them to life ('reclaim'). LEASE_LOST if the token is not the newest.
    */
-  reclaimUnconfirmed(blobs: readonly Pick<Blob, 'digest' | 'generation' | 'partition' | 'bytes'>[], token: number): Promise<
-    readonly ('live' | 'reclaim')[]
-  >
+  reclaimUnconfirmed(
+    blobs: readonly Pick<Blob, 'digest' | 'generation' | 'partition' | 'bytes'>[],
+    token: number,
+  ): Promise<readonly ('live' | 'reclaim')[]>
 
   /** Next fencing token for a role (I27): waits for transactions that still hold the old one. */
   issueToken(role: string, holder: string): Promise<number>

@@ -1,0 +1,7 @@
+import { tables } from './0001-tables.ts'
+import { coordination } from './0002-coordination.ts'
+import { commitFunction } from './0003-commit-function.ts'
+import type { Migration } from './migration.ts'
+
+/** Every step of the schema, by number. A new one is a file of its own and a line here. */
+export const migrations: readonly Migration[] = [tables, coordination, commitFunction]

@@ -1,0 +1,234 @@
+import type { Logger } from 'pino'
+import type { ClusterMap } from '../../shared/cluster-map.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
+import type { Digest } from '../../shared/ids.ts'
+import * as artifacts from './artifacts.ts'
+import { loadClusterMap, publishClusterMap } from './cluster-maps.ts'
+import {
+  commitResultOf,
+  deleteResultOf,
+  runChanges,
+  type Change,
+  type ChangeRow,
+  type DeleteArtifact,
+} from './commit-changes.ts'
+import { CommitQueue } from './commit-queue.ts'
+import { callTimeoutMs, Database } from './database.ts'
+import { ensureIdentity, type Identity } from './identity.ts'
+import { issueToken, newestToken } from './leaders.ts'
+import { listFolder } from './list-folder.ts'
+import { migrate } from './migrate.ts'
+import { migrations } from './migrations/index.ts'
+import type { Migration } from './migrations/migration.ts'
+import { pendingOutbox, settleOutbox } from './outbox.ts'
+import * as repairs from './repairs.ts'
+import * as repositories from './repositories.ts'
+import { statement } from './statement.ts'
+import type * as types from './types.ts'
+import * as users from './users.ts'
+
+const poolSizeDefault = 8
+/** Transactions of commits at once: while one waits for the disk, the next one gathers and runs. */
+const commitLanes = 2
+
+const ping = statement('ping', 'SELECT 1')
+
+export interface MetadataOptions {
+  /**
+   * `postgres://user:password@host:port/name`, also with several hosts (the first that is no standby is used) or with
+   * sockets (`postgres:///name?host=/folder`); or `pglite:<folder>`.
+   */
+  readonly url: string
+  readonly log: Logger
+  /** Connections for statements; two more serve pipelined reads. */
+  readonly poolSize?: number
+  /** The cluster this database must belong to; a new database is given it, or a random one. */
+  readonly clusterId?: string
+  /**
+   * true: resolve although PostgreSQL is away; calls reject with METADATA_UNAVAILABLE until it is there. `incarnation`
+   * is empty and `clusterId` is the one given until then.
+   */
+  readonly startWithout?: boolean
+  /** For tests: another schema. */
+  readonly migrations?: readonly Migration[]
+}
+
+/**
+ * Connects, brings the schema up to date, and finds out which database this is. Rejects with METADATA_UNAVAILABLE,
+ * SCHEMA_UNSUPPORTED (a newer or altered schema), CONFIG_INVALID (a database of another cluster, a malformed URL) or
+ * DATA_IN_USE (pglite), leaving nothing open.
+ */
+export async function openMetadata(options: MetadataOptions): Promise<types.Metadata> {
+  const metadata = new PostgresMetadata(options)
+  try {
+    await metadata.start()
+  } catch (error) {
+    if (options.startWithout !== true || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
+      await metadata.close()
+      throw error
+    }
+    options.log.warn({ err: error }, 'database away at start: artifacts can be read, not written')
+  }
+  return metadata
+}
+
+class PostgresMetadata implements types.Metadata {
+  readonly #database: Database
+  readonly #commits: CommitQueue
+  #identity: Identity
+
+  constructor({ url, log, poolSize = poolSizeDefault, clusterId, migrations: known = migrations }: MetadataOptions) {
+    this.#identity = { clusterId: clusterId ?? '', incarnation: '' }
+    this.#database = new Database(
+      { url, poolSize },
+      {
+        log,
+        prepare: async session => {
+          await migrate(session, known, log)
+          this.#identity = await ensureIdentity(session, clusterId)
+        },
+        onDown: error => this.#commits.rejectWaiting(error),
+      },
+    )
+    this.#commits = new CommitQueue({ database: this.#database, lanes: commitLanes, timeoutMs: callTimeoutMs })
+  }
+
+  start(): Promise<void> {
+    return this.#database.start()
+  }
+
+  close(): Promise<void> {
+    return this.#database.close()
+  }
+
+  async ping(): Promise<void> {
+    await this.#database.read(ping, [])
+  }
+
+  get incarnation(): string {
+    return this.#identity.incarnation
+  }
+
+  get clusterId(): string {
+    return this.#identity.clusterId
+  }
+
+  listRepositories = (): Promise<readonly types.Repository[]> => repositories.listRepositories(this.#database)
+  createRepository = (repository: types.NewRepository): Promise<types.Repository> =>
+    repositories.createRepository(this.#database, repository)
+  changeRepository = (name: string, change: types.RepositoryChange): Promise<types.Repository> =>
+    repositories.changeRepository(this.#database, name, change)
+  deleteRepository = (name: string): Promise<void> => repositories.deleteRepository(this.#database, name)
+
+  findUser = (name: string): Promise<types.User | undefined> => users.findUser(this.#database, name)
+  putUser = (user: types.User): Promise<void> => users.putUser(this.#database, user)
+  audit = (entry: Parameters<types.Metadata['audit']>[0]): Promise<void> => users.appendAudit(this.#database, entry)
+
+  findArtifact = (repositoryId: number, path: string): Promise<types.Artifact | undefined> =>
+    artifacts.findArtifact(this.#database, repositoryId, path)
+  findBlob = (digest: { sha256: Digest } | { sha1: string }): Promise<types.Blob | undefined> =>
+    artifacts.findBlob(this.#database, digest)
+  digestReadable = (digest: Digest, repositoryIds: readonly number[]): Promise<boolean> =>
+    artifacts.digestReadable(this.#database, digest, repositoryIds)
+  listFolder = (repositoryId: number, prefix: string, after: string, limit: number): Promise<types.FolderPage> =>
+    listFolder(this.#database, repositoryId, prefix, after, limit)
+  listArtifacts = (
+    repositoryId: number,
+    prefix: string,
+    after: string,
+    limit: number,
+  ): Promise<readonly types.Artifact[]> => artifacts.listArtifacts(this.#database, repositoryId, prefix, after, limit)
+  deleteFolder = (
+    target: Parameters<types.Metadata['deleteFolder']>[0],
+    limit: number,
+  ): Promise<readonly types.DeletedArtifact[]> => artifacts.deleteFolder(this.#database, target, limit)
+
+  async commitArtifact(put: types.CommitArtifact): Promise<types.CommitResult> {
+    const row = await this.#commits.submit({ op: 'put', put })
+    return this.#resultOf(put, row)
+  }
+
+  async deleteArtifact(
+    target: Omit<DeleteArtifact, 'match'>,
+    conditions: Pick<types.WriteConditions, 'match'> = {},
+  ): Promise<types.DeletedArtifact | undefined> {
+    const deletion = { ...target, ...conditions }
+    return deleteResultOf(deletion, await this.#commits.submit({ op: 'delete', delete: deletion }))
+  }
+
+  async commitArtifacts(
+    commits: readonly types.CommitArtifact[],
+    deletes: readonly DeleteArtifact[] = [],
+  ): Promise<{ results: readonly types.CommitResult[]; deleted: readonly types.DeletedArtifact[] }> {
+    const changes: Change[] = [
+      ...commits.map(put => ({ op: 'put' as const, put })),
+      ...deletes.map(deletion => ({ op: 'delete' as const, delete: deletion })),
+    ]
+    if (changes.length === 0) return { results: [], deleted: [] }
+    try {
+      const rows = await this.#database.transaction(async transaction => {
+        const done = await runChanges(transaction, changes)
+        const failed = done.filter(row => refusedOutcomes.has(row.outcome))
+        if (failed.length > 0) throw new Refused(failed)
+        return done
+      })
+      const results = await Promise.all(commits.map((put, index) => this.#resultOf(put, rows[index]!)))
+      const deleted = deletes.map((target, index) => deleteResultOf(target, rows[commits.length + index]!))
+      return { results, deleted: deleted.filter(one => one !== undefined) }
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error
+      const results = error.rows.map(async row => {
+        const put = commits[row.ord]
+        return put === undefined ? deleteResultOf(deletes[row.ord - commits.length]!, row) : this.#resultOf(put, row)
+      })
+      return { results: (await Promise.all(results)).filter(isCommitResult), deleted: [] }
+    }
+  }
+
+  settleOutbox = (seqs: readonly number[]): Promise<void> => settleOutbox(this.#database, seqs)
+  pendingOutbox = (olderThanMs: number, limit: number): Promise<readonly types.OutboxEntry[]> =>
+    pendingOutbox(this.#database, olderThanMs, limit)
+  addRepairs = (entries: Parameters<types.Metadata['addRepairs']>[0]): Promise<void> =>
+    repairs.addRepairs(this.#database, entries)
+  dueRepairs = (limit: number): Promise<readonly types.RepairEntry[]> => repairs.dueRepairs(this.#database, limit)
+  finishRepair = (id: number, token: number): Promise<void> => repairs.finishRepair(this.#database, id, token)
+  postponeRepair = (id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void> =>
+    repairs.postponeRepair(this.#database, id, token, retryMs, missing)
+  countRepairs = (): Promise<number> => repairs.countRepairs(this.#database)
+  reclaimUnconfirmed = (
+    blobs: Parameters<types.Metadata['reclaimUnconfirmed']>[0],
+    token: number,
+  ): Promise<readonly ('live' | 'reclaim')[]> => repairs.reclaimUnconfirmed(this.#database, blobs, token)
+
+  issueToken = (role: string, holder: string): Promise<number> => issueToken(this.#database, role, holder)
+  newestToken = (role: string): Promise<number> => newestToken(this.#database, role)
+  loadClusterMap = (): Promise<ClusterMap | undefined> => loadClusterMap(this.#database)
+  publishClusterMap = (map: ClusterMap, token: number): Promise<boolean> =>
+    publishClusterMap(this.#database, map, token)
+
+  async #resultOf(put: types.CommitArtifact, row: ChangeRow): Promise<types.CommitResult> {
+    const current = row.outcome === 'refused' ? await this.findArtifact(put.repositoryId, put.path) : undefined
+    return commitResultOf(put, row, this.#identity.incarnation, current ?? null)
+  }
+}
+
+const refusedOutcomes: ReadonlySet<ChangeRow['outcome']> = new Set([
+  'refused',
+  'blob-exists',
+  'blob-gone',
+  'no-repository',
+])
+
+/** Carries the refused changes out of the transaction that they roll back. */
+class Refused extends Error {
+  readonly rows: readonly ChangeRow[]
+
+  constructor(rows: readonly ChangeRow[]) {
+    super('refused')
+    this.rows = rows
+  }
+}
+
+function isCommitResult(result: types.CommitResult | types.DeletedArtifact | undefined): result is types.CommitResult {
+  return result !== undefined && 'outcome' in result
+}

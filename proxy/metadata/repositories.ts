@@ -1,0 +1,72 @@
+import { HoldfastError } from '../../shared/errors.ts'
+import type { Database } from './database.ts'
+import { repositoryColumns, repositoryOf, type RepositoryRow } from './rows.ts'
+import { statement } from './statement.ts'
+import type { NewRepository, Repository, RepositoryChange } from './types.ts'
+
+/** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_1 shares. */
+const repositoryLockClass = 4832
+
+const list = statement<RepositoryRow>(
+  'list-repositories',
+  `SELECT ${repositoryColumns} FROM repositories ORDER BY name`,
+)
+const create = statement<RepositoryRow>(
+  'create-repository',
+  `INSERT INTO repositories (name, redeploy, artifact_bytes_max, anonymous_read) VALUES ($1, $2, $3, $4)
+  ON CONFLICT (name) DO NOTHING RETURNING ${repositoryColumns}`,
+)
+const change = statement<RepositoryRow>(
+  'change-repository',
+  `UPDATE repositories SET redeploy = coalesce($2, redeploy),
+    artifact_bytes_max = CASE WHEN $3::boolean THEN $4::bigint ELSE artifact_bytes_max END,
+    anonymous_read = coalesce($5, anonymous_read)
+  WHERE name = $1 RETURNING ${repositoryColumns}`,
+)
+const find = statement<{ id: number }>('find-repository', 'SELECT id FROM repositories WHERE name = $1')
+const lock = statement('lock-repository', `SELECT pg_advisory_xact_lock(${repositoryLockClass}, $1)`)
+const hasArtifacts = statement<{ used: boolean }>(
+  'repository-has-artifacts',
+  'SELECT EXISTS (SELECT FROM artifacts WHERE repository_id = $1 AND digest IS NOT NULL) AS used',
+)
+const remove = statement('delete-repository', 'DELETE FROM repositories WHERE id = $1')
+
+export async function listRepositories(database: Database): Promise<readonly Repository[]> {
+  const rows = await database.query(list)
+  return rows.map(repositoryOf)
+}
+
+export async function createRepository(database: Database, repository: NewRepository): Promise<Repository> {
+  const { name, redeploy = 'allow', artifactBytesMax = null, anonymousRead = false } = repository
+  const [row] = await database.query(create, [name, redeploy, artifactBytesMax, anonymousRead])
+  if (row === undefined) throw new HoldfastError('CONFLICT', `there is a repository '${name}' already`, { name })
+  return repositoryOf(row)
+}
+
+export async function changeRepository(
+  database: Database,
+  name: string,
+  wanted: RepositoryChange,
+): Promise<Repository> {
+  const { redeploy = null, artifactBytesMax, anonymousRead = null } = wanted
+  const values = [name, redeploy, artifactBytesMax !== undefined, artifactBytesMax ?? null, anonymousRead]
+  const [row] = await database.query(change, values)
+  if (row === undefined) throw notFound(name)
+  return repositoryOf(row)
+}
+
+/** Waits for commits in flight into the repository. Tombstones stay: their ids are never used again. */
+export async function deleteRepository(database: Database, name: string): Promise<void> {
+  await database.transaction(async transaction => {
+    const [repository] = await transaction.query(find, [name])
+    if (repository === undefined) throw notFound(name)
+    await transaction.query(lock, [repository.id])
+    const [row] = await transaction.query(hasArtifacts, [repository.id])
+    if (row?.used !== false) throw new HoldfastError('CONFLICT', `repository '${name}' is not empty`, { name })
+    await transaction.query(remove, [repository.id])
+  })
+}
+
+function notFound(name: string): HoldfastError {
+  return new HoldfastError('REPOSITORY_NOT_FOUND', `no repository '${name}'`, { name })
+}

@@ -1,0 +1,77 @@
+/** Rows as PostgreSQL returns them, and what the rest of the proxy makes of them. Pure. */
+import assert from 'node:assert/strict'
+import type { Digest, Generation } from '../../shared/ids.ts'
+import type { Artifact, Blob, Repository } from './types.ts'
+
+export interface BlobRow {
+  readonly digest: Digest
+  readonly generation: Generation
+  readonly partition: number
+  readonly bytes: number
+  readonly md5: string
+  readonly sha1: string
+}
+
+export interface ArtifactRow extends BlobRow {
+  readonly repository_id: number
+  readonly path: string
+  readonly version: number
+  readonly content_type: string | null
+  readonly attributes: Record<string, unknown>
+  readonly created_by: string
+  readonly created_at: number
+  readonly updated_at: number
+}
+
+export interface RepositoryRow {
+  readonly id: number
+  readonly name: string
+  readonly format: 'raw'
+  readonly type: 'hosted'
+  readonly redeploy: Repository['redeploy']
+  readonly artifact_bytes_max: number | null
+  readonly anonymous_read: boolean
+}
+
+export const blobColumns = 'b.digest, b.generation, b.partition, b.bytes, b.md5, b.sha1'
+/** Of artifacts `a` joined with their blobs `b`. */
+export const artifactColumns = `a.repository_id, a.path, a.version, a.content_type, a.attributes, a.created_by,
+  a.created_at, a.updated_at, ${blobColumns}`
+export const repositoryColumns = 'id, name, format, type, redeploy, artifact_bytes_max, anonymous_read'
+
+export function blobOf(row: BlobRow): Blob {
+  const { digest, generation, partition, bytes, md5, sha1 } = row
+  return { digest, generation, partition, bytes, md5, sha1 }
+}
+
+export function artifactOf(row: ArtifactRow): Artifact {
+  return {
+    repositoryId: row.repository_id,
+    path: row.path,
+    version: row.version,
+    blob: blobOf(row),
+    contentType: row.content_type,
+    attributes: row.attributes,
+    createdBy: row.created_by,
+    createdAt: row.created_at,
+    updatedAt: row.updated_at,
+  }
+}
+
+export function repositoryOf(row: RepositoryRow): Repository {
+  return {
+    id: row.id,
+    name: row.name,
+    format: row.format,
+    type: row.type,
+    redeploy: row.redeploy,
+    artifactBytesMax: row.artifact_bytes_max,
+    anonymousRead: row.anonymous_read,
+  }
+}
+
+/** Where the paths below `prefix` end, as an exclusive bound; undefined: with the repository. '0' follows '/'. */
+export function endOfPrefix(prefix: string): string | undefined {
+  assert(prefix === '' || prefix.endsWith('/'), 'a prefix ends in a slash')
+  return prefix === '' ? undefined : `${prefix.slice(0, -1)}0`
+}
