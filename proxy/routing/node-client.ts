@@ -1,10 +1,15 @@
-import { HoldfastError, errorCodes, type ErrorCode } from '../../shared/errors.ts'
+import { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import type { MapNode } from '../../shared/cluster-map.ts'
 import { wireAuthorization, wireHeader } from '../../shared/wire.ts'
 import { type Dispatcher, Pool } from 'undici'
 import type { ClusterView } from './cluster-view.ts'
 import type { HealthTable, Outcome } from './health.ts'
+import { NodeReader, type ReadLimits } from './node-reader.ts'
+import { ReadBuffers } from './read-buffers.ts'
+import { outcomeOf, reasonOf, wireErrorOf } from './wire-errors.ts'
+
+export { outcomeOf, wireErrorOf } from './wire-errors.ts'
 
 /** JSON answers of nodes are small or paged; what is longer is no answer of ours. */
 const answerBytesMax = 16 * 1024 * 1024
@@ -26,12 +31,16 @@ export interface NodeClientsDeps {
   readonly clusterSecret: string
   readonly view: ClusterView
   readonly health: HealthTable
+  /** Monotonic milliseconds; the process's own unless told. */
+  readonly now?: () => number
+  readonly readLimits?: Partial<ReadLimits>
 }
 
 /** One client per node of the newest cluster map, made when first asked for. */
 export class NodeClients {
   readonly #deps: NodeClientsDeps
   readonly #authorization: string
+  readonly #buffers = new ReadBuffers()
   readonly #clients = new Map<NodeId, NodeClient>()
   readonly #unsubscribe: () => void
   #closing: Promise<unknown>[] = []
@@ -50,10 +59,11 @@ export class NodeClients {
   get(node: MapNode): NodeClient {
     const known = this.#clients.get(node.id)
     if (known !== undefined && known.url === node.url) return known
-    if (this.#closed) throw new HoldfastError('SHUTTING_DOWN', 'the proxy is closing')
     if (known !== undefined) this.#close(known)
-    const client = new NodeClient(node, this.#authorization, this.#deps)
-    this.#clients.set(node.id, client)
+    const client = new NodeClient(node, this.#authorization, this.#buffers, this.#deps)
+    // After close() whoever still asks gets a client that refuses everything.
+    if (this.#closed) this.#close(client)
+    else this.#clients.set(node.id, client)
     return client
   }
 
@@ -101,13 +111,17 @@ export class NodeClient {
   readonly control: Dispatcher
   /** For bodies that stream upwards: apart, so that many slow uploads leave room for the short requests. */
   readonly uploads: Dispatcher
+  /** Blobs downwards. */
+  readonly reader: NodeReader
   /** One connection for health checks, exempt from the queues of the load. */
   readonly #probes: Pool
   readonly #authorization: string
   readonly #deps: NodeClientsDeps
   #inFlight = 0
+  /** The headers of the read leg as text, and the epoch they were made for. */
+  #readHead: { readonly epoch: number; readonly text: string } | undefined
 
-  constructor(node: MapNode, authorization: string, deps: NodeClientsDeps) {
+  constructor(node: MapNode, authorization: string, buffers: ReadBuffers, deps: NodeClientsDeps) {
     this.node = node.id
     this.url = node.url
     this.#authorization = authorization
@@ -117,11 +131,20 @@ export class NodeClient {
     this.control = new Pool(node.url, { ...common, connections: 64, headersTimeout: 10_000, bodyTimeout: 10_000 })
     this.uploads = new Pool(node.url, { ...common, connections: 128, headersTimeout: 60_000, bodyTimeout: 30_000 })
     this.#probes = new Pool(node.url, { ...common, connections: 1, headersTimeout: 1_000, bodyTimeout: 1_000 })
+    this.reader = new NodeReader({
+      node: node.id,
+      url: node.url,
+      headers: () => this.#readHeaders(),
+      buffers,
+      now: deps.now ?? (() => performance.now()),
+      report: outcome => this.report(outcome),
+      ...(deps.readLimits === undefined ? {} : { limits: deps.readLimits }),
+    })
   }
 
   /** Requests of this worker that the node has not answered yet. */
   get inFlight(): number {
-    return this.#inFlight
+    return this.#inFlight + this.reader.inFlight
   }
 
   /** Tells the health table what a request came to; `requestJson` does so by itself. */
@@ -159,8 +182,20 @@ export class NodeClient {
     return this.#exchange(this.#probes, 'GET', path, undefined, { timeoutMs })
   }
 
-  /** Waits for requests in flight, at most 10 s; then cuts them. */
+  #readHeaders(): string {
+    const { epoch } = this.#deps.view.current().map
+    if (this.#readHead?.epoch !== epoch) {
+      const text = Object.entries(this.headers())
+        .map(([name, value]) => `${name}: ${value}\r\n`)
+        .join('')
+      this.#readHead = { epoch, text }
+    }
+    return this.#readHead.text
+  }
+
+  /** Waits for requests in flight, at most 10 s; then cuts them. Reads are cut at once: they go on at another node. */
   async close(): Promise<void> {
+    this.reader.close()
     const pools = [this.control, this.uploads, this.#probes]
     const timer = setTimeout(() => void Promise.all(pools.map(pool => pool.destroy())), 10_000)
     await Promise.all(pools.map(pool => pool.close()))
@@ -257,58 +292,6 @@ export class NodeClient {
 
 class Timeout extends Error {
   readonly code = 'TIMEOUT'
-}
-
-const knownCodes: ReadonlySet<string> = new Set(errorCodes)
-
-/** The error a node's answer stands for. What is no WireError is nonsense, and as good as no answer. */
-export function wireErrorOf(text: string, status: number, data: Readonly<Record<string, unknown>>): HoldfastError {
-  let body: unknown
-  try {
-    body = JSON.parse(text)
-  } catch {
-    // Not JSON: falls through to NODE_UNREACHABLE below.
-  }
-  const {
-    code,
-    message,
-    data: more,
-  } = (typeof body === 'object' && body !== null ? body : {}) as Record<string, unknown>
-  if (typeof code !== 'string' || typeof message !== 'string' || !knownCodes.has(code)) {
-    return new HoldfastError('NODE_UNREACHABLE', 'storage node answered nonsense', {
-      ...data,
-      status,
-      reason: 'nonsense',
-    })
-  }
-  const facts = typeof more === 'object' && more !== null ? more : {}
-  return new HoldfastError(code as ErrorCode, message, { ...facts, ...data, status })
-}
-
-/** What an error says about the node's health; undefined: nothing (it is busy, or refuses for good reason). */
-export function outcomeOf(error: HoldfastError): Outcome | undefined {
-  if (error.code === 'OVERLOADED' || error.code === 'SHUTTING_DOWN') return undefined
-  if (error.code === 'NODE_UNREACHABLE')
-    return connectReasons.has(String(error.data['reason'])) ? 'unreachable' : 'failed'
-  return error.code === 'INTERNAL' ? 'failed' : 'ok'
-}
-
-/** Reasons that mean that no connection came about. */
-const connectReasons: ReadonlySet<string> = new Set([
-  'ECONNREFUSED',
-  'UND_ERR_CONNECT_TIMEOUT',
-  'CONNECT_TIMEOUT',
-  'EHOSTUNREACH',
-  'ENETUNREACH',
-  'ENOTFOUND',
-  'EAI_AGAIN',
-  'ETIMEDOUT',
-])
-
-function reasonOf(cause: unknown): string {
-  if (typeof cause !== 'object' || cause === null) return 'unknown'
-  const { code, name } = cause as { code?: unknown; name?: unknown }
-  return typeof code === 'string' ? code : typeof name === 'string' ? name : 'unknown'
 }
 
 function isReset(error: unknown): boolean {

@@ -1,0 +1,201 @@
+/** The replicas of one blob in the order in which to ask them: owners, handoffs, then whoever says to hold it. */
+import type { NodeId, ShardId, Zone } from '../../shared/ids.ts'
+import { type TouchAnswer, type TouchRequest, wirePath } from '../../shared/wire.ts'
+import type { ClusterView } from './cluster-view.ts'
+import type { ReadCounters } from './counters.ts'
+import type { HealthTable } from './health.ts'
+import type { NodeClient, NodeClients } from './node-client.ts'
+import { chooseReplica, type ReplicaFacts } from './replica-choice.ts'
+import type { BlobLocation } from './types.ts'
+
+/** Handoffs asked without knowing that they hold the blob; writes take them in the same order. */
+const handoffCountMax = 3
+/** How long a shard that lacked a blob, or had a bad copy, is asked last for it. */
+const doubtMs = 30_000
+const doubtCountMax = 4_096
+/** What a search of the whole cluster found is good for requests right after it. */
+const searchMemoryMs = 2_000
+const searchCountMax = 256
+const searchNodesAtOnce = 16
+const searchTimeoutMs = 1_500
+
+export interface Replica extends ReplicaFacts {
+  readonly id: ShardId
+  readonly client: NodeClient
+  /** 'owner': should have the blob, so that lacking it is worth a report. */
+  readonly role: 'owner' | 'handoff' | 'found'
+}
+
+export interface ReplicasDeps {
+  readonly view: ClusterView
+  readonly clients: NodeClients
+  readonly health: HealthTable
+  readonly counters: ReadCounters
+  /** Zone of this proxy; undefined: none is nearer. */
+  readonly zone: Zone | undefined
+  readonly now: () => number
+  readonly random: () => number
+}
+
+/** What this worker knows about replicas beyond the map and their health. */
+export class Replicas {
+  readonly deps: ReplicasDeps
+  /** `digest.generation shard` -> until when it is asked last. */
+  readonly #doubts = new Map<string, number>()
+  readonly #searches = new Map<string, { readonly found: Promise<readonly ShardId[]>; startedAt: number }>()
+
+  constructor(deps: ReplicasDeps) {
+    this.deps = deps
+  }
+
+  of(blob: BlobLocation): ReplicaSource {
+    return new ReplicaSource(this, blob)
+  }
+
+  doubt(blob: BlobLocation, shard: ShardId): void {
+    if (this.#doubts.size >= doubtCountMax) {
+      for (const oldest of this.#doubts.keys()) {
+        this.#doubts.delete(oldest)
+        break
+      }
+    }
+    this.#doubts.set(`${blob.digest}.${blob.generation} ${shard}`, this.deps.now() + doubtMs)
+  }
+
+  doubtful(blob: BlobLocation, shard: ShardId): boolean {
+    if (this.#doubts.size === 0) return false
+    const key = `${blob.digest}.${blob.generation} ${shard}`
+    const until = this.#doubts.get(key)
+    if (until === undefined) return false
+    if (until > this.deps.now()) return true
+    this.#doubts.delete(key)
+    return false
+  }
+
+  facts(blob: BlobLocation, id: ShardId, role: Replica['role']): Replica {
+    const { view, clients, health, zone } = this.deps
+    const node = view.current().node(id)
+    const client = clients.get(node)
+    return {
+      id,
+      client,
+      role,
+      state: health.state(node.id),
+      draining: health.draining(node.id),
+      shard: health.shardState(id),
+      doubtful: this.doubtful(blob, id),
+      local: node.zone === zone,
+      inFlight: client.inFlight,
+      share: health.share(node.id),
+    }
+  }
+
+  /**
+   * The shards, of all in the cluster, that say they hold the blob: one short request to each node. Concurrent searches for
+   * one blob share it, and so do those within two seconds; past 256 remembered ones nobody searches until some are old.
+   */
+  async search(blob: BlobLocation): Promise<readonly ShardId[]> {
+    const key = `${blob.digest}.${blob.generation}`
+    const now = this.deps.now()
+    for (const [other, { startedAt }] of this.#searches) {
+      if (now - startedAt > searchMemoryMs) this.#searches.delete(other)
+    }
+    const known = this.#searches.get(key)
+    if (known !== undefined) return known.found
+    if (this.#searches.size >= searchCountMax) return []
+    this.deps.counters.searches += 1
+    const found = this.#askAll(blob)
+    this.#searches.set(key, { found, startedAt: now })
+    return found
+  }
+
+  async #askAll(blob: BlobLocation): Promise<readonly ShardId[]> {
+    const byNode = new Map<NodeId, ShardId[]>()
+    for (const { id, node } of this.deps.view.current().map.shards) {
+      const shards = byNode.get(node)
+      if (shards === undefined) byNode.set(node, [id])
+      else shards.push(id)
+    }
+    const lists = [...byNode.values()]
+    const holders: ShardId[] = []
+    const worker = async (): Promise<void> => {
+      for (let shards = lists.pop(); shards !== undefined; shards = lists.pop()) {
+        holders.push(...(await this.#ask(blob, shards)))
+      }
+    }
+    await Promise.all(Array.from({ length: Math.min(searchNodesAtOnce, lists.length) }, worker))
+    return holders
+  }
+
+  async #ask({ partition, digest, generation }: BlobLocation, shards: readonly ShardId[]): Promise<ShardId[]> {
+    const [first] = shards
+    const view = this.deps.view.current()
+    if (first === undefined || !view.has(first)) return []
+    const request: TouchRequest = { items: shards.map(shard => ({ shard, partition, digest, generation })) }
+    try {
+      const client = this.deps.clients.ofShard(first)
+      const options = { timeoutMs: searchTimeoutMs, repeatable: true }
+      const { results } = await client.requestJson<TouchAnswer>('POST', wirePath.touch, request, options)
+      return shards.filter((_, index) => results[index] === 'held')
+    } catch {
+      // A node that cannot be asked holds nothing that could be read now; its client has told the health table.
+      return []
+    }
+  }
+}
+
+/** Replicas of one blob for one read: each at most once, until `again`. */
+export class ReplicaSource {
+  readonly #replicas: Replicas
+  readonly #blob: BlobLocation
+  #stage: 'owners' | 'handoffs' | 'found' = 'owners'
+  #role: Replica['role'] = 'owner'
+  #left: ShardId[]
+  readonly #seen = new Set<ShardId>()
+
+  constructor(replicas: Replicas, blob: BlobLocation) {
+    this.#replicas = replicas
+    this.#blob = blob
+    this.#left = [...replicas.deps.view.current().owners(blob.partition)]
+  }
+
+  /** The replica to ask next, by what is known at this moment; undefined: search, or start again. */
+  next(): Replica | undefined {
+    if (this.#left.length === 0 && this.#stage === 'owners') this.#addHandoffs()
+    const view = this.#replicas.deps.view.current()
+    const known = this.#left.filter(shard => view.has(shard))
+    const facts = known.map(shard => this.#replicas.facts(this.#blob, shard, this.#role))
+    const replica = facts[chooseReplica(facts, this.#replicas.deps.random)]
+    if (replica === undefined) return undefined
+    this.#left = known.filter(shard => shard !== replica.id)
+    this.#seen.add(replica.id)
+    return replica
+  }
+
+  /** Asks all nodes who holds the blob; true when that brought replicas not asked before. */
+  async search(): Promise<boolean> {
+    if (this.#stage === 'found') return false
+    this.#stage = 'found'
+    const found = await this.#replicas.search(this.#blob)
+    this.#role = 'found'
+    this.#left = found.filter(shard => !this.#seen.has(shard))
+    return this.#left.length > 0
+  }
+
+  /** All over again, by the newest map. */
+  again(): void {
+    this.#stage = 'owners'
+    this.#role = 'owner'
+    this.#left = [...this.#replicas.deps.view.current().owners(this.#blob.partition)]
+    this.#seen.clear()
+  }
+
+  #addHandoffs(): void {
+    const view = this.#replicas.deps.view.current()
+    const { partition } = this.#blob
+    this.#stage = 'handoffs'
+    this.#role = 'handoff'
+    const siblings = view.owners(partition).flatMap(owner => view.siblings(partition, owner).slice(0, 1))
+    this.#left = [...view.handoffs(partition).slice(0, handoffCountMax), ...siblings].filter(id => !this.#seen.has(id))
+  }
+}
