@@ -121,10 +121,8 @@ export class SupervisedProcess {
   }
 }
 
-/** Called by a child: tells its supervisor that it serves, and asks to end when the supervisor is gone. */
-export function reportReady(url: string, onSupervisorGone: () => void): void {
-  if (process.send === undefined) return
+/** Called by a child: tells its supervisor, if it has one, that it serves. */
+export function reportReady(url: string): void {
   const message: ReadyMessage = { holdfast: 'ready', url }
-  process.send(message)
-  process.once('disconnect', onSupervisorGone)
+  process.send?.(message)
 }

@@ -11,16 +11,7 @@ import { startEmbeddedPostgres, type EmbeddedPostgres } from './embedded-postgre
 import { lockFolder, type FolderLock } from './folder-lock.ts'
 import { endOrphans } from './orphans.ts'
 import { SupervisedProcess } from './supervised-process.ts'
-
-export interface UpConfig {
-  readonly data: string
-  readonly host: string
-  readonly port: number
-  readonly workers: number
-  readonly postgresUrl?: string | undefined
-  readonly redisUrl?: string | undefined
-  readonly adminPassword?: string | undefined
-}
+import type { UpConfig } from './up-config.ts'
 
 export interface RunningCluster {
   readonly url: string
@@ -35,14 +26,19 @@ const readyMs = 30_000
 const graceMs = 35_000
 
 /** Resolves when the proxy answers. On any failure everything that was started is ended again. */
-export async function up(config: UpConfig, main: string, log: Logger): Promise<RunningCluster> {
+export async function up(config: UpConfig, main: string, log: Logger, signal: AbortSignal): Promise<RunningCluster> {
   const folder = resolve(config.data)
   const cluster = new LocalCluster(folder, config, main, log)
+  // Children that are still starting are ended, so that nobody waits for them.
+  const abort = (): void => void cluster.close()
+  signal.addEventListener('abort', abort, { once: true })
   try {
     return await cluster.start()
   } catch (error) {
     await cluster.close()
     throw error
+  } finally {
+    signal.removeEventListener('abort', abort)
   }
 }
 

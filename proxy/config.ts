@@ -74,7 +74,7 @@ export const proxyOptions = {
     default: 16_384,
     doc: 'Largest request line and headers together.',
   },
-  connectionsMax: { kind: 'int', min: 10, max: 100_000, default: 10_000, doc: 'Client connections per worker.' },
+  connectionsMax: { kind: 'int', min: 10, max: 100_000, default: 20_000, doc: 'Client connections per worker.' },
   requestsMax: {
     kind: 'int',
     min: 10,
@@ -89,15 +89,15 @@ export const proxyOptions = {
     min: 1_000,
     max: 3_600_000,
     default: 120_000,
-    doc: 'A connection on which nothing moves for so long is closed.',
+    doc: 'A connection on which nothing moves for so long in mid-request is closed.',
   },
-  bodyStallMs: {
+  abandonedMs: {
     kind: 'int',
     unit: 'ms',
     min: 1_000,
-    max: 3_600_000,
-    default: 60_000,
-    doc: 'An upload that sends nothing for so long is given up.',
+    max: 30 * 24 * 3_600_000,
+    default: 3_600_000,
+    doc: 'Age after which bytes of an upload that was never committed are reclaimed.',
   },
   drainMs: {
     kind: 'int',
@@ -130,7 +130,6 @@ export function readProxyConfig(source: ConfigSource): ProxyConfig {
       problems.push('HOLDFAST_STORAGE_NODES names a node twice')
     }
     if (config.uploadsMax > config.requestsMax) problems.push('uploadsMax must not be above requestsMax')
-    if (config.bodyStallMs > config.idleMs) problems.push('bodyStallMs must not be above idleMs')
     if (!/^(postgres(ql)?:\/\/|pglite:)/.test(config.postgresUrl))
       problems.push('HOLDFAST_POSTGRES_URL must begin with postgres://')
     if (config.redisUrl !== undefined && !/^rediss?:\/\//.test(config.redisUrl)) {

@@ -110,7 +110,7 @@ export class ArtifactWriter {
       if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
         this.#deps.onMetadataUnavailable()
         // The commit may have gone through unheard: no cache may go on with what was there before.
-        void this.#deps.publisher.invalidate(`${put.repository.name}/${put.path}`)
+        void this.#deps.publisher.invalidate([`${put.repository.name}/${put.path}`])
       }
       throw error
     } finally {

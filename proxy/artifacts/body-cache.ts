@@ -5,6 +5,8 @@ import type { Digest } from '../../shared/ids.ts'
 export class BodyCache {
   readonly #bodies: LRUCache<Digest, Buffer>
   readonly bodyBytesMax: number
+  hits = 0
+  misses = 0
 
   constructor(options: { bytesMax: number; bodyBytesMax: number }) {
     this.bodyBytesMax = Math.min(options.bodyBytesMax, options.bytesMax)
@@ -16,7 +18,10 @@ export class BodyCache {
   }
 
   get(digest: Digest): Buffer | undefined {
-    return this.#bodies.get(digest)
+    const body = this.#bodies.get(digest)
+    if (body === undefined) this.misses++
+    else this.hits++
+    return body
   }
 
   /** Keeps the buffer itself: the caller must not write to it any more. Larger bodies are not kept. */

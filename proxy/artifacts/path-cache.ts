@@ -28,13 +28,18 @@ export class PathCache {
   readonly #entries: LRUCache<string, CachedPath>
   /** Tickets out per key; bounded by the requests in flight. */
   readonly #tickets = new Map<string, Set<OpenTicket>>()
+  hits = 0
+  misses = 0
 
   constructor(options: { entriesMax: number }) {
     this.#entries = new LRUCache({ max: options.entriesMax })
   }
 
   get(key: string): CachedPath | undefined {
-    return this.#entries.get(key)
+    const entry = this.#entries.get(key)
+    if (entry === undefined) this.misses++
+    else this.hits++
+    return entry
   }
 
   ticket(key: string): FillTicket {

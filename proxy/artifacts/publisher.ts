@@ -49,10 +49,10 @@ export class Publisher {
     await Promise.all([this.#deps.lease.invalidate(keys), ...publications.map(one => this.#append(one))])
   }
 
-  /** For changes that no reference tells, such as the list of repositories. */
-  async invalidate(key: string): Promise<void> {
-    this.#deps.invalidateLocal([key])
-    await this.#deps.lease.invalidate([key])
+  /** For changes that no reference tells, such as the list of repositories. Resolves when no worker can act on the older state. */
+  async invalidate(keys: readonly string[]): Promise<void> {
+    this.#deps.invalidateLocal(keys)
+    await this.#deps.lease.invalidate(keys)
   }
 
   /** Settles what is still to be settled. */

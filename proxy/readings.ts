@@ -1,0 +1,116 @@
+/** What the parts of a worker count by themselves, named for Prometheus (docs/metrics.md lists them). */
+import type { ArtifactWriter } from './artifacts/artifact-writer.ts'
+import type { BodyCache } from './artifacts/body-cache.ts'
+import type { PathCache } from './artifacts/path-cache.ts'
+import type { Publisher } from './artifacts/publisher.ts'
+import type { Resolver } from './artifacts/resolver.ts'
+import type { Coordinator } from './coordination/types.ts'
+import type { Reading } from './http/metrics.ts'
+import type { ReplicatedBlobReader } from './routing/blob-reader.ts'
+import type { ClusterView } from './routing/cluster-view.ts'
+import type { HealthTable } from './routing/health.ts'
+import type { WriteContext } from './routing/write-context.ts'
+import type { Primary } from './tasks/primary.ts'
+import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
+import type { RepairCopies } from './tasks/repair-copies.ts'
+
+export interface CountedParts {
+  readonly coordinator: Coordinator
+  readonly view: ClusterView
+  readonly health: HealthTable
+  readonly cache: PathCache
+  readonly bodies: BodyCache
+  readonly reader: Pick<ReplicatedBlobReader, 'counters'>
+  readonly writes: Pick<WriteContext, 'counters'>
+  readonly writer: ArtifactWriter
+  readonly publisher: Publisher
+  readonly resolver: Resolver
+  readonly primary: Primary
+  readonly repair: RepairCopies
+  readonly reclaim: ReclaimUploads
+}
+
+export function readings(parts: CountedParts): Reading[] {
+  return [...cluster(parts), ...caches(parts), ...reads(parts), ...writes(parts), ...tasks(parts)]
+}
+
+function gauge(name: string, help: string, read: () => number): Reading {
+  return { name: `holdfast_${name}`, help, type: 'gauge', read }
+}
+
+function counter(name: string, help: string, read: () => number): Reading {
+  return { name: `holdfast_${name}_total`, help, type: 'counter', read }
+}
+
+function cluster({ coordinator, view, health, resolver, primary }: CountedParts): Reading[] {
+  return [
+    gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch),
+    gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1)),
+    gauge('metadata_available', '1 while PostgreSQL answers', () => (resolver.metadataAvailable ? 1 : 0)),
+    gauge('coordination_available', '1 while coordination answers', () => (coordinator.state().up ? 1 : 0)),
+    {
+      name: 'holdfast_node_up',
+      help: '1 for a storage node that is up, 0.5 suspect, 0 down',
+      type: 'gauge',
+      labels: ['node'],
+      read: () =>
+        health.nodes().map(({ node, state }) => ({ labels: { node }, value: { up: 1, suspect: 0.5, down: 0 }[state] })),
+    },
+    {
+      name: 'holdfast_shard_free_bytes',
+      help: 'Free bytes of each shard, as last heard',
+      type: 'gauge',
+      labels: ['shard', 'state'],
+      read: () =>
+        health.nodes().flatMap(({ status }) =>
+          (status?.shards ?? []).map(shard => ({ labels: { shard: shard.id, state: shard.state }, value: shard.bytesFree })),
+        ),
+    },
+    counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
+  ]
+}
+
+function caches({ coordinator, cache, bodies }: CountedParts): Reading[] {
+  return [
+    gauge('cache_lease', '1 while the path cache may be used', () => (coordinator.cache.usable() ? 1 : 0)),
+    gauge('path_cache_entries', 'Paths remembered', () => cache.size),
+    counter('path_cache_hits', 'Paths found in the cache', () => cache.hits),
+    counter('path_cache_misses', 'Paths not found in the cache', () => cache.misses),
+    gauge('hot_cache_bytes', 'Bytes of small bodies in memory', () => bodies.bytes),
+    counter('hot_cache_hits', 'Bodies found in memory', () => bodies.hits),
+    counter('hot_cache_misses', 'Bodies not found in memory', () => bodies.misses),
+  ]
+}
+
+function reads({ reader: { counters } }: CountedParts): Reading[] {
+  return [
+    counter('replica_reads', 'Reads from storage nodes that clients asked for', () => counters.reads),
+    counter('replica_attempts', 'Requests to storage nodes for them', () => counters.attempts),
+    counter('hedges', 'Second replicas asked because the first was slow', () => counters.hedges),
+    counter('retries', 'Other replicas asked before the first byte, after a failure', () => counters.retries),
+    counter('resumes', 'Other replicas asked in the middle of a body', () => counters.resumes),
+    counter('corrupt_bodies', 'Bodies whose digest did not match', () => counters.corruptBodies),
+    counter('cut_streams', 'Downloads cut because no replica could go on', () => counters.cutStreams),
+    counter('unreachable_reads', 'Reads refused because no replica could be reached', () => counters.unreachable),
+    counter('replica_read_bytes', 'Bytes received from storage nodes', () => counters.bytes),
+  ]
+}
+
+function writes({ writes: { counters }, writer, publisher }: CountedParts): Reading[] {
+  return [
+    counter('under_replicated_writes', 'Writes acknowledged with fewer than R copies', () => writer.underReplicated),
+    counter('under_replicated_references', 'References acknowledged with fewer than R copies', () => publisher.underReplicated),
+    counter('deduplicated_writes', 'Writes whose bytes were there already', () => writer.deduplicated),
+    counter('handoffs', 'Copies written to a shard that is no owner', () => counters.handoffs),
+    counter('late_joins', 'Replicas that joined an upload in mid-body', () => counters.lateJoins),
+    counter('dropped_replicas', 'Replicas that left an upload', () => counters.droppedReplicas),
+    counter('quorum_failures', 'Writes refused or failed for want of replicas', () => counters.quorumFailures),
+  ]
+}
+
+function tasks({ repair, reclaim }: CountedParts): Reading[] {
+  return [
+    counter('repaired_copies', 'Missing copies this worker brought home as primary', () => repair.copied),
+    counter('reclaimed_uploads', 'Abandoned uploads this worker reclaimed as primary', () => reclaim.reclaimed),
+  ]
+}

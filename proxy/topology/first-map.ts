@@ -1,0 +1,114 @@
+/**
+ * The first cluster map, and the addresses of nodes that moved. A new cluster asks the storage nodes named in the configuration who
+ * they are; once all have answered, the primary computes the table and publishes epoch 1.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import { request } from 'undici'
+import { sealClusterMap, type ClusterMap, type MapNode } from '../../shared/cluster-map.ts'
+import { HoldfastError } from '../../shared/errors.ts'
+import { buildClusterMap } from '../../shared/placement.ts'
+import { wireAuthorization, wirePath, type NodeStatus } from '../../shared/wire.ts'
+import type { Coordinator } from '../coordination/types.ts'
+import type { Metadata } from '../metadata/types.ts'
+import { primaryRole } from '../tasks/primary.ts'
+
+const pauseMs = 250
+const askMs = 2_000
+
+export interface FirstMapDeps {
+  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap' | 'clusterId'>
+  readonly coordinator: Pick<Coordinator, 'acquire'>
+  readonly log: Logger
+}
+
+export interface FirstMapOptions {
+  /** `http://host:port` of each storage node of a new cluster. */
+  readonly storageNodes: readonly string[]
+  readonly replicas: number
+  readonly secret: string
+}
+
+export interface FoundNode {
+  readonly url: string
+  readonly status: NodeStatus
+}
+
+/** The newest map of the cluster; made if there is none yet. Waits as long as it takes, until `signal` aborts. */
+export async function firstClusterMap(deps: FirstMapDeps, options: FirstMapOptions, signal: AbortSignal): Promise<ClusterMap> {
+  let told = ''
+  for (;;) {
+    signal.throwIfAborted()
+    const found = await askNodes(options, signal)
+    const map = await deps.metadata.loadClusterMap()
+    if (map !== undefined && withNewAddresses(map, found) === undefined) return map
+    const silent = options.storageNodes.filter(url => !found.some(node => node.url === url))
+    const waiting = map === undefined && silent.length > 0 ? `waiting for storage nodes: ${silent.join(', ')}` : ''
+    if (waiting !== told && waiting !== '') deps.log.info({ silent }, 'waiting for storage nodes')
+    told = waiting
+    if (map !== undefined || (silent.length === 0 && found.length > 0)) {
+      const published = await publishAsPrimary(deps, () =>
+        map === undefined
+          ? buildClusterMap(topologyOf(deps.metadata.clusterId, options.replicas, found))
+          : withNewAddresses(map, found),
+      )
+      if (published !== undefined) return published
+    } else if (options.storageNodes.length === 0) {
+      throw new HoldfastError('CONFIG_INVALID', 'a new cluster needs --storage-nodes: the addresses of its first nodes')
+    }
+    await sleep(pauseMs, undefined, { signal })
+  }
+}
+
+/** The topology that the nodes themselves declare. Pure. */
+export function topologyOf(clusterId: string, replicas: number, found: readonly FoundNode[]): Parameters<typeof buildClusterMap>[0] {
+  for (const { url, status } of found) {
+    if (status.clusterId !== '' && status.clusterId !== clusterId) {
+      throw new HoldfastError('TOPOLOGY_INVALID', `the node at ${url} belongs to another cluster (${status.clusterId})`, { url })
+    }
+  }
+  return {
+    clusterId,
+    replicas,
+    spread: 'strict',
+    nodes: found.map(({ url, status }) => ({ id: status.node, zone: status.zone, url })),
+    shards: found.flatMap(({ status }) => status.shards.map(({ id, weight }) => ({ id, node: status.node, weight }))),
+  }
+}
+
+/** The map of the next epoch with the addresses at which its nodes answered; undefined if none has moved. Pure. */
+export function withNewAddresses(map: ClusterMap, found: readonly FoundNode[]): ClusterMap | undefined {
+  const urls = new Map(found.filter(({ status }) => status.clusterId === map.clusterId).map(({ url, status }) => [status.node, url]))
+  const nodes = map.nodes.map((node): MapNode => ({ ...node, url: urls.get(node.id) ?? node.url }))
+  if (nodes.every((node, index) => node.url === map.nodes[index]?.url)) return undefined
+  return sealClusterMap({ ...map, epoch: map.epoch + 1, nodes })
+}
+
+async function publishAsPrimary(deps: FirstMapDeps, make: () => ClusterMap | undefined): Promise<ClusterMap | undefined> {
+  const leadership = await deps.coordinator.acquire(primaryRole)
+  if (leadership === undefined) return undefined
+  try {
+    const map = make()
+    if (map === undefined || !(await deps.metadata.publishClusterMap(map, leadership.token))) return undefined
+    deps.log.info({ epoch: map.epoch, nodes: map.nodes.length, shards: map.shards.length }, 'cluster map published')
+    return map
+  } finally {
+    await leadership.release()
+  }
+}
+
+async function askNodes({ storageNodes, secret }: FirstMapOptions, signal: AbortSignal): Promise<FoundNode[]> {
+  const headers = { authorization: wireAuthorization(secret) }
+  const answers = await Promise.all(
+    storageNodes.map(async (url): Promise<FoundNode | undefined> => {
+      try {
+        const answer = await request(url + wirePath.status, { headers, signal: AbortSignal.any([signal, AbortSignal.timeout(askMs)]) })
+        const body = await answer.body.json()
+        return answer.statusCode === 200 ? { url, status: body as NodeStatus } : undefined
+      } catch {
+        return undefined // not up yet: the caller says for whom it waits
+      }
+    }),
+  )
+  return answers.filter(answer => answer !== undefined)
+}

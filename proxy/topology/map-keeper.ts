@@ -1,0 +1,99 @@
+/** Keeps this worker's cluster map the newest one, on its disk too, and (as a task of the primary) brings it to the storage nodes. */
+import { mkdir, open, rename } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Logger } from 'pino'
+import { encodeClusterMap, type ClusterMap } from '../../shared/cluster-map.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
+import { wirePath } from '../../shared/wire.ts'
+import type { Metadata } from '../metadata/types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
+import type { NodeClients } from '../routing/node-client.ts'
+import { primaryRole, type PrimaryTask } from '../tasks/primary.ts'
+
+const pollMs = 5_000
+
+export interface MapKeeperDeps {
+  readonly metadata: Pick<Metadata, 'loadClusterMap'>
+  readonly view: ClusterView
+  readonly health: HealthTable
+  readonly clients: NodeClients
+  readonly stateFolder: string
+  readonly log: Logger
+}
+
+export class MapKeeper {
+  readonly #deps: MapKeeperDeps
+  #timer: NodeJS.Timeout | undefined
+  #polling: Promise<void> = Promise.resolve()
+  #closed = false
+
+  constructor(deps: MapKeeperDeps) {
+    this.#deps = deps
+  }
+
+  async start(): Promise<void> {
+    await this.#save(this.#deps.view.current().map)
+    this.#schedule()
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    clearTimeout(this.#timer)
+    await this.#polling
+  }
+
+  /** For the primary: a node whose map is older gets the newest one. */
+  readonly distribution: PrimaryTask = {
+    name: 'distribute-cluster-map',
+    pauseMs: 1_000,
+    step: async term => {
+      const { view, health, clients } = this.#deps
+      const { map } = view.current()
+      for (const { node, status } of health.nodes()) {
+        const target = map.nodes.find(one => one.id === node)
+        if (status === undefined || target === undefined || status.epoch >= map.epoch) continue
+        const fence = `${primaryRole}:${term.token}`
+        await clients.get(target).requestJson('PUT', wirePath.clusterMap, Buffer.from(encodeClusterMap(map)), {
+          fence,
+          signal: term.signal,
+        })
+      }
+      return 'idle'
+    },
+  }
+
+  #schedule(): void {
+    if (this.#closed) return
+    this.#timer = setTimeout(() => {
+      this.#polling = this.#poll().finally(() => this.#schedule())
+    }, pollMs)
+  }
+
+  async #poll(): Promise<void> {
+    const { metadata, view, log } = this.#deps
+    try {
+      const map = await metadata.loadClusterMap()
+      if (map === undefined || !view.replace(map)) return
+      log.info({ epoch: map.epoch }, 'newer cluster map')
+      await this.#save(map)
+    } catch (error) {
+      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) log.error({ err: error }, 'could not keep the cluster map')
+    }
+  }
+
+  async #save(map: ClusterMap): Promise<void> {
+    const { stateFolder } = this.#deps
+    await mkdir(stateFolder, { recursive: true, mode: 0o700 })
+    const file = join(stateFolder, 'cluster-map.json')
+    const temporary = `${file}.${process.pid}`
+    const handle = await open(temporary, 'w', 0o600)
+    try {
+      await handle.writeFile(encodeClusterMap(map))
+      await handle.sync()
+    } finally {
+      await handle.close()
+    }
+    await rename(temporary, file)
+  }
+}

@@ -1,0 +1,278 @@
+/**
+ * One proxy worker: builds all parts in the order they need each other, and closes them in reverse. What a part gets is what it
+ * needs, nothing reaches for a global.
+ */
+import { randomBytes } from 'node:crypto'
+import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import { isHoldfastError } from '../shared/errors.ts'
+import { parseZone } from '../shared/ids.ts'
+import { version } from '../shared/version.ts'
+import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
+import { LoginLimiter } from './access/login-limiter.ts'
+import { loadPasswords } from './access/passwords.ts'
+import { ArtifactChanges } from './artifacts/artifact-changes.ts'
+import { ArtifactWriter } from './artifacts/artifact-writer.ts'
+import { BodyCache } from './artifacts/body-cache.ts'
+import { PathCache } from './artifacts/path-cache.ts'
+import { Publisher } from './artifacts/publisher.ts'
+import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
+import { Resolver } from './artifacts/resolver.ts'
+import { buildApi } from './api/build-api.ts'
+import { BadCopies } from './bad-copies.ts'
+import { clusterStatus } from './cluster-status.ts'
+import type { ProxyConfig } from './config.ts'
+import { openCoordinator } from './coordination/open-coordinator.ts'
+import type { Coordinator } from './coordination/types.ts'
+import { prepareFirstStart } from './first-start.ts'
+import { ArtifactRoutes } from './http/artifact-routes.ts'
+import { Metrics } from './http/metrics.ts'
+import { wholeBytesMax } from './http/serve-artifact.ts'
+import { EdgeServer } from './http/server.ts'
+import { openMetadata } from './metadata/open-metadata.ts'
+import type { Metadata } from './metadata/types.ts'
+import { readings } from './readings.ts'
+import { ReplicatedBlobReader } from './routing/blob-reader.ts'
+import { ReplicatedBlobWriter } from './routing/blob-writer.ts'
+import { ClusterView } from './routing/cluster-view.ts'
+import { HealthChecker } from './routing/health-checker.ts'
+import { HealthTable } from './routing/health.ts'
+import { NodeClients } from './routing/node-client.ts'
+import { ShardReferences } from './routing/reference-store.ts'
+import { WriteContext } from './routing/write-context.ts'
+import { Primary } from './tasks/primary.ts'
+import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
+import { RepairCopies } from './tasks/repair-copies.ts'
+import { replayOutbox } from './tasks/replay-outbox.ts'
+import { firstClusterMap } from './topology/first-map.ts'
+import { MapKeeper } from './topology/map-keeper.ts'
+
+export interface ProxyWorker {
+  readonly url: string
+  readonly metrics: Metrics
+  /** Drains, then closes everything in reverse order. Safe to call twice. */
+  close(): Promise<void>
+}
+
+export interface WorkerOptions {
+  readonly config: ProxyConfig
+  readonly log: Logger
+  /** Aborts a start that waits for the database or the storage nodes. */
+  readonly signal: AbortSignal
+  /** The metrics page: of this worker, or of all workers of a process. */
+  readonly metricsText?: () => Promise<string>
+}
+
+const databasePauseMs = 250
+
+/** Resolves when the public port answers. */
+export async function startProxyWorker(options: WorkerOptions): Promise<ProxyWorker> {
+  const closers: (() => Promise<void> | void)[] = []
+  let closing: Promise<void> | undefined
+  const close = (): Promise<void> => (closing ??= closeInReverse(closers, options.log))
+  try {
+    return { ...(await build(options, closers)), close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+type Closers = (() => Promise<void> | void)[]
+
+async function build({ config, log, signal, metricsText }: WorkerOptions, closers: Closers): Promise<Omit<ProxyWorker, 'close'>> {
+  const now = (): number => performance.now()
+  const metadata = await waitForDatabase(config, log, signal)
+  closers.push(() => metadata.close())
+  const passwords = await loadPasswords()
+  await prepareFirstStart({ metadata, passwords, log }, config.adminPassword)
+  const coordinator = await startCoordinator(config, metadata, log)
+  closers.push(() => coordinator.close())
+  const map = await firstClusterMap({ metadata, coordinator, log }, config, signal)
+
+  // routing
+  const view = new ClusterView(map)
+  const health = new HealthTable({
+    now,
+    onChange: (node, state, reason) => log[state === 'up' ? 'info' : 'warn']({ node, state, reason }, 'storage node changed state'),
+  })
+  const clients = new NodeClients({ clusterSecret: config.secret, view, health })
+  closers.push(() => clients.close())
+  const checker = new HealthChecker({ view, clients, health })
+  await checker.start()
+  closers.push(() => checker.close())
+  const writes = new WriteContext({ view, health, clients })
+  closers.push(() => writes.close())
+  const references = new ShardReferences({ context: writes, view, health, clients })
+  const blobWriter = new ReplicatedBlobWriter({ context: writes })
+  const badCopies = new BadCopies({ metadata, log })
+  const reader = new ReplicatedBlobReader({
+    view,
+    clients,
+    health,
+    zone: parseZone(config.zone ?? ''),
+    onBadReplica: badCopies.report,
+    wholeBytesAtOnceMax: 32 * wholeBytesMax,
+  })
+
+  // artifacts
+  const cache = new PathCache({ entriesMax: config.pathCacheEntries })
+  const bodies = new BodyCache({ bytesMax: config.hotCacheBytes, bodyBytesMax: wholeBytesMax })
+  const leaseUsable = (): boolean => coordinator.cache.usable()
+  const repositories = new Repositories({ metadata, leaseUsable, now })
+  const limiter = new LoginLimiter(now)
+  const authenticator = new Authenticator({ metadata, passwords, limiter, now })
+  const invalidateLocal = (keys: readonly string[] | 'all'): void => {
+    const settingsChanged = keys === 'all' || keys.includes(repositoriesKey)
+    if (settingsChanged) repositories.invalidate()
+    if (keys === 'all') authenticator.forget()
+    else for (const key of keys) if (key.startsWith(userKeyPrefix)) authenticator.forget(key.slice(userKeyPrefix.length))
+    // Prepared heads depend on the repository's settings.
+    cache.invalidate(settingsChanged ? 'all' : keys)
+  }
+  coordinator.cache.onInvalidate(invalidateLocal)
+  const publisher = new Publisher({ metadata, references, lease: coordinator.cache, invalidateLocal, log })
+  closers.push(() => publisher.close())
+  const resolver = new Resolver({
+    metadata,
+    references,
+    cache,
+    leaseUsable,
+    onMetadataState: available => {
+      if (available) log.info('the database answers again')
+      else log.warn('the database is away: artifacts are served from caches and shards, writes are refused')
+    },
+  })
+  closers.push(() => resolver.close())
+  const writer = new ArtifactWriter({
+    metadata,
+    writer: blobWriter,
+    publisher,
+    onMetadataUnavailable: () => resolver.metadataFailed(),
+    metadataAvailable: () => resolver.metadataAvailable,
+    artifactBytesMax: config.artifactBytesMax,
+  })
+  const changes = new ArtifactChanges({ metadata, publisher })
+
+  // tasks
+  const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })
+  await keeper.start()
+  closers.push(() => keeper.close())
+  const repair = new RepairCopies({ metadata, references, repositories, clients, view, health, log })
+  const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
+  const primary = new Primary({
+    coordinator,
+    tasks: [keeper.distribution, replayOutbox({ metadata, publisher }), repair, reclaim],
+    log,
+  })
+  primary.start()
+  closers.push(() => primary.close())
+
+  // edge
+  const metrics = new Metrics()
+  const parts = { metadata, coordinator, view, health, cache, bodies, reader, writes, writer, publisher, resolver, primary, repair, reclaim }
+  metrics.add(readings(parts))
+  const artifacts = new ArtifactRoutes({
+    authenticator,
+    repositories,
+    resolver,
+    bodies,
+    reader,
+    writer,
+    changes,
+    metadata,
+    uploadsMax: config.uploadsMax,
+    onReceived: bytes => metrics.received(bytes),
+  })
+  const api = await buildApi({
+    authenticator,
+    passwords,
+    metadata,
+    repositories,
+    artifacts: changes,
+    announce: keys => publisher.invalidate(keys),
+    status: () => clusterStatus(parts),
+    clusterMap: () => view.current().map,
+    log,
+    version,
+  })
+  closers.push(() => api.close())
+  const server = new EdgeServer(
+    {
+      artifacts,
+      api: (request, response) => api.routing(request, response),
+      metrics,
+      metricsText: metricsText ?? (() => metrics.registry.metrics()),
+      readiness: () => readiness(parts),
+      log,
+    },
+    config,
+  )
+  await server.listen()
+  closers.push(() => server.close(config.drainMs))
+  return { url: `http://${config.host === '0.0.0.0' ? '127.0.0.1' : config.host}:${server.port}`, metrics }
+}
+
+/** The first connection may take as long as it takes: a proxy that is started before its database waits for it. */
+async function waitForDatabase(config: ProxyConfig, log: Logger, signal: AbortSignal): Promise<Metadata> {
+  for (let tries = 0; ; tries++) {
+    try {
+      const { postgresUrl: url, clusterId } = config
+      return await openMetadata({ url, log, ...(clusterId === undefined ? {} : { clusterId }) })
+    } catch (error) {
+      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+      if (tries === 0) log.warn({ err: error }, 'waiting for the database')
+      await sleep(databasePauseMs, undefined, { signal })
+    }
+  }
+}
+
+async function startCoordinator(config: ProxyConfig, metadata: Metadata, log: Logger): Promise<Coordinator> {
+  const coordinator = await openCoordinator({
+    redisUrl: config.redisUrl,
+    postgresUrl: config.postgresUrl,
+    clusterId: metadata.clusterId,
+    member: {
+      id: `${hostname().slice(0, 40)}-${process.pid}-${randomBytes(4).toString('hex')}`,
+      role: 'proxy',
+      address: `${hostname()}:${config.port}`,
+      version,
+      startedAt: Date.now(),
+    },
+    issueToken: (role, holder) => metadata.issueToken(role, holder),
+    log,
+  })
+  await coordinator.start()
+  return coordinator
+}
+
+interface ReadinessParts {
+  readonly resolver: Resolver
+  readonly coordinator: Coordinator
+  readonly health: HealthTable
+}
+
+/** Ready means that reads are served; what limits the service without ending it is told as a problem. */
+function readiness({ resolver, coordinator, health }: ReadinessParts): { ready: boolean; problems: string[] } {
+  const problems: string[] = []
+  if (!resolver.metadataAvailable) problems.push('the database is away: reads only')
+  const { up, reason } = coordinator.state()
+  if (!up) problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
+  const nodes = health.nodes()
+  const away = nodes.filter(node => node.state !== 'up')
+  for (const { node, state } of away) problems.push(`storage node ${node} is ${state}`)
+  const ready = nodes.some(node => node.state !== 'down')
+  if (!ready) problems.push('no storage node answers')
+  return { ready, problems }
+}
+
+async function closeInReverse(closers: Closers, log: Logger): Promise<void> {
+  while (closers.length > 0) {
+    try {
+      await closers.pop()?.()
+    } catch (error) {
+      log.error({ err: error }, 'could not close cleanly')
+    }
+  }
+}
