@@ -32,6 +32,8 @@ export interface BlobRecord {
   /** CRC-32 of the payload. */
   readonly crc: number
   readonly time: number
+  /** Copied here by the primary, which knows who refers to it: no reference on this shard needs to confirm it. */
+  readonly confirmed?: true
 }
 /** A larger blob in a file of its own; the payload is its block CRC table (u32le each). */
 export interface FileRecord {
@@ -41,6 +43,8 @@ export interface FileRecord {
   readonly generation: Generation
   readonly bytes: number
   readonly time: number
+  /** As in `BlobRecord`. */
+  readonly confirmed?: true
 }
 /** An artifact as the shards know it: enough to serve it, and to rebuild the database, without the database. */
 export interface ReferenceRecord {
@@ -129,7 +133,8 @@ export function decodeRecord(input: Buffer, offset = 0): DecodedFrame | 'truncat
   const payloadOffset = bodyStart + bodyHeadBytes + headerBytes
   try {
     const fields = JSON.parse(body.toString('utf8', bodyHeadBytes, bodyHeadBytes + headerBytes)) as object
-    const record = { kind, ...fields } as ShardRecord
+    // The kind comes last: no header can pretend to be another one.
+    const record = { ...fields, kind } as ShardRecord
     return { record, payload: input.subarray(payloadOffset, end), payloadOffset, end }
   } catch {
     // The checksum matched but the header is no JSON: written by something that is not us. Same verdict.

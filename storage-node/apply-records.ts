@@ -1,0 +1,131 @@
+/**
+ * From durable records to changes of the index. Pure but for the lookups handed in, and idempotent: applying a stretch
+ * of the log again, in its order, ends in the same index.
+ */
+import { crc32 } from 'node:zlib'
+import type { DropRecord, ReferencedBlob, ReferenceRecord, ShardRecord } from '../shared/record.ts'
+import { partitionName } from '../shared/partition.ts'
+import {
+  type BlobLocation,
+  blobKey,
+  decodeBlobLocation,
+  decodeReferenceLocation,
+  encodeBlobLocation,
+  encodeReferenceLocation,
+  type IndexChange,
+  referenceKey,
+  unconfirmedKey,
+} from './index.ts'
+import type { LoggedRecord } from './log-segment.ts'
+
+/** What the index of a shard is after these records; `undefined` = gone. Names are `<ppp>/<digest>.<generation>`. */
+export interface IndexPlan {
+  readonly changes: readonly IndexChange[]
+  readonly blobs: ReadonlyMap<string, BlobLocation | undefined>
+}
+
+/** `<ppp>/<digest>.<generation>`: how a blob is called within its shard, in file names, URLs and keys. */
+export function blobName(blob: Pick<DropRecord | ReferencedBlob, 'partition' | 'digest' | 'generation'>): string {
+  return `${partitionName(blob.partition)}/${blob.digest}.${blob.generation}`
+}
+
+/** The reference's own key: repository names have no slash, so two paths never share one. */
+export function pathKey({ repository, path }: Pick<ReferenceRecord, 'repository' | 'path'>): string {
+  return `${repository}/${path}`
+}
+
+/** Reads what the records may change, in one call, and plans the change. */
+export async function planApply(
+  records: readonly LoggedRecord[],
+  lookUp: (keys: string[]) => Promise<(Buffer | undefined)[]>,
+): Promise<IndexPlan> {
+  const keys = [...new Set(records.flatMap(({ record }) => keysOf(record)))]
+  const values = keys.length === 0 ? [] : await lookUp(keys)
+  const known = new Map(keys.map((key, index) => [key, values[index]]))
+  const planner = new Planner(known)
+  for (const logged of records) planner.add(logged)
+  return { changes: planner.changes, blobs: planner.blobs }
+}
+
+function keysOf(record: ShardRecord): string[] {
+  switch (record.kind) {
+    case 'blob':
+    case 'file':
+      return [blobKey(blobName(record))]
+    case 'drop':
+      return [blobKey(blobName(record))]
+    case 'reference': {
+      const own = referenceKey(partitionName(record.partition), pathKey(record))
+      return record.blob === undefined ? [own] : [own, blobKey(blobName(record.blob))]
+    }
+  }
+}
+
+class Planner {
+  readonly changes: IndexChange[] = []
+  readonly blobs = new Map<string, BlobLocation | undefined>()
+  readonly #known: ReadonlyMap<string, Buffer | undefined>
+  readonly #versions = new Map<string, number>()
+
+  constructor(known: ReadonlyMap<string, Buffer | undefined>) {
+    this.#known = known
+  }
+
+  add(logged: LoggedRecord): void {
+    const { record } = logged
+    if (record.kind === 'reference') this.#reference(record, logged)
+    else if (record.kind === 'drop') this.#drop(blobName(record))
+    else this.#blob(blobName(record), record, logged)
+  }
+
+  #blob(
+    name: string,
+    record: ShardRecord & { kind: 'blob' | 'file' },
+    { segment, payloadOffset, payload }: LoggedRecord,
+  ) {
+    const { bytes, time } = record
+    const kind = record.kind === 'blob' ? 'inline' : 'file'
+    const crc = record.kind === 'blob' ? record.crc : crc32(payload)
+    const location = { kind, segment, offset: payloadOffset, bytes, crc, time } as const
+    const before = this.#location(name)
+    // A copy written again keeps its first time, and with it whether it was ever confirmed.
+    if (before === undefined && record.confirmed !== true) {
+      this.changes.push({ type: 'put', key: unconfirmedKey(time, name), value: Buffer.alloc(0) })
+    }
+    const kept = before === undefined ? location : { ...location, time: before.time }
+    this.blobs.set(name, kept)
+    this.changes.push({ type: 'put', key: blobKey(name), value: encodeBlobLocation(kept) })
+  }
+
+  #drop(name: string): void {
+    const location = this.#location(name)
+    if (location === undefined) return
+    this.blobs.set(name, undefined)
+    this.changes.push({ type: 'del', key: blobKey(name) }, { type: 'del', key: unconfirmedKey(location.time, name) })
+  }
+
+  #reference(record: ReferenceRecord, { segment, frameOffset, frameBytes }: LoggedRecord): void {
+    const key = referenceKey(partitionName(record.partition), pathKey(record))
+    if (record.blob !== undefined) this.#confirm(blobName(record.blob))
+    if (record.version <= this.#version(key)) return
+    this.#versions.set(key, record.version)
+    const value = encodeReferenceLocation({ segment, frameOffset, frameBytes, version: record.version })
+    this.changes.push({ type: 'put', key, value })
+  }
+
+  #confirm(name: string): void {
+    const location = this.#location(name)
+    if (location !== undefined) this.changes.push({ type: 'del', key: unconfirmedKey(location.time, name) })
+  }
+
+  #location(name: string): BlobLocation | undefined {
+    if (this.blobs.has(name)) return this.blobs.get(name)
+    const value = this.#known.get(blobKey(name))
+    return value === undefined ? undefined : decodeBlobLocation(value)
+  }
+
+  #version(key: string): number {
+    const value = this.#known.get(key)
+    return this.#versions.get(key) ?? (value === undefined ? 0 : (decodeReferenceLocation(value)?.version ?? 0))
+  }
+}

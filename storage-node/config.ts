@@ -1,0 +1,86 @@
+import type { NodeId, ShardId, Zone } from '../shared/ids.ts'
+
+export interface ShardConfig {
+  readonly id: ShardId
+  /** Normally a mount point. */
+  readonly folder: string
+  /** Capacity relative to other shards. */
+  readonly weight: number
+}
+
+export interface StorageNodeConfig extends Partial<StorageNodeLimits> {
+  readonly node: NodeId
+  readonly zone: Zone
+  /** Absent: adopted from the markers, or from the first cluster map that a proxy brings. */
+  readonly clusterId?: string
+  readonly host: string
+  /** 0: any free one. */
+  readonly port: number
+  /** The cluster secret; only a hash of it travels. */
+  readonly secret: string
+  /** Newest cluster map, fencing tokens, lock. */
+  readonly stateFolder: string
+  readonly shards: readonly ShardConfig[]
+  /** Shards whose empty folder may be set up again although this node has known them: a replaced disk. */
+  readonly replacedShards?: readonly ShardId[]
+}
+
+/** Everything that bounds a storage node. Values are checked nowhere else: a caller that overrides one knows why. */
+export interface StorageNodeLimits {
+  readonly segmentBytesMax: number
+  /** Bytes of one append request. */
+  readonly appendBytesMax: number
+  /** Bytes waiting for a shard's log; above it appends are refused with OVERLOADED. */
+  readonly logQueueBytesMax: number
+  readonly uploadCountMax: number
+  /** Largest blob, bytes: its CRC table must fit a record. */
+  readonly blobBytesMax: number
+  readonly connectionCountMax: number
+  /** File descriptors kept open for reading, per shard. */
+  readonly openFileCountMax: number
+  /** Blob locations kept in memory, per shard (about 300 bytes each). */
+  readonly locationCountMax: number
+  readonly transferConcurrency: number
+  /** Preallocated so that references and drops go on when the disk is full; at most 2 % of the disk. */
+  readonly reserveBytes: number
+  /** Below this part of the disk, or `freeBytesMin` on disks above 40 GiB, whichever is more, new blobs are refused. */
+  readonly freeRatioMin: number
+  readonly freeBytesMin: number
+  readonly diskCheckMs: number
+  /** Pause between looks at the marker, and between attempts to recover a shard. */
+  readonly markerCheckMs: number
+  /** How much of the log a start may have to replay: the index is made durable at least this often. */
+  readonly checkpointMs: number
+  readonly checkpointBytes: number
+  readonly stagedHoldMs: number
+  readonly trashHoldMs: number
+  /** A body, or a reader of one, that makes no progress for so long is cut off. */
+  readonly stallMs: number
+  readonly drainMs: number
+}
+
+const hourMs = 3_600_000
+const MiB = 1024 * 1024
+
+export const defaultLimits: StorageNodeLimits = {
+  segmentBytesMax: 256 * MiB,
+  appendBytesMax: 16 * MiB,
+  logQueueBytesMax: 64 * MiB,
+  uploadCountMax: 256,
+  blobBytesMax: 256 * 1024 * MiB,
+  connectionCountMax: 4096,
+  openFileCountMax: 256,
+  locationCountMax: 50_000,
+  transferConcurrency: 4,
+  reserveBytes: 256 * MiB,
+  freeRatioMin: 0.05,
+  freeBytesMin: 2048 * MiB,
+  diskCheckMs: 5_000,
+  markerCheckMs: 10_000,
+  checkpointMs: 5_000,
+  checkpointBytes: 32 * MiB,
+  stagedHoldMs: 24 * hourMs,
+  trashHoldMs: 24 * hourMs,
+  stallMs: 60_000,
+  drainMs: 30_000,
+}

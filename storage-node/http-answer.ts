@@ -1,0 +1,125 @@
+/** Answers of the wire that are not blobs: JSON, errors, and reading small request bodies. */
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { type ErrorCode, HoldfastError, toHoldfastError } from '../shared/errors.ts'
+import type { WireError } from '../shared/wire.ts'
+
+/** Codes that are not here are bugs or disks: 500. */
+const statuses: Partial<Record<ErrorCode, number>> = {
+  BAD_REQUEST: 400,
+  RECORD_DAMAGED: 400,
+  LENGTH_MISMATCH: 400,
+  CLUSTER_MAP_INVALID: 400,
+  WIRE_UNAUTHORIZED: 401,
+  NOT_FOUND: 404,
+  SHARD_UNKNOWN: 404,
+  BLOB_NOT_FOUND: 404,
+  REFERENCE_NOT_FOUND: 404,
+  UPLOAD_NOT_FOUND: 404,
+  METHOD_NOT_ALLOWED: 405,
+  REQUEST_TIMEOUT: 408,
+  CONFLICT: 409,
+  CHECKSUM_MISMATCH: 409,
+  STALE_EPOCH: 409,
+  STALE_TOKEN: 409,
+  TOO_LARGE: 413,
+  RANGE_NOT_SATISFIABLE: 416,
+  BLOB_CORRUPT: 500,
+  OVERLOADED: 503,
+  SHARD_FAILED: 503,
+  SHARD_READ_ONLY: 503,
+  SHUTTING_DOWN: 503,
+  INSUFFICIENT_STORAGE: 507,
+}
+
+export function wireStatus(code: ErrorCode): number {
+  return statuses[code] ?? 500
+}
+
+export function toWireError(error: HoldfastError): WireError {
+  const { code, message, data } = error
+  return Object.keys(data).length === 0 ? { code, message } : { code, message, data }
+}
+
+export function sendJson(response: ServerResponse, status: number, value: unknown, headers: string[] = []): void {
+  sendBytes(response, status, 'application/json', Buffer.from(JSON.stringify(value)), headers)
+}
+
+export function sendBytes(
+  response: ServerResponse,
+  status: number,
+  contentType: string,
+  body: Buffer,
+  headers: string[] = [],
+): void {
+  response.writeHead(status, ['Content-Type', contentType, 'Content-Length', String(body.length), ...headers])
+  response.end(body)
+}
+
+/**
+ * Answers with the error. Behind the head of another answer the connection is cut instead, so that nobody takes a part
+ * for the whole. What is left of the request's body is read and thrown away by node:http: the connection lives on.
+ */
+export function sendError(response: ServerResponse, thrown: unknown, headers: string[] = []): HoldfastError {
+  const error = toHoldfastError(thrown)
+  if (response.headersSent) response.destroy()
+  else sendJson(response, wireStatus(error.code), toWireError(error), headers)
+  return error
+}
+
+/** The whole body. TOO_LARGE beyond `bytesMax`, REQUEST_TIMEOUT if it takes longer than `timeoutMs`. */
+export function readBody(request: IncomingMessage, bytesMax: number, timeoutMs: number): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = []
+    let bytes = 0
+    const timer = setTimeout(() => {
+      request.destroy()
+      settle(() => reject(new HoldfastError('REQUEST_TIMEOUT', 'the request came too slowly')))
+    }, timeoutMs)
+    const settle = (action: () => void) => {
+      clearTimeout(timer)
+      request.off('data', onData)
+      action()
+    }
+    const onData = (chunk: Buffer) => {
+      bytes += chunk.length
+      if (bytes > bytesMax) {
+        settle(() => reject(new HoldfastError('TOO_LARGE', 'the request is too large', { bytesMax })))
+        request.resume()
+      } else chunks.push(chunk)
+    }
+    request.on('data', onData)
+    request.once('end', () =>
+      settle(() => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks))),
+    )
+    request.once('error', cause => {
+      settle(() => reject(new HoldfastError('BAD_REQUEST', 'the request was cut off', {}, { cause })))
+    })
+    request.once('close', () => settle(() => reject(new HoldfastError('BAD_REQUEST', 'the request was cut off'))))
+  })
+}
+
+/** The body as JSON object. BAD_REQUEST if it is none. */
+export async function readJson(
+  request: IncomingMessage,
+  bytesMax: number,
+  timeoutMs: number,
+): Promise<Record<string, unknown>> {
+  const body = await readBody(request, bytesMax, timeoutMs)
+  try {
+    const value: unknown = JSON.parse(body.toString('utf8'))
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  } catch (cause) {
+    throw new HoldfastError('BAD_REQUEST', 'the body is not JSON', {}, { cause })
+  }
+  throw new HoldfastError('BAD_REQUEST', 'the body is no JSON object')
+}
+
+/** One request header, without the object that node:http would build for all of them. */
+export function headerOf(request: IncomingMessage, name: string): string | undefined {
+  const raw = request.rawHeaders
+  for (let index = 0; index < raw.length; index += 2) {
+    const given = raw[index]
+    if (given?.length === name.length && given.toLowerCase() === name) return raw[index + 1]
+  }
+  return undefined
+}

@@ -1,0 +1,182 @@
+/** A storage node: its shards, their uploads, its state folder, and what happens by itself in the background. */
+import type { Logger } from 'pino'
+import { HoldfastError } from '../shared/errors.ts'
+import { type NodeStatus, wireVersion } from '../shared/wire.ts'
+import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
+import { Every } from './every.ts'
+import { NodeState } from './node-state.ts'
+import { type Clock, Shard } from './shard.ts'
+import { readMarker, type ShardMarker } from './shard-marker.ts'
+import type { StoreFs } from './store-fs.ts'
+import { Trash } from './trash.ts'
+import { Uploads } from './uploads.ts'
+
+export interface StorageNodeDeps {
+  readonly fs: StoreFs
+  readonly log: Logger
+  readonly clock: Clock
+  /** Of the package. */
+  readonly version: string
+}
+
+/** A shard and what belongs to it. */
+export interface ServedShard {
+  readonly shard: Shard
+  readonly uploads: Uploads
+  readonly trash: Trash
+}
+
+const expireMs = 600_000
+
+export class StorageNode {
+  readonly config: StorageNodeConfig
+  readonly limits: StorageNodeLimits
+  readonly state: NodeState
+  readonly shards: ReadonlyMap<string, ServedShard>
+  draining = false
+  readonly #deps: StorageNodeDeps
+  #clusterId: string | undefined
+  #timers: Every[] = []
+
+  constructor(config: StorageNodeConfig, deps: StorageNodeDeps) {
+    this.config = config
+    this.limits = { ...defaultLimits, ...config }
+    this.#deps = deps
+    this.state = new NodeState(deps.fs, config.stateFolder, deps.log)
+    const shardDeps = { ...deps, limits: this.limits }
+    this.shards = new Map(
+      config.shards.map(shardConfig => {
+        const shard = new Shard(shardDeps, shardConfig)
+        return [shard.id, { shard, uploads: new Uploads(deps.fs, shard), trash: new Trash(shard) }]
+      }),
+    )
+  }
+
+  /** DATA_IN_USE, CONFIG_INVALID. A shard that cannot be opened is 'failed', and the others serve. */
+  async start(): Promise<void> {
+    await this.state.start()
+    try {
+      const clusterId = await this.#findClusterId()
+      if (clusterId !== undefined) await this.#openShards(clusterId)
+    } catch (error) {
+      await this.close()
+      throw error
+    }
+    const { diskCheckMs, markerCheckMs, checkpointMs } = this.limits
+    this.#timers = [
+      new Every(diskCheckMs, () => this.#forEachShard('measuring a disk', measure)),
+      new Every(markerCheckMs, () => this.#forEachShard('recovering a shard', recover)),
+      new Every(checkpointMs, () => this.#forEachShard('flushing an index', ({ shard }) => shard.checkpoint())),
+      new Every(Math.min(expireMs, this.limits.trashHoldMs, this.limits.stagedHoldMs), () =>
+        this.#forEachShard('removing what expired', expire),
+      ),
+    ]
+  }
+
+  get status(): NodeStatus {
+    return {
+      version: this.#deps.version,
+      wire: wireVersion,
+      clusterId: this.#clusterId ?? '',
+      node: this.config.node,
+      zone: this.config.zone,
+      state: this.draining ? 'draining' : 'up',
+      epoch: this.state.epoch,
+      shards: [...this.shards.values()].map(({ shard }) => shard.status),
+    }
+  }
+
+  get uploadCount(): number {
+    let count = 0
+    for (const { uploads } of this.shards.values()) count += uploads.count
+    return count
+  }
+
+  /** Keeps a newer map; the first one makes a node without a cluster a member of it. */
+  async storeClusterMap(text: Buffer): Promise<void> {
+    if (this.#clusterId === undefined) {
+      const { clusterId } = this.state.checkClusterMap(text)
+      await this.#openShards(clusterId)
+    }
+    await this.state.storeClusterMap(text)
+  }
+
+  /** Lets what is being written become durable, then frees everything. Safe to call twice. */
+  async close(): Promise<void> {
+    for (const timer of this.#timers) await timer.stop()
+    this.#timers = []
+    const closing = [...this.shards.values()].map(async ({ shard, uploads }) => {
+      await uploads.abortAll()
+      await shard.close()
+    })
+    const failed = (await Promise.allSettled(closing)).filter(result => result.status === 'rejected')
+    await this.state.close()
+    if (failed.length > 0)
+      throw new AggregateError(
+        failed.map(({ reason }) => reason as unknown),
+        'closing shards',
+      )
+  }
+
+  async #findClusterId(): Promise<string | undefined> {
+    const known = [this.config.clusterId, this.state.record?.clusterId].filter(id => id !== undefined)
+    for (const { folder } of this.config.shards) {
+      // An unreadable marker fails its shard when it is opened.
+      const marker = await readMarker(this.#deps.fs, folder).catch(() => undefined)
+      if (marker !== undefined && known.length === 0) known.push(marker.clusterId)
+    }
+    const [first, second] = known
+    if (second !== undefined && first !== second) {
+      throw new HoldfastError('CONFIG_INVALID', 'this node belongs to another cluster', {
+        expected: first,
+        found: second,
+      })
+    }
+    return first
+  }
+
+  async #openShards(clusterId: string): Promise<void> {
+    this.#clusterId = clusterId
+    const { node, shards } = this.config
+    const opened = await Promise.all(shards.map(config => this.#openShard(config, clusterId)))
+    const known = shards.filter((_, index) => opened[index]).map(({ id }) => id)
+    await this.state.remember(clusterId, node, known)
+  }
+
+  async #openShard({ id }: ShardConfig, clusterId: string): Promise<boolean> {
+    const { node, replacedShards = [] } = this.config
+    const marker: ShardMarker = { format: 1, clusterId, node, shard: id }
+    const isNew = this.state.record?.shards.includes(id) !== true
+    const shard = this.shards.get(id)?.shard
+    await shard?.start(marker, isNew || replacedShards.includes(id))
+    return shard?.health.state !== 'failed'
+  }
+
+  /** One shard after the other; a failure is logged and keeps no other shard from its turn. */
+  async #forEachShard(what: string, action: (served: ServedShard) => Promise<void>): Promise<void> {
+    for (const served of this.shards.values()) {
+      try {
+        await action(served)
+      } catch (error) {
+        this.#deps.log.warn({ err: error, shard: served.shard.id }, `${what} failed`)
+      }
+    }
+  }
+}
+
+async function measure({ shard }: ServedShard): Promise<void> {
+  if (shard.health.state === 'failed') return
+  await shard.health.measure()
+  await shard.health.fillReserve()
+}
+
+async function recover({ shard }: ServedShard): Promise<void> {
+  if (shard.health.state === 'failed') return shard.reopen()
+  await shard.checkMarker()
+  if (shard.health.state === 'read-only') await shard.probe()
+}
+
+async function expire({ uploads, trash }: ServedShard): Promise<void> {
+  await uploads.expire()
+  await trash.empty()
+}

@@ -1,0 +1,68 @@
+/** JSON bodies of the wire, checked field by field: digests and generations become file names (I40). */
+import { HoldfastError } from '../shared/errors.ts'
+import { parseShardId, type ShardId } from '../shared/ids.ts'
+import type { BlobKey, DropRequest, TouchRequest, TransferRequest } from '../shared/wire.ts'
+import { isBlobKey } from './append.ts'
+import type { CommitOrder } from './uploads.ts'
+
+type Fields = Record<string, unknown>
+
+const itemCountMax = 10_000
+const sourceCountMax = 32
+const sourceUrlPattern = /^https?:\/\/[^/?#@\s]{1,255}$/
+
+export function parseTouch(fields: Fields): TouchRequest {
+  return { items: list(fields['items']).map(item => ({ ...blobKeyOf(item), shard: shardOf(item['shard']) })) }
+}
+
+export function parseDrop(fields: Fields): DropRequest {
+  const { reason } = fields as { reason?: unknown }
+  if (reason !== 'deleted' && reason !== 'moved') throw bad('reason')
+  return { shard: shardOf(fields['shard']), reason, blobs: list(fields['blobs']).map(blobKeyOf) }
+}
+
+export function parseTransfer(fields: Fields): TransferRequest {
+  const blobs = list(fields['blobs']).map(blob => {
+    const sources = list(blob['sources']).map(source => {
+      const url = source['url']
+      if (typeof url !== 'string' || !sourceUrlPattern.test(url)) throw bad('source url')
+      return { url, shard: shardOf(source['shard']) }
+    })
+    if (sources.length > sourceCountMax) throw bad('sources')
+    return { ...blobKeyOf(blob), bytes: bytesOf(blob['bytes']), sources }
+  })
+  return { shard: shardOf(fields['shard']), blobs }
+}
+
+export function parseCommit(fields: Fields): CommitOrder {
+  const table = fields['blockCrcs']
+  if (typeof table !== 'string') throw bad('blockCrcs')
+  return { ...blobKeyOf(fields), bytes: bytesOf(fields['bytes']), blockCrcs: Buffer.from(table, 'base64') }
+}
+
+function blobKeyOf(fields: Fields): BlobKey {
+  const { partition, digest, generation } = fields as unknown as BlobKey
+  if (!isBlobKey({ partition, digest, generation })) throw bad('blob')
+  return { partition, digest, generation }
+}
+
+function shardOf(value: unknown): ShardId {
+  const shard = typeof value === 'string' ? parseShardId(value) : undefined
+  if (shard === undefined) throw bad('shard')
+  return shard
+}
+
+function bytesOf(value: unknown): number {
+  if (!Number.isSafeInteger(value) || Number(value) < 0) throw bad('bytes')
+  return Number(value)
+}
+
+function list(value: unknown): Fields[] {
+  if (!Array.isArray(value) || value.length > itemCountMax) throw bad('list')
+  if (value.some(item => typeof item !== 'object' || item === null)) throw bad('list')
+  return value as Fields[]
+}
+
+function bad(what: string): HoldfastError {
+  return new HoldfastError('BAD_REQUEST', `the request has no valid ${what}`)
+}

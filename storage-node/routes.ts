@@ -1,0 +1,219 @@
+/** Every route of the wire but the reading of blobs. Each answers, or throws what the server answers with. */
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Dispatcher } from 'undici'
+import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
+import { parsePartition } from '../shared/partition.ts'
+import { type AppendAnswer, type DropAnswer, type TouchAnswer, uploadIdPattern, wireHeader } from '../shared/wire.ts'
+import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
+import { blobName } from './apply-records.ts'
+import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
+import type { ServedShard, StorageNode } from './node.ts'
+import { parseCommit, parseDrop, parseTouch, parseTransfer } from './requests.ts'
+import { serveUpload } from './serve-upload.ts'
+import { touchBlob } from './touch.ts'
+import { transferBlobs } from './transfer.ts'
+
+export interface RouteContext {
+  readonly node: StorageNode
+  readonly authorization: string
+  readonly dispatcher: Dispatcher
+  /** Aborts when the node shuts down. */
+  readonly signal: AbortSignal
+}
+
+interface Call extends RouteContext {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  /** Of the path, behind `/v1/<name>`. */
+  readonly parts: readonly string[]
+  readonly query: URLSearchParams
+}
+
+type Handler = (call: Call) => Promise<void>
+
+const jsonBytesMax = 4 * 1024 * 1024
+const mapBytesMax = 64 * 1024 * 1024
+const pageDefault = 1000
+const pageMax = 10_000
+
+/** `<method> <name> <number of parts behind it>` */
+const routes: Readonly<Record<string, Handler>> = {
+  'GET status 0': async call => answer(call, call.node.status),
+  'POST append 0': append,
+  'POST touch 0': touch,
+  'POST transfer 0': transfer,
+  'POST drop 0': drop,
+  'GET cluster-map 0': getClusterMap,
+  'PUT cluster-map 0': putClusterMap,
+  'GET blobs 2': listBlobs,
+  'GET references 2': references,
+  'PUT uploads 2': putUpload,
+  'GET uploads 2': getUpload,
+  'DELETE uploads 2': deleteUpload,
+  'POST uploads 3': commitUpload,
+  'GET unconfirmed 1': unconfirmed,
+}
+
+/** Rejects with the error to answer with. */
+export async function handleRoute(
+  context: RouteContext,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  const [path = '', search = ''] = (request.url ?? '').split('?', 2)
+  const [, version, name = '', ...parts] = path.split('/')
+  if (version !== 'v1') throw new HoldfastError('NOT_FOUND', 'no such route')
+  const handler = routes[`${request.method} ${name} ${parts.length}`]
+  if (handler === undefined) {
+    const known = Object.keys(routes).some(route => route.split(' ')[1] === name)
+    throw new HoldfastError(known ? 'METHOD_NOT_ALLOWED' : 'NOT_FOUND', 'no such route')
+  }
+  await handler({ ...context, request, response, parts, query: new URLSearchParams(search) })
+}
+
+function answer({ node, response }: Call, value: unknown): void {
+  sendJson(response, 200, value, [wireHeader.epoch, String(node.state.epoch)])
+}
+
+async function append(call: Call): Promise<void> {
+  const { node, request } = call
+  const items = parseAppend(await readBody(request, node.limits.appendBytesMax, node.limits.stallMs))
+  const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item)))
+  answer(call, { results } satisfies AppendAnswer)
+}
+
+async function appendItem(node: StorageNode, item: AppendItem): Promise<AppendAnswer['results'][number]> {
+  try {
+    if (item.problem !== undefined) throw item.problem
+    await shardNamed(node, item.shard).shard.append(item)
+    return 'ok'
+  } catch (thrown) {
+    return toWireError(toHoldfastError(thrown))
+  }
+}
+
+async function touch(call: Call): Promise<void> {
+  const { node, request } = call
+  const { items } = parseTouch(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const results: TouchAnswer['results'][number][] = []
+  for (const item of items) {
+    const served = node.shards.get(item.shard)
+    results.push(served === undefined ? 'unavailable' : await touchBlob(served.shard, blobName(item)))
+  }
+  answer(call, { results } satisfies TouchAnswer)
+}
+
+async function transfer(call: Call): Promise<void> {
+  const { node, request, authorization, dispatcher, signal } = call
+  const { shard: id, blobs } = parseTransfer(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  await node.state.acceptFence(headerOf(request, wireHeader.fence))
+  const { shard, uploads } = shardNamed(node, id)
+  const concurrency = node.limits.transferConcurrency
+  answer(call, await transferBlobs({ shard, uploads, dispatcher, authorization, concurrency, signal }, blobs))
+}
+
+async function drop(call: Call): Promise<void> {
+  const { node, request } = call
+  const { shard: id, reason, blobs } = parseDrop(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  await node.state.acceptFence(headerOf(request, wireHeader.fence))
+  const { shard } = shardNamed(node, id)
+  const results: DropAnswer['results'][number][] = []
+  for (const blob of blobs) results.push(await shard.drop(blob, reason))
+  answer(call, { results } satisfies DropAnswer)
+}
+
+async function getClusterMap({ node, response }: Call): Promise<void> {
+  const map = node.state.clusterMap
+  if (map === undefined) throw new HoldfastError('NOT_FOUND', 'no cluster map yet')
+  sendBytes(response, 200, 'application/json', map, [wireHeader.epoch, String(node.state.epoch)])
+}
+
+async function putClusterMap(call: Call): Promise<void> {
+  const { node, request } = call
+  await node.storeClusterMap(await readBody(request, mapBytesMax, node.limits.stallMs))
+  answer(call, { epoch: node.state.epoch })
+}
+
+async function listBlobs(call: Call): Promise<void> {
+  const { shard, partition } = shardAndPartition(call)
+  answer(call, await shard.listBlobs(partition, call.query.get('after') ?? undefined, pageLimit(call)))
+}
+
+async function references(call: Call): Promise<void> {
+  const { shard, partition } = shardAndPartition(call)
+  const key = call.query.get('key')
+  if (key === null) {
+    answer(call, await shard.listReferences(partition, call.query.get('after') ?? undefined, pageLimit(call)))
+  } else {
+    if (Buffer.byteLength(key) > pathKeyBytesMax) throw new HoldfastError('BAD_REQUEST', 'the key is too long')
+    answer(call, await shard.reference(partition, key))
+  }
+}
+
+async function unconfirmed(call: Call): Promise<void> {
+  const { shard } = shardNamed(call.node, call.parts[0])
+  const olderThanMs = wholeNumber(call, 'olderThanMs', 0)
+  answer(call, await shard.listUnconfirmed(olderThanMs, call.query.get('after') ?? undefined, pageLimit(call)))
+}
+
+async function putUpload(call: Call): Promise<void> {
+  const { node, request } = call
+  const { uploads } = shardNamed(node, call.parts[0])
+  if (node.draining) throw new HoldfastError('SHUTTING_DOWN', 'the node is shutting down')
+  if (node.uploadCount >= node.limits.uploadCountMax) throw new HoldfastError('OVERLOADED', 'too many uploads')
+  const header = headerOf(request, wireHeader.expectedBytes) ?? headerOf(request, 'content-length')
+  if (header !== undefined && !/^\d{1,15}$/.test(header)) throw new HoldfastError('BAD_REQUEST', 'not a length')
+  const expectedBytes = header === undefined ? undefined : Number(header)
+  answer(call, await uploads.receive(uploadId(call), request, expectedBytes))
+}
+
+async function getUpload(call: Call): Promise<void> {
+  const { shard, uploads } = shardNamed(call.node, call.parts[0])
+  const { request, response } = call
+  await serveUpload(shard, uploads.written(uploadId(call)), headerOf(request, 'range'), response)
+}
+
+async function deleteUpload(call: Call): Promise<void> {
+  const { uploads } = shardNamed(call.node, call.parts[0])
+  await uploads.abort(uploadId(call))
+  answer(call, {})
+}
+
+async function commitUpload(call: Call): Promise<void> {
+  const { node, request } = call
+  if (call.parts[2] !== 'commit') throw new HoldfastError('NOT_FOUND', 'no such route')
+  const { uploads } = shardNamed(node, call.parts[0])
+  const id = uploadId(call)
+  await uploads.commit(id, parseCommit(await readJson(request, 8 * 1024 * 1024, node.limits.stallMs)))
+  answer(call, {})
+}
+
+function shardNamed(node: StorageNode, id: string | undefined): ServedShard {
+  const served = node.shards.get(id ?? '')
+  if (served === undefined) throw new HoldfastError('SHARD_UNKNOWN', 'no such shard on this node')
+  return served
+}
+
+function shardAndPartition({ node, parts }: Call) {
+  const partition = parsePartition(parts[1] ?? '')
+  if (partition === undefined) throw new HoldfastError('BAD_REQUEST', 'not a partition')
+  return { shard: shardNamed(node, parts[0]).shard, partition }
+}
+
+/** Becomes a file name: nothing else passes (I40). */
+function uploadId({ parts }: Call): string {
+  const id = parts[1] ?? ''
+  if (!uploadIdPattern.test(id)) throw new HoldfastError('BAD_REQUEST', 'not an upload id')
+  return id
+}
+
+function pageLimit(call: Call): number {
+  return Math.min(Math.max(1, wholeNumber(call, 'limit', pageDefault)), pageMax)
+}
+
+function wholeNumber({ query }: Call, name: string, fallback: number): number {
+  const text = query.get(name)
+  if (text === null) return fallback
+  if (!/^\d{1,15}$/.test(text)) throw new HoldfastError('BAD_REQUEST', `${name} must be a whole number`)
+  return Number(text)
+}

@@ -1,0 +1,145 @@
+/**
+ * The wire, served: plain node:http and hand-written routing, since a 1 KiB GET should cost little more than its read.
+ * docs/wire.md describes it for both sides. Everything needs the cluster's authorization.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import type { Logger } from 'pino'
+import { Agent } from 'undici'
+import { HoldfastError } from '../shared/errors.ts'
+import { wireAuthorization, wireAuthorized, wireHeader } from '../shared/wire.ts'
+import { headerOf, sendError } from './http-answer.ts'
+import type { StorageNode } from './node.ts'
+import { sendBlob } from './read-blob.ts'
+import { handleRoute, type RouteContext } from './routes.ts'
+
+const blobPrefix = '/v1/blobs/'
+const blobNamePattern = /^[0-9a-f]{3}\/[0-9a-f]{64}\.[0-9a-z]{12}$/
+const blobNameBytes = 3 + 1 + 64 + 1 + 12
+
+export class WireServer {
+  readonly #node: StorageNode
+  readonly #log: Logger
+  readonly #server: Server
+  readonly #expected: Buffer
+  readonly #context: RouteContext
+  readonly #aborter = new AbortController()
+  readonly #agent: Agent
+  #inFlight = 0
+  #onIdle: (() => void) | undefined
+
+  constructor(node: StorageNode, log: Logger) {
+    this.#node = node
+    this.#log = log
+    const authorization = wireAuthorization(node.config.secret)
+    this.#expected = Buffer.from(authorization, 'latin1')
+    const { stallMs, connectionCountMax } = node.limits
+    this.#agent = new Agent({
+      connections: 8,
+      headersTimeout: 10_000,
+      bodyTimeout: 30_000,
+      connect: { timeout: 2_000 },
+    })
+    this.#context = { node, authorization, dispatcher: this.#agent, signal: this.#aborter.signal }
+    const options = {
+      // Longer than any client keeps an idle connection, so that the client is the one who closes it.
+      keepAliveTimeout: 75_000,
+      headersTimeout: Math.min(stallMs, 60_000),
+      // Uploads may take hours; what stalls is cut off by its own timer.
+      requestTimeout: 0,
+      maxHeaderSize: 16 * 1024,
+      highWaterMark: 1024 * 1024,
+      noDelay: true,
+    }
+    this.#server = createServer(options, (request, response) => this.#serve(request, response))
+    this.#server.maxConnections = connectionCountMax
+  }
+
+  /** Resolves with the URL once it accepts connections. */
+  async listen(): Promise<string> {
+    const { host, port } = this.#node.config
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject)
+      this.#server.listen(port, host, resolve)
+    })
+    const address = this.#server.address() as AddressInfo // it listens on TCP
+    return `http://${address.family === 'IPv6' ? `[${address.address}]` : address.address}:${address.port}`
+  }
+
+  /** Takes no new connections, finishes what is in flight for at most `drainMs`, then cuts off the rest. */
+  async close(drainMs: number): Promise<void> {
+    this.#server.close()
+    this.#server.closeIdleConnections()
+    if (this.#inFlight > 0) await this.#idleWithin(drainMs)
+    this.#aborter.abort()
+    this.#server.closeAllConnections()
+    await this.#agent.destroy()
+  }
+
+  #idleWithin(ms: number): Promise<void> {
+    return new Promise(resolve => {
+      const timer = setTimeout(resolve, ms)
+      this.#onIdle = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+  }
+
+  #serve(request: IncomingMessage, response: ServerResponse): void {
+    response.sendDate = false
+    if (this.#node.draining) response.setHeader('Connection', 'close')
+    this.#inFlight += 1
+    response.once('close', this.#onClose)
+    if (!wireAuthorized(headerOf(request, 'authorization'), this.#expected)) {
+      sendError(response, new HoldfastError('WIRE_UNAUTHORIZED', 'not authorized on this wire'))
+      return
+    }
+    if (!this.#serveBlob(request, response)) this.#serveRoute(request, response)
+  }
+
+  readonly #onClose = (): void => {
+    this.#inFlight -= 1
+    if (this.#inFlight === 0) this.#onIdle?.()
+  }
+
+  /** The hot path: GET and HEAD of a blob. False if the request is something else. */
+  #serveBlob(request: IncomingMessage, response: ServerResponse): boolean {
+    const { url = '', method } = request
+    if (!url.startsWith(blobPrefix) || (method !== 'GET' && method !== 'HEAD')) return false
+    const slash = url.indexOf('/', blobPrefix.length)
+    if (slash < 0 || url.length !== slash + 1 + blobNameBytes) return false
+    const name = url.slice(slash + 1)
+    if (!blobNamePattern.test(name)) return false
+    const served = this.#node.shards.get(url.slice(blobPrefix.length, slash))
+    if (served === undefined) {
+      this.#onBlobError(response, new HoldfastError('SHARD_UNKNOWN', 'no such shard on this node'))
+      return true
+    }
+    sendBlob({
+      shard: served.shard,
+      name,
+      rangeHeader: headerOf(request, 'range'),
+      headOnly: method === 'HEAD',
+      epoch: String(this.#node.state.epoch),
+      response,
+      onError: this.#onBlobError,
+    })
+    return true
+  }
+
+  readonly #onBlobError = (response: ServerResponse, thrown: unknown): void => {
+    const error = sendError(response, thrown, [wireHeader.epoch, String(this.#node.state.epoch)])
+    if (error.code === 'INTERNAL') this.#log.error({ err: error.cause }, 'reading a blob failed')
+  }
+
+  #serveRoute(request: IncomingMessage, response: ServerResponse): void {
+    handleRoute(this.#context, request, response).catch((thrown: unknown) => {
+      const error = sendError(response, thrown, [wireHeader.epoch, String(this.#node.state.epoch)])
+      const requestId = headerOf(request, wireHeader.requestId)
+      if (error.code === 'INTERNAL')
+        this.#log.error({ err: error.cause, requestId, url: request.url }, 'request failed')
+      else this.#log.debug({ code: error.code, requestId, url: request.url }, 'request refused')
+    })
+  }
+}

@@ -1,0 +1,46 @@
+/**
+ * `holdfast.json` in a shard's folder says whose it is. It is what tells an empty new disk from a disk that is not mounted,
+ * and a disk from another one put into its place.
+ */
+import { join } from 'node:path'
+import { HoldfastError } from '../shared/errors.ts'
+import { readSmallFile, replaceFile, type StoreFs } from './store-fs.ts'
+
+export interface ShardMarker {
+  readonly format: 1
+  readonly clusterId: string
+  readonly node: string
+  readonly shard: string
+}
+
+const markerName = 'holdfast.json'
+const markerBytesMax = 4096
+
+/** The marker, or undefined if there is none. SHARD_FAILED when it is not readable as one. */
+export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMarker | undefined> {
+  const content = await readSmallFile(fs, join(folder, markerName), markerBytesMax)
+  if (content === undefined) return undefined
+  try {
+    const marker = JSON.parse(content.toString('utf8')) as Partial<ShardMarker>
+    const { format, clusterId, node, shard } = marker
+    if (format === 1 && typeof clusterId === 'string' && typeof node === 'string' && typeof shard === 'string') {
+      return { format, clusterId, node, shard }
+    }
+  } catch (cause) {
+    throw new HoldfastError('SHARD_FAILED', 'marker file is damaged', { folder }, { cause })
+  }
+  throw new HoldfastError('SHARD_FAILED', 'marker file is of another format', { folder })
+}
+
+export async function writeMarker(fs: StoreFs, folder: string, marker: ShardMarker): Promise<void> {
+  await replaceFile(fs, join(folder, markerName), Buffer.from(`${JSON.stringify(marker, null, 2)}\n`))
+}
+
+/** In what a marker differs from the expected one, or undefined. */
+export function markerProblem(found: ShardMarker | undefined, expected: ShardMarker): string | undefined {
+  if (found === undefined) return 'marker file is missing: is the disk mounted?'
+  for (const field of ['clusterId', 'node', 'shard'] as const) {
+    if (found[field] !== expected[field]) return `marker names ${field} ${found[field]}, not ${expected[field]}`
+  }
+  return undefined
+}

@@ -1,0 +1,468 @@
+/**
+ * One disk: its log, index, blob files and health. Every method that writes resolves only when the write is durable and
+ * visible. Names of blobs are `<ppp>/<digest>.<generation>`, checked where they come in.
+ */
+import { LRUCache } from 'lru-cache'
+import type { Logger } from 'pino'
+import { HoldfastError } from '../shared/errors.ts'
+import type { Digest, Generation, ShardId } from '../shared/ids.ts'
+import { decodeRecord, encodeRecord, type ReferenceRecord, type ShardRecord } from '../shared/record.ts'
+import { partitionName } from '../shared/partition.ts'
+import type { BlobKey, BlobListing, ReferenceListing, ShardStatus, UnconfirmedAnswer } from '../shared/wire.ts'
+import { blobName, planApply } from './apply-records.ts'
+import { ShardFiles } from './blob-file.ts'
+import type { ShardConfig, StorageNodeLimits } from './config.ts'
+import { crashPoint } from './crash-point.ts'
+import {
+  type BlobLocation,
+  blobKey,
+  decodeBlobLocation,
+  decodeReferenceLocation,
+  referenceKey,
+  ShardIndex,
+  timeText,
+} from './index.ts'
+import { KeyLock } from './key-lock.ts'
+import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.ts'
+import type { LoggedRecord } from './log-segment.ts'
+import { OpenFiles } from './open-files.ts'
+import { indexFits, replayLog } from './replay.ts'
+import { ShardHealth } from './shard-health.ts'
+import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
+import { errnoOf, makeFolders, readFully, type StoreFs } from './store-fs.ts'
+
+export interface Clock {
+  /** Wall clock, ms. May jump. */
+  now(): number
+  /** Never jumps, ms. */
+  monotonic(): number
+}
+
+export interface ShardDeps {
+  readonly fs: StoreFs
+  readonly log: Logger
+  readonly clock: Clock
+  readonly limits: StorageNodeLimits
+}
+
+export class Shard {
+  readonly id: ShardId
+  readonly weight: number
+  readonly health: ShardHealth
+  readonly files: ShardFiles
+  readonly openFiles: OpenFiles
+  /** Damaged records met in the log and corrupt copies met by reads, since the start. */
+  damagedCount = 0
+  readonly #deps: ShardDeps
+  readonly #locations: LRUCache<string, BlobLocation>
+  /** Found corrupt, their drop perhaps not yet in the log (it may be unwritable): never served again all the same (I5). */
+  readonly #corrupt = new Set<string>()
+  readonly #names = new KeyLock()
+  #index: ShardIndex | undefined
+  #log: ShardLog | undefined
+  #marker: ShardMarker | undefined
+  #checkpoint: LogPosition | undefined
+  #checkpointBytes = 0
+  #rebuildIndex = false
+  /** Grows with every change of the index: a lookup that began before one is not cached. */
+  #changeCount = 0
+
+  constructor(deps: ShardDeps, config: ShardConfig) {
+    this.#deps = { ...deps, log: deps.log.child({ shard: config.id }) }
+    this.id = config.id
+    this.weight = config.weight
+    this.files = new ShardFiles(deps.fs, config.folder)
+    this.health = new ShardHealth(deps.fs, config.folder, deps.limits)
+    this.openFiles = new OpenFiles(deps.fs, deps.limits.openFileCountMax)
+    this.#locations = new LRUCache({ max: deps.limits.locationCountMax })
+  }
+
+  get log(): Logger {
+    return this.#deps.log
+  }
+
+  get clock(): Clock {
+    return this.#deps.clock
+  }
+
+  get limits(): StorageNodeLimits {
+    return this.#deps.limits
+  }
+
+  get status(): ShardStatus {
+    const { state, reason, bytesTotal, bytesFree } = this.health
+    return {
+      id: this.id,
+      weight: this.weight,
+      state,
+      ...(reason === undefined ? {} : { reason }),
+      bytesTotal,
+      bytesFree,
+    }
+  }
+
+  /**
+   * Opens the shard; `mayCreate` lets an empty folder become one. Resolves also when that fails: the state is then 'failed'
+   * and says why. DATA_IN_USE is thrown: two processes on one disk are a mistake of the operator, not a fault of the disk.
+   */
+  async start(marker: ShardMarker, mayCreate: boolean): Promise<void> {
+    this.#marker = marker
+    try {
+      await this.#open(marker, mayCreate)
+      this.health.recovered()
+    } catch (error) {
+      await this.#release()
+      if (error instanceof HoldfastError && error.code === 'DATA_IN_USE') throw error
+      this.health.fail(error instanceof Error ? error.message : 'cannot be opened')
+      this.log.error({ err: error }, 'shard cannot be opened')
+    }
+  }
+
+  /** Lets writes in flight become durable, remembers how far the index goes, frees everything. */
+  async close(): Promise<void> {
+    await this.#log?.close()
+    if (this.health.state !== 'failed') await this.checkpoint()
+    await this.#release()
+    this.health.fail('closed')
+  }
+
+  /** Closes and opens the shard again: the way out of 'failed'. */
+  async reopen(): Promise<void> {
+    if (this.#marker === undefined) return
+    await this.#log?.close()
+    await this.#release()
+    await this.start(this.#marker, false)
+  }
+
+  /** The location if it is in memory: the hot path of reads. */
+  cachedLocation(name: string): BlobLocation | undefined {
+    return this.#corrupt.size > 0 && this.#corrupt.has(name) ? undefined : this.#locations.get(name)
+  }
+
+  /** Where the blob is, or undefined if this shard does not have it. */
+  async locate(name: string): Promise<BlobLocation | undefined> {
+    this.health.checkReadable()
+    if (this.#corrupt.has(name)) return undefined
+    const cached = this.#locations.get(name)
+    if (cached !== undefined) return cached
+    const changeCount = this.#changeCount
+    const value = await this.#lookUp(index => index.get(blobKey(name)))
+    const location = value === undefined ? undefined : decodeBlobLocation(value)
+    if (this.#corrupt.has(name)) return undefined
+    if (location !== undefined && changeCount === this.#changeCount) this.#locations.set(name, location)
+    return location
+  }
+
+  /** The file that holds a location's payload. */
+  segmentPath(segment: number): string {
+    return segmentPath(this.files.log, segment)
+  }
+
+  /** Appends an encoded record. Rejects with SHARD_FAILED, SHARD_READ_ONLY, INSUFFICIENT_STORAGE or OVERLOADED. */
+  async append(item: NewRecord): Promise<void> {
+    const { kind } = item.record
+    this.health.checkWritable(kind === 'blob' || kind === 'file' ? 'blob' : 'record', item.frame.length)
+    if (this.#log === undefined) throw new HoldfastError('SHARD_FAILED', 'the shard is closed')
+    await this.#log.append(item)
+  }
+
+  /**
+   * A flushed temporary file becomes a blob: rename, folder, record, each durable before the next (I23). Resolves at once,
+   * dropping the temporary file, when the blob is already held.
+   */
+  async commitFile(
+    upload: string,
+    blob: BlobKey & { readonly bytes: number; readonly blockCrcs: Buffer; readonly confirmed?: true },
+  ): Promise<void> {
+    const name = blobName(blob)
+    await this.#names.run(name, async () => {
+      if ((await this.locate(name)) !== undefined) return this.#deps.fs.unlink(this.files.temporary(upload))
+      this.health.checkWritable('blob')
+      try {
+        await this.files.commit(upload, name)
+      } catch (error) {
+        throw this.writeError(error)
+      }
+      this.openFiles.forget(this.files.blob(name))
+      const { partition, digest, generation, bytes, blockCrcs, confirmed } = blob
+      const time = this.clock.now()
+      const mark = confirmed === undefined ? {} : { confirmed }
+      await this.append(newRecord({ kind: 'file', partition, digest, generation, bytes, time, ...mark }, blockCrcs))
+      crashPoint('commit.afterRecord')
+    })
+  }
+
+  /** The blob leaves: first its record, durable, then its file goes to the trash. */
+  async drop(blob: BlobKey, reason: 'deleted' | 'moved'): Promise<'dropped' | 'missing'> {
+    const name = blobName(blob)
+    return this.#names.run(name, async () => {
+      const location = await this.locate(name)
+      if (location === undefined) return 'missing'
+      const { partition, digest, generation } = blob
+      await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason, time: this.clock.now() }))
+      crashPoint('drop.afterRecord')
+      this.openFiles.forget(this.files.blob(name))
+      if (location.kind === 'file') await this.files.discard(name, new Date(this.clock.now()))
+      return 'dropped'
+    })
+  }
+
+  /** The copy is corrupt: from this call on it is never served; it leaves the index, and its file goes to quarantine. */
+  quarantine(name: string, why: string): Promise<void> {
+    if (this.#corrupt.has(name)) return Promise.resolve()
+    this.#corrupt.add(name)
+    this.#locations.delete(name)
+    this.damagedCount += 1
+    this.log.error({ blob: name, why }, 'blob quarantined')
+    return this.#names
+      .run(name, async () => {
+        const { partition, digest, generation } = parseBlobName(name)
+        const time = this.clock.now()
+        await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason: 'corrupt', time }))
+        this.openFiles.forget(this.files.blob(name))
+        await this.files.quarantine(name, new Date(time))
+      })
+      .catch((error: unknown) => {
+        this.log.warn({ err: error, blob: name }, 'quarantine is not durable yet; the copy is kept back in memory')
+      })
+  }
+
+  /** The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, or RECORD_DAMAGED when this copy of it is. */
+  async reference(partition: number, key: string): Promise<ReferenceRecord> {
+    this.health.checkReadable()
+    const indexKey = referenceKey(partitionName(partition), key)
+    const value = await this.#lookUp(index => index.get(indexKey))
+    if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
+    const record = await this.#readReference(value)
+    if (record !== undefined) return record
+    // Forgotten, so that the copy a repair brings is not taken for known.
+    await this.#index?.write([{ type: 'del', key: indexKey }])
+    this.damagedCount += 1
+    this.log.error({ partition, key }, 'damaged reference record')
+    throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+  }
+
+  async listReferences(partition: number, after: string | undefined, limit: number): Promise<ReferenceListing> {
+    this.health.checkReadable()
+    const prefix = referenceKey(partitionName(partition), '')
+    const range = { prefix, limit, ...(after === undefined ? {} : { after: prefix + after }) }
+    const entries = await this.#lookUp(index => index.list(range))
+    const references: ReferenceRecord[] = []
+    for (const [key, value] of entries) {
+      const record = await this.#readReference(value)
+      if (record !== undefined) references.push(record)
+      else this.log.error({ key }, 'damaged reference record')
+    }
+    return { references, ...nextPage(entries, limit, prefix) }
+  }
+
+  async listBlobs(partition: number, after: string | undefined, limit: number): Promise<BlobListing> {
+    this.health.checkReadable()
+    const prefix = blobKey(`${partitionName(partition)}/`)
+    const range = { prefix, limit, ...(after === undefined ? {} : { after: prefix + after }) }
+    const entries = await this.#lookUp(index => index.list(range))
+    const blobs = entries.map(([key, value]) => ({
+      ...parseBlobName(key.slice(2)),
+      bytes: decodeBlobLocation(value)?.bytes ?? 0,
+    }))
+    return { blobs: blobs.filter(blob => !this.#corrupt.has(blobName(blob))), ...nextPage(entries, limit, prefix) }
+  }
+
+  /** Blobs that no reference has named, oldest first. */
+  async listUnconfirmed(olderThanMs: number, after: string | undefined, limit: number): Promise<UnconfirmedAnswer> {
+    this.health.checkReadable()
+    const now = this.clock.now()
+    const before = `u/${timeText(now - olderThanMs)}/`
+    const range = { prefix: 'u/', before, limit, ...(after === undefined ? {} : { after: `u/${after}` }) }
+    const entries = await this.#lookUp(index => index.list(range))
+    const blobs: UnconfirmedAnswer['blobs'][number][] = []
+    for (const [key] of entries) {
+      const name = key.slice(16)
+      const location = await this.locate(name)
+      if (location === undefined) continue
+      blobs.push({ ...parseBlobName(name), bytes: location.bytes, ageMs: Math.max(0, now - Number(key.slice(2, 15))) })
+    }
+    return { blobs, ...nextPage(entries, limit, 'u/') }
+  }
+
+  /** Makes the index durable up to what it has applied, so that the next start need not replay it. */
+  async checkpoint(): Promise<void> {
+    const position = this.#checkpoint
+    if (position === undefined || this.#index === undefined) return
+    this.#checkpoint = undefined
+    this.#checkpointBytes = 0
+    await this.#lookUp(index => index.setCheckpoint(position))
+  }
+
+  /** Compares the marker on disk; another one, or none, fails the shard at once. */
+  async checkMarker(): Promise<void> {
+    const expected = this.#marker
+    if (expected === undefined || this.health.state === 'failed') return
+    let problem
+    try {
+      problem = markerProblem(await readMarker(this.#deps.fs, this.files.folder), expected)
+    } catch (error) {
+      problem = error instanceof Error ? error.message : 'marker is unreadable'
+    }
+    if (problem === undefined) return
+    this.log.error({ problem }, 'shard failed')
+    this.health.fail(problem)
+  }
+
+  /** A write outside the log failed: notes what that says about the disk, and names it for the client. */
+  writeError(error: unknown): HoldfastError {
+    if (error instanceof HoldfastError) return error
+    this.health.writeFailed(error)
+    this.log.error({ err: error }, 'writing failed')
+    const code = this.health.state === 'full' ? 'INSUFFICIENT_STORAGE' : 'SHARD_READ_ONLY'
+    return new HoldfastError(code, 'the disk took no more', { errno: errnoOf(error) }, { cause: error })
+  }
+
+  /** One attempt to get out of 'read-only': a fresh file, then a fresh segment. */
+  async probe(): Promise<void> {
+    await this.health.probe()
+    await this.#log?.revive()
+    this.health.recovered()
+    this.log.info('shard takes writes again')
+  }
+
+  /** Is somebody about to make, move or remove this blob's file? */
+  isBusy(name: string): boolean {
+    return this.#names.has(name)
+  }
+
+  async #open(marker: ShardMarker, mayCreate: boolean): Promise<void> {
+    const { fs, limits, log } = this.#deps
+    await this.#claim(marker, mayCreate)
+    await this.files.create()
+    await this.health.measure()
+    await this.files.clearTemporary()
+    this.#index = await this.#openIndex()
+    const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
+    this.damagedCount += replayed.damagedCount
+    const deps = {
+      fs,
+      folder: this.files.log,
+      apply: (records: readonly LoggedRecord[], end: LogPosition) => this.#apply(records, end),
+      makeRoom: () => this.health.releaseReserve(),
+      onBroken: (error: unknown) => {
+        this.health.writeFailed(error)
+        this.log.error({ err: error }, 'writing the log failed')
+      },
+    }
+    this.#log = new ShardLog(deps, replayed.segment, limits)
+    if (replayed.resume !== undefined) await this.#log.resume(replayed.resume.nonce, replayed.resume.offset)
+    // Without a reserve a full disk takes no deletes, but until then everything works.
+    await this.health.fillReserve().catch((error: unknown) => log.warn({ err: error }, 'no reserve'))
+    const { recordCount, damagedCount } = replayed
+    log.info({ recordCount, damagedCount }, 'shard is open')
+  }
+
+  async #claim(marker: ShardMarker, mayCreate: boolean): Promise<void> {
+    const { fs } = this.#deps
+    const { folder } = this.files
+    if (mayCreate) await makeFolders(fs, folder)
+    const found = await readMarker(fs, folder)
+    const entries = found === undefined ? (await fs.list(folder)).filter(name => name !== 'lost+found') : []
+    if (found !== undefined || !mayCreate || entries.length > 0) {
+      const problem = markerProblem(found, marker)
+      if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })
+      return
+    }
+    await writeMarker(fs, folder, marker)
+  }
+
+  async #openIndex(): Promise<ShardIndex> {
+    const { fs, log } = this.#deps
+    const folder = this.files.index
+    try {
+      const index = await ShardIndex.open(folder)
+      if (!this.#rebuildIndex && (await indexFits({ fs, files: this.files, index }))) return index
+      await index.close()
+    } catch (error) {
+      if (error instanceof HoldfastError) throw error
+      log.error({ err: error }, 'index cannot be opened')
+    }
+    log.warn('rebuilding the index from the log')
+    await ShardIndex.destroy(folder)
+    this.#rebuildIndex = false
+    return ShardIndex.open(folder)
+  }
+
+  async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
+    const { changes, blobs } = await this.#lookUp(async index => {
+      const plan = await planApply(records, keys => index.getMany(keys))
+      await index.write(plan.changes)
+      return plan
+    })
+    this.#changeCount += 1
+    for (const [name, location] of blobs) {
+      this.#corrupt.delete(name)
+      if (location === undefined) this.#locations.delete(name)
+      else this.#locations.set(name, location)
+    }
+    this.#checkpoint = end
+    this.#checkpointBytes += records.reduce((sum, record) => sum + record.frameBytes, 0)
+    if (changes.length > 0 && this.#checkpointBytes > this.limits.checkpointBytes) await this.checkpoint()
+  }
+
+  /** Any failure of the index fails the shard: it is opened again, from the log, by the next recovery. */
+  async #lookUp<Result>(use: (index: ShardIndex) => Promise<Result>): Promise<Result> {
+    const index = this.#index
+    if (index === undefined) throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'the shard is closed')
+    try {
+      return await use(index)
+    } catch (cause) {
+      if (this.#index !== index) throw new HoldfastError('SHARD_FAILED', 'the shard is closed', {}, { cause })
+      this.#rebuildIndex = true
+      this.health.fail('the index failed')
+      this.log.error({ err: cause }, 'the index failed')
+      throw new HoldfastError('SHARD_FAILED', 'the index failed', {}, { cause })
+    }
+  }
+
+  async #readReference(value: Buffer): Promise<ReferenceRecord | undefined> {
+    const location = decodeReferenceLocation(value)
+    if (location === undefined) return undefined
+    const open = await this.openFiles.open(this.segmentPath(location.segment))
+    try {
+      const frame = Buffer.allocUnsafe(location.frameBytes)
+      const bytes = await readFully(open.file, frame, location.frameOffset)
+      const decoded = decodeRecord(frame.subarray(0, bytes))
+      if (typeof decoded === 'string' || decoded.record.kind !== 'reference') return undefined
+      return decoded.record
+    } finally {
+      this.openFiles.release(open)
+    }
+  }
+
+  async #release(): Promise<void> {
+    const index = this.#index
+    this.#index = undefined
+    this.#log = undefined
+    this.#checkpoint = undefined
+    this.#locations.clear()
+    this.openFiles.clear()
+    await index?.close()
+  }
+}
+
+/** A record of our own making, encoded. */
+export function newRecord(record: ShardRecord, payload?: Buffer): NewRecord {
+  const frame = encodeRecord(record, payload)
+  return { record, frame, payloadOffset: frame.length - (payload?.length ?? 0) }
+}
+
+/** Takes `<ppp>/<digest>.<generation>` apart; the name was checked before. */
+export function parseBlobName(name: string): BlobKey {
+  return {
+    partition: Number.parseInt(name.slice(0, 3), 16),
+    digest: name.slice(4, 68) as Digest,
+    generation: name.slice(69) as Generation,
+  }
+}
+
+function nextPage(entries: readonly [string, Buffer][], limit: number, prefix: string): { next?: string } {
+  const last = entries.at(-1)
+  return last === undefined || entries.length < limit ? {} : { next: last[0].slice(prefix.length) }
+}

@@ -1,0 +1,204 @@
+/**
+ * Uploads of one shard: received into temporary files, then committed or dropped. What is staged lives in memory and in tmp/
+ * only: a crash or a restart forgets it, and the proxy, which has no answer, goes elsewhere.
+ */
+import type { IncomingMessage } from 'node:http'
+import { HoldfastError } from '../shared/errors.ts'
+import type { BlobKey, UploadAnswer } from '../shared/wire.ts'
+import { blobName } from './apply-records.ts'
+import type { Shard } from './shard.ts'
+import { type FinishedFile, StagedFile } from './staged-file.ts'
+import type { StoreFs } from './store-fs.ts'
+
+interface Upload {
+  readonly staged: StagedFile
+  finished: FinishedFile | undefined
+  committing: Promise<void> | undefined
+  /** Monotonic. */
+  touchedAt: number
+}
+
+export interface CommitOrder extends BlobKey {
+  readonly bytes: number
+  readonly blockCrcs: Buffer
+  readonly confirmed?: true
+}
+
+export class Uploads {
+  readonly #fs: StoreFs
+  readonly #shard: Shard
+  readonly #uploads = new Map<string, Upload>()
+
+  constructor(fs: StoreFs, shard: Shard) {
+    this.#fs = fs
+    this.#shard = shard
+  }
+
+  get count(): number {
+    return this.#uploads.size
+  }
+
+  /**
+   * Receives a body; resolves when it is written and flushed. A body that breaks off, stalls or is too large leaves nothing.
+   * `expectedBytes` is what the shard must have room for (INSUFFICIENT_STORAGE).
+   */
+  async receive(id: string, body: IncomingMessage, expectedBytes: number | undefined): Promise<UploadAnswer> {
+    const upload = await this.#begin(id, expectedBytes)
+    try {
+      await this.#pump(body, upload.staged)
+      return await this.#finish(upload)
+    } catch (error) {
+      await this.abort(id)
+      throw error instanceof HoldfastError ? error : this.#shard.writeError(error)
+    }
+  }
+
+  /** The same for bytes from another node. */
+  async receiveFrom(id: string, body: AsyncIterable<Buffer>, expectedBytes: number): Promise<FinishedFile> {
+    const upload = await this.#begin(id, expectedBytes)
+    try {
+      for await (const chunk of body) {
+        this.#checkLength(upload.staged.bytes + chunk.length)
+        if (!upload.staged.write(chunk)) await upload.staged.drained()
+        if (upload.staged.error !== undefined) throw this.#shard.writeError(upload.staged.error)
+      }
+      await this.#finish(upload)
+    } catch (error) {
+      await this.abort(id)
+      throw error
+    }
+    if (upload.finished === undefined) throw new HoldfastError('UPLOAD_NOT_FOUND', 'the upload was aborted')
+    return upload.finished
+  }
+
+  /** The file and how much of it can be read, of an upload in flight too. UPLOAD_NOT_FOUND. */
+  written(id: string): { path: string; bytes: number } {
+    const upload = this.#uploads.get(id)
+    if (upload === undefined) throw notFound(id)
+    return { path: upload.staged.path, bytes: upload.staged.writtenBytes }
+  }
+
+  /**
+   * Makes a staged upload a blob (idempotent). CHECKSUM_MISMATCH if bytes or table differ from what arrived: the upload is gone
+   * then. UPLOAD_NOT_FOUND unless the blob is already held.
+   */
+  async commit(id: string, order: CommitOrder): Promise<void> {
+    const upload = this.#uploads.get(id)
+    if (upload === undefined) {
+      const held = await this.#shard.locate(blobName(order))
+      if (held?.bytes === order.bytes) return
+      throw notFound(id)
+    }
+    if (upload.finished === undefined) throw new HoldfastError('CONFLICT', 'the upload is not complete', { id })
+    upload.committing ??= this.#commit(id, upload.finished, order)
+    await upload.committing
+  }
+
+  /** Drops an upload, in flight or staged. Resolves also if there is none. */
+  async abort(id: string): Promise<void> {
+    const upload = this.#uploads.get(id)
+    if (upload === undefined || upload.committing !== undefined) return
+    this.#uploads.delete(id)
+    await upload.staged.abort()
+  }
+
+  /** Drops what was staged long ago and never committed. */
+  async expire(): Promise<void> {
+    const before = this.#shard.clock.monotonic() - this.#shard.limits.stagedHoldMs
+    for (const [id, upload] of this.#uploads) {
+      if (upload.finished !== undefined && upload.touchedAt < before) await this.abort(id)
+    }
+  }
+
+  async abortAll(): Promise<void> {
+    for (const id of [...this.#uploads.keys()]) await this.abort(id)
+  }
+
+  async #begin(id: string, expectedBytes: number | undefined): Promise<Upload> {
+    this.#checkLength(expectedBytes ?? 0)
+    this.#shard.health.checkWritable('blob', expectedBytes)
+    if (this.#uploads.has(id)) throw new HoldfastError('CONFLICT', 'an upload of this id exists', { id })
+    let staged
+    try {
+      staged = await StagedFile.create(this.#fs, this.#shard.files.temporary(id))
+    } catch (error) {
+      throw this.#shard.writeError(error)
+    }
+    const upload = { staged, finished: undefined, committing: undefined, touchedAt: this.#shard.clock.monotonic() }
+    this.#uploads.set(id, upload)
+    return upload
+  }
+
+  #pump(body: IncomingMessage, staged: StagedFile): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const stall = setTimeout(
+        () => body.destroy(new HoldfastError('REQUEST_TIMEOUT', 'the body stalled')),
+        this.#shard.limits.stallMs,
+      )
+      const fail = (error: Error) => {
+        clearTimeout(stall)
+        body.off('data', onData).resume()
+        reject(error)
+      }
+      const onData = (chunk: Buffer) => {
+        stall.refresh()
+        if (staged.error !== undefined) return fail(staged.error)
+        if (staged.bytes + chunk.length > this.#shard.limits.blobBytesMax) return fail(tooLarge())
+        if (staged.write(chunk)) return
+        body.pause()
+        void staged.drained().then(() => {
+          stall.refresh()
+          body.resume()
+        })
+      }
+      body.on('data', onData)
+      body.once('end', () => {
+        clearTimeout(stall)
+        resolve()
+      })
+      body.once('error', cause => fail(new HoldfastError('BAD_REQUEST', 'the body broke off', {}, { cause })))
+      body.once('close', () => fail(new HoldfastError('BAD_REQUEST', 'the body broke off')))
+    })
+  }
+
+  async #finish(upload: Upload): Promise<UploadAnswer> {
+    let finished
+    try {
+      finished = await upload.staged.finish()
+    } catch (error) {
+      throw this.#shard.writeError(error)
+    }
+    upload.finished = finished
+    upload.touchedAt = this.#shard.clock.monotonic()
+    return { bytes: finished.bytes, crc: finished.crc }
+  }
+
+  async #commit(id: string, finished: FinishedFile, order: CommitOrder): Promise<void> {
+    const upload = this.#uploads.get(id)
+    try {
+      if (finished.bytes !== order.bytes || !finished.blockCrcs.equals(order.blockCrcs)) {
+        throw new HoldfastError('CHECKSUM_MISMATCH', 'the bytes that arrived are not those that were sent', {
+          expected: order.bytes,
+          found: finished.bytes,
+        })
+      }
+      await this.#shard.commitFile(id, order)
+    } finally {
+      // Committed or of no more use: a commit that failed half-way leaves nothing to try again with.
+      this.#uploads.delete(id)
+      await upload?.staged.abort()
+    }
+  }
+
+  #checkLength(bytes: number): void {
+    if (bytes > this.#shard.limits.blobBytesMax) throw tooLarge()
+  }
+}
+
+function tooLarge(): HoldfastError {
+  return new HoldfastError('TOO_LARGE', 'the blob is larger than a shard takes')
+}
+
+function notFound(id: string): HoldfastError {
+  return new HoldfastError('UPLOAD_NOT_FOUND', 'no such upload on this shard', { id })
+}
