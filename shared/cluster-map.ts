@@ -188,7 +188,7 @@ function checksumOf(map: Omit<ClusterMap, 'checksum'>): string {
 /** Explicitly little-endian: a typed array's own bytes depend on the machine. */
 function encodeTable(table: Uint16Array): string {
   const bytes = Buffer.alloc(table.length * 2)
-  table.forEach((entry, index) => bytes.writeUInt16LE(entry, index * 2))
+  for (const [index, entry] of table.entries()) bytes.writeUInt16LE(entry, index * 2)
   return bytes.toString('base64')
 }
 

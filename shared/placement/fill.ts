@@ -73,13 +73,29 @@ function legal(model: Model, quotas: Quotas, shards: readonly number[]): number[
 export function placeInRingOrder(model: Model, ring: Ring, flow: PlacementFlow): void {
   const candidates = Array.from({ length: partitionCount }, (_, partition) => ring.order(partition, candidateCount))
   moveSurplus(model, candidates, flow)
+  fillHoles(model, candidates, flow)
+}
+
+/**
+ * Of the nodes that ring order proposes, those with most of their room left come first, in coarse steps: nodes fill up
+ * together. Filled one after the other, the last partitions would share the same few nodes and zones, and the next
+ * change could not be made with the fewest moves (measured: up to 24 % more; 2 % with 64 steps or more).
+ */
+function fillHoles(model: Model, candidates: readonly (readonly number[])[], flow: PlacementFlow): void {
+  const roomAtFirst = model.nodes.map((_, node) => flow.room(node))
+  const steps = 128
+  const step = (node: number) => Math.ceil((steps * flow.room(node)) / (roomAtFirst[node] ?? 0))
   const all = model.nodes.map((_, node) => node)
+  const isOpen = (partition: number) => (flow.holes[partition] ?? 0) > 0 || zoneOpen(model, flow, partition)
+  const fill = (partition: number, nodes: readonly number[]) => {
+    const withRoom = nodes.filter(node => flow.room(node) > 0)
+    const ranked = withRoom.map((node, rank) => ({ node, rank, step: step(node) }))
+    ranked.sort((a, b) => b.step - a.step || a.rank - b.rank)
+    for (const { node } of ranked) if (isOpen(partition)) flow.place(partition, node)
+  }
   candidates.forEach((nodes, partition) => {
-    const open = () => flow.holes[partition] !== 0 || zoneOpen(model, flow, partition)
-    for (const node of nodes) if (open()) flow.place(partition, node)
-    if (!open()) return
-    const roomiest = all.filter(node => flow.room(node) > 0).sort((a, b) => flow.room(b) - flow.room(a) || a - b)
-    for (const node of roomiest) if (open()) flow.place(partition, node)
+    if (isOpen(partition)) fill(partition, nodes)
+    if (isOpen(partition)) fill(partition, all)
   })
 }
 

@@ -4,7 +4,7 @@
  * Spread: with `c` the smallest number for which sum over zones of min(nodes, c) reaches the copies, the most even
  * placement possible gives every zone at least min(nodes, c - 1) and at most min(nodes, c) copies of each partition.
  * Shares follow the weights as far as these bounds and one copy per node allow (water-filling), and are rounded by
- * largest remainder; of equals, whoever holds more now gets the extra one, so that replanning moves nothing.
+ * largest remainder; of equals, whoever is nearest to holding it now gets the extra one, so that replanning moves nothing.
  *
  * Whatever these functions return can be met exactly: every bound holds for the fractional placement that gives each
  * partition quota / P of each node, and the constraints are nested (partition, zone, node), so a whole one exists too.
@@ -137,9 +137,10 @@ function roundShares({ shares, limits, total, held }: Rounding): number[] {
   const millionths = shares.map(share => Math.round(share * 1e6))
   const rounded = millionths.map(share => Math.floor(share / 1e6))
   const order = shares.map((_, index) => index)
-  const remainder = (index: number) => (millionths[index] ?? 0) - (rounded[index] ?? 0) * 1e6
-  const remainders = order.map(remainder)
-  order.sort((a, b) => (remainders[b] ?? 0) - (remainders[a] ?? 0) || (held[b] ?? 0) - (held[a] ?? 0) || a - b)
+  const remainders = order.map(index => (millionths[index] ?? 0) - (rounded[index] ?? 0) * 1e6)
+  // Measured from the rounded share: whoever holds the extra one now keeps it, whatever the sizes of the others.
+  const extras = order.map(index => (held[index] ?? 0) - (rounded[index] ?? 0))
+  order.sort((a, b) => (remainders[b] ?? 0) - (remainders[a] ?? 0) || (extras[b] ?? 0) - (extras[a] ?? 0) || a - b)
   let rest = total - sum(rounded)
   assert.ok(rest >= 0 && rest <= shares.length, 'shares add up to the total')
   for (let pass = 0; rest > 0; pass += 1) {
