@@ -1,0 +1,34 @@
+import type { FastifyError, FastifyInstance } from 'fastify'
+import { HoldfastError, toHoldfastError, type ErrorCode } from '../../shared/errors.ts'
+import { errorBody, errorHeaders, httpStatus } from '../http/http-errors.ts'
+import type { ApiDeps } from './types.ts'
+
+/** What fastify itself refuses, in our words. */
+const ofFastify: Readonly<Record<string, ErrorCode>> = {
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: 'UNSUPPORTED_MEDIA_TYPE',
+  FST_ERR_CTP_BODY_TOO_LARGE: 'TOO_LARGE',
+  FST_ERR_CTP_EMPTY_JSON_BODY: 'BAD_REQUEST',
+  FST_ERR_CTP_INVALID_JSON_BODY: 'BAD_REQUEST',
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: 'BAD_REQUEST',
+  FST_ERR_VALIDATION: 'BAD_REQUEST',
+}
+
+/** One JSON shape for every error of the API. */
+export function installErrors(app: FastifyInstance, { log }: Pick<ApiDeps, 'log'>): void {
+  app.setErrorHandler<FastifyError | HoldfastError>(async (thrown, request, reply) => {
+    const error = ourError(thrown)
+    request.refusal = error.code
+    if (error.code === 'INTERNAL') log.error({ err: error, requestId: request.id }, 'api request failed')
+    return reply.code(httpStatus[error.code]).headers(errorHeaders(error)).send(errorBody(error, request.id))
+  })
+  app.setNotFoundHandler(async (request, reply) => {
+    const error = new HoldfastError('NOT_FOUND', `no ${request.method} ${request.url.split('?', 1)[0]?.slice(0, 200)}`)
+    return reply.code(404).send(errorBody(error, request.id))
+  })
+}
+
+function ourError(thrown: FastifyError | HoldfastError): HoldfastError {
+  if (thrown instanceof HoldfastError) return thrown
+  const code = ofFastify[thrown.code] ?? (thrown instanceof SyntaxError ? 'BAD_REQUEST' : undefined)
+  return code === undefined ? toHoldfastError(thrown) : new HoldfastError(code, thrown.message, {}, { cause: thrown })
+}

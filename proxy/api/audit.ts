@@ -1,0 +1,57 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { ErrorCode } from '../../shared/errors.ts'
+import type { ApiDeps } from './types.ts'
+
+/** Entries being written at once; a flood of refusals must not become a flood of rows. */
+const writingMax = 64
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Why the request was refused, for the audit log. */
+    refusal: ErrorCode | undefined
+    /** What a change was about, where the URL does not say. */
+    auditSubject: string | undefined
+  }
+}
+
+/**
+ * Writes down every change and every refusal (but plain reads without credentials, which anybody can make by the million). An entry that cannot
+ * be written fails no request: it goes to the log instead.
+ */
+export function installAudit(app: FastifyInstance, { metadata, log }: Pick<ApiDeps, 'metadata' | 'log'>): void {
+  let writing = 0
+  app.decorateRequest('refusal')
+  app.decorateRequest('auditSubject')
+  app.addHook('onSend', async (request, reply) => {
+    if (!worthAnEntry(request)) return
+    const entry = entryOf(request, reply)
+    if (writing >= writingMax) {
+      log.warn({ audit: entry }, 'audit entry not written: too many at once')
+      return
+    }
+    writing++
+    try {
+      await metadata.audit(entry)
+    } catch (error) {
+      log.error({ err: error, audit: entry }, 'audit entry not written')
+    } finally {
+      writing--
+    }
+  })
+}
+
+function worthAnEntry({ routeOptions, refusal, headers, is404 }: FastifyRequest): boolean {
+  if (is404) return false
+  if (routeOptions.config.audit !== undefined) return true
+  return refusal === 'FORBIDDEN' || (refusal === 'UNAUTHORIZED' && headers.authorization !== undefined)
+}
+
+function entryOf(request: FastifyRequest, reply: FastifyReply): Parameters<ApiDeps['metadata']['audit']>[0] {
+  return {
+    user: request.principal.name,
+    action: request.routeOptions.config.audit ?? 'api.read',
+    subject: request.auditSubject ?? request.url.split('?', 1)[0]?.slice(0, 500) ?? '',
+    outcome: request.refusal ?? (reply.statusCode < 400 ? 'done' : String(reply.statusCode)),
+    address: request.socket.remoteAddress ?? '',
+  }
+}

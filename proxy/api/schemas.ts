@@ -1,0 +1,106 @@
+/** Bodies of /api/v1: types, validation, serialisation and the OpenAPI document come from here. */
+import { Type, type Static } from 'typebox'
+import { passwordBytesMax, passwordCharsMin } from '../access/passwords.ts'
+
+const closed = { additionalProperties: false } as const
+const nullable = <Schema extends Type.TSchema>(schema: Schema) => Type.Union([schema, Type.Null()])
+
+export const repositoryName = Type.String({ pattern: '^[a-z0-9][a-z0-9._-]{0,63}$' })
+const redeploy = Type.Union([Type.Literal('allow'), Type.Literal('once'), Type.Literal('deny')], {
+  description: "'once': a path may be written once, identical bytes again are fine; 'deny': nothing may be written",
+})
+const artifactBytesMax = Type.Union([Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }), Type.Null()], {
+  description: 'Largest artifact in bytes; null: no limit of its own',
+})
+const anonymousRead = Type.Boolean({ description: 'May everybody read, without credentials?' })
+
+export const repositoryView = Type.Object({
+  name: repositoryName,
+  format: Type.String(),
+  type: Type.String(),
+  redeploy,
+  artifactBytesMax,
+  anonymousRead,
+})
+export const repositoryList = Type.Object({ repositories: Type.Array(repositoryView) })
+export const repositoryChange = Type.Object(
+  {
+    redeploy: Type.Optional(redeploy),
+    artifactBytesMax: Type.Optional(artifactBytesMax),
+    anonymousRead: Type.Optional(anonymousRead),
+  },
+  { ...closed, minProperties: 1 },
+)
+export const newRepository = Type.Object(
+  {
+    name: repositoryName,
+    redeploy: Type.Optional(redeploy),
+    artifactBytesMax: Type.Optional(artifactBytesMax),
+    anonymousRead: Type.Optional(anonymousRead),
+  },
+  closed,
+)
+export const repositoryParams = Type.Object({ name: repositoryName })
+
+const place = Type.Object(
+  {
+    repository: repositoryName,
+    path: Type.String({ maxLength: 2_000, description: 'Decoded, without a leading slash; a folder ends in "/"' }),
+  },
+  closed,
+)
+const recursive = Type.Optional(Type.Boolean({ description: 'Needed for folders: everything below' }))
+export const transferRequest = Type.Object({ from: place, to: place, recursive }, closed)
+export const deleteRequest = Type.Object({ from: place, recursive }, closed)
+export const changedCount = Type.Object({ artifacts: Type.Integer({ description: 'How many artifacts were changed' }) })
+
+export const passwordChange = Type.Object(
+  { password: Type.String({ minLength: passwordCharsMin, maxLength: passwordBytesMax / 4 }) },
+  closed,
+)
+export const userParams = Type.Object({ name: Type.String({ minLength: 1, maxLength: 255 }) })
+
+const partState = Type.Object({ up: Type.Boolean(), reason: Type.Optional(Type.String()) })
+export const clusterStatus = Type.Object({
+  version: Type.String(),
+  clusterId: Type.String(),
+  /** Version of the cluster map; null before there is one. */
+  epoch: nullable(Type.Integer()),
+  replicas: Type.Integer(),
+  nodes: Type.Array(
+    Type.Object({
+      id: Type.String(),
+      zone: Type.String(),
+      url: Type.String(),
+      state: Type.String({ description: 'up, suspect, down, draining: as this proxy sees the node' }),
+      shards: Type.Array(
+        Type.Object({
+          id: Type.String(),
+          weight: Type.Number(),
+          state: Type.String({ description: 'ok, full, read-only, failed, unknown' }),
+          reason: Type.Optional(Type.String()),
+          bytesTotal: Type.Optional(Type.Number()),
+          bytesFree: Type.Optional(Type.Number()),
+        }),
+      ),
+    }),
+  ),
+  /** Member id of the primary, if there is one and it can be known. */
+  primary: nullable(Type.String()),
+  members: Type.Array(
+    Type.Object({ id: Type.String(), address: Type.String(), version: Type.String(), startedAt: Type.Number() }),
+  ),
+  /** null: PostgreSQL cannot be asked. */
+  pendingRepairs: nullable(Type.Integer()),
+  postgres: partState,
+  coordination: Type.Object({ driver: Type.String(), up: Type.Boolean(), reason: Type.Optional(Type.String()) }),
+})
+export type ClusterStatus = Static<typeof clusterStatus>
+
+/** A 204. */
+export const nothing = Type.Null({ description: 'Done' })
+
+export const errorAnswer = Type.Object(
+  { code: Type.String(), message: Type.String(), requestId: Type.String() },
+  { additionalProperties: true },
+)

@@ -1,0 +1,46 @@
+/** What the API needs of the rest of the proxy, as narrow as it can be: the tests hand in fakes of a few lines. */
+import type { Logger } from 'pino'
+import type { ClusterMap } from '../../shared/cluster-map.ts'
+import type { Authenticator } from '../access/authenticator.ts'
+import type { Passwords } from '../access/passwords.ts'
+import type { Metadata, Repository } from '../metadata/types.ts'
+import type { ClusterStatus } from './schemas.ts'
+
+/** A path in a repository: an artifact, or a folder with its trailing '/' ('' is the whole repository). */
+export interface ArtifactPlace {
+  readonly repository: Repository
+  readonly path: string
+}
+
+/** Changes of artifacts that move no bytes; proxy/artifacts' ArtifactChanges fits. */
+export interface ArtifactOperations {
+  /** ARTIFACT_NOT_FOUND if there is none. */
+  deleteArtifact(place: ArtifactPlace, user: string): Promise<void>
+  /** Everything below the folder; resolves with how many there were. */
+  deleteFolder(place: ArtifactPlace, user: string): Promise<number>
+  /** Resolves with how many artifacts were copied or moved. */
+  transfer(kind: 'copy' | 'move', from: ArtifactPlace, to: ArtifactPlace, user: string): Promise<number>
+}
+
+export interface ApiDeps {
+  readonly authenticator: Pick<Authenticator, 'authenticate'>
+  readonly passwords: Pick<Passwords, 'hash'>
+  readonly metadata: Pick<
+    Metadata,
+    'createRepository' | 'changeRepository' | 'deleteRepository' | 'findUser' | 'putUser' | 'audit'
+  >
+  /** The repositories as this worker knows them; proxy/artifacts' Repositories fits. */
+  readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
+  readonly artifacts: ArtifactOperations
+  /**
+   * Tells every worker, this one included, that what these keys name has changed (`repositoriesKey`, `userKey(name)`); resolves
+   * when none can act on the older state any more.
+   */
+  readonly announce: (keys: readonly string[]) => Promise<void>
+  readonly status: () => Promise<ClusterStatus>
+  /** The newest map this worker knows; undefined before the first. */
+  readonly clusterMap: () => ClusterMap | undefined
+  readonly log: Pick<Logger, 'error' | 'warn'>
+  /** Of Holdfast. */
+  readonly version: string
+}

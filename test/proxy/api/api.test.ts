@@ -1,0 +1,341 @@
+import t, { type Test } from 'tap'
+import fastify, { type LightMyRequestResponse } from 'fastify'
+import { Authenticator, userKey } from '../../../proxy/access/authenticator.ts'
+import { LoginLimiter } from '../../../proxy/access/login-limiter.ts'
+import { anonymous } from '../../../proxy/access/principal.ts'
+import { installAccessControl } from '../../../proxy/api/access-control.ts'
+import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
+import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
+import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
+import { repositoriesKey } from '../../../proxy/artifacts/repositories.ts'
+import type { Repository, User } from '../../../proxy/metadata/types.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
+
+const basic = (name: string, password: string): string =>
+  'Basic ' + Buffer.from(`${name}:${password}`).toString('base64')
+const admin = { authorization: basic('admin', 'root-root') }
+const ann = { authorization: basic('ann', 'ann-secret') }
+
+const status: ClusterStatus = {
+  version: '1',
+  clusterId: 'c',
+  epoch: 3,
+  replicas: 3,
+  nodes: [{ id: 'n', zone: 'a', url: 'http://n', state: 'up', shards: [{ id: 's', weight: 1, state: 'ok' }] }],
+  primary: null,
+  members: [{ id: 'm', address: 'a', version: '1', startedAt: 1 }],
+  pendingRepairs: 0,
+  postgres: { up: true },
+  coordination: { driver: 'memory', up: false, reason: 'gone' },
+}
+
+interface World {
+  readonly api: Api
+  readonly repositories: Map<string, Repository>
+  readonly users: Map<string, User>
+  readonly audit: Parameters<ApiDeps['metadata']['audit']>[0][]
+  readonly announced: string[]
+  readonly changes: unknown[]
+  readonly logged: unknown[]
+  fault: Error | undefined
+  readonly call: (
+    method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
+    path: string,
+    body?: unknown,
+    headers?: object,
+  ) => Promise<LightMyRequestResponse>
+}
+
+async function setUp(t: Test): Promise<World> {
+  const repository = (name: string, anonymousRead: boolean): Repository => ({
+    id: 1, name, format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead,
+  }) // prettier-ignore
+  const repositories = new Map([['open', repository('open', true)], ['shut', repository('shut', false)]]) // prettier-ignore
+  const users = new Map<string, User>([
+    ['admin', { name: 'admin', passwordHash: 'root-root', admin: true }],
+    ['ann', { name: 'ann', passwordHash: 'ann-secret', admin: false }],
+  ])
+  const world: Omit<World, 'api' | 'call'> = {
+    repositories, users, audit: [], announced: [], changes: [], logged: [], fault: undefined,
+  } // prettier-ignore
+  const found = (name: string): Repository => {
+    const one = repositories.get(name)
+    if (one === undefined) throw new HoldfastError('REPOSITORY_NOT_FOUND', 'none')
+    return one
+  }
+  const metadata: ApiDeps['metadata'] = {
+    createRepository: async change => {
+      if (repositories.has(change.name)) throw new HoldfastError('CONFLICT', 'the name is taken')
+      const made = { ...repository(change.name, false), ...change }
+      repositories.set(change.name, made)
+      return made
+    },
+    changeRepository: async (name, change) => {
+      const changed = { ...found(name), ...change }
+      repositories.set(name, changed)
+      return changed
+    },
+    deleteRepository: async name => {
+      found(name)
+      repositories.delete(name)
+    },
+    findUser: async name => users.get(name),
+    putUser: async user => void users.set(user.name, user),
+    audit: async entry => {
+      if (world.fault !== undefined) throw world.fault
+      world.audit.push(entry)
+    },
+  }
+  const shown = ({ repository: { name }, path }: ArtifactPlace): string => `${name}/${path}`
+  const authenticator = new Authenticator({
+    metadata,
+    passwords: { verify: async (phc, password) => phc === password },
+    limiter: new LoginLimiter(() => 0),
+    now: () => 0,
+  })
+  const api = await buildApi({
+    authenticator,
+    passwords: { hash: async password => password },
+    metadata,
+    repositories: { all: async () => repositories },
+    artifacts: {
+      deleteArtifact: async (place, user) => void world.changes.push(['delete', shown(place), user]),
+      deleteFolder: async (place, user) => world.changes.push(['delete folder', shown(place), user]),
+      transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
+    },
+    announce: async keys => {
+      world.announced.push(...keys)
+      for (const key of keys) if (key.startsWith('!user/')) authenticator.forget(key.slice(6))
+    },
+    status: async () => {
+      if (world.fault !== undefined) throw world.fault
+      return status
+    },
+    clusterMap: () => undefined,
+    log: { error: (facts: unknown) => world.logged.push(facts), warn: () => undefined },
+    version: '1',
+  })
+  t.teardown(() => api.close())
+  const call: World['call'] = (method, path, body, headers = admin) =>
+    api.inject({
+      method,
+      url: '/api/v1' + path,
+      headers: { ...headers },
+      ...(body === undefined ? {} : { payload: body as object }),
+    })
+  return Object.assign(world, { api, call })
+}
+
+t.test('repositories: created, shown, changed, deleted, and every proxy hears of it', async t => {
+  const { call, announced, audit } = await setUp(t)
+  const made = await call('POST', '/repositories', { name: 'new', redeploy: 'once' })
+  t.equal(made.statusCode, 201)
+  t.equal(made.headers.location, '/api/v1/repositories/new')
+  t.match(made.json(), { name: 'new', redeploy: 'once', anonymousRead: false, artifactBytesMax: null })
+  t.notHas(made.json(), { id: 1 })
+  t.match((await call('POST', '/repositories', { name: 'new' })).json(), { code: 'CONFLICT' })
+  const changed = await call('PATCH', '/repositories/new', { anonymousRead: true, artifactBytesMax: 5 })
+  t.match(changed.json(), { redeploy: 'once', anonymousRead: true, artifactBytesMax: 5 })
+  t.match((await call('GET', '/repositories/new')).json(), changed.json())
+  t.same(
+    (await call('GET', '/repositories')).json<{ repositories: Repository[] }>().repositories.map(one => one.name),
+    ['new', 'open', 'shut'],
+  )
+  const deleted = await call('DELETE', '/repositories/new')
+  t.equal(deleted.statusCode, 204)
+  t.equal(deleted.body, '')
+  t.match((await call('GET', '/repositories/new')).json(), { code: 'REPOSITORY_NOT_FOUND' })
+  t.same(announced, [repositoriesKey, repositoriesKey, repositoriesKey])
+  t.match(audit, [
+    { user: 'admin', action: 'repository.create', subject: 'new', outcome: 'done', address: '127.0.0.1' },
+    { action: 'repository.create', outcome: 'CONFLICT' },
+    { action: 'repository.change', subject: '/api/v1/repositories/new', outcome: 'done' },
+    { action: 'repository.delete', outcome: 'done' },
+  ])
+  t.equal(audit.length, 4, 'reads are not written down')
+})
+
+t.test('what a client sends is taken as it is or refused', async t => {
+  const { call, repositories } = await setUp(t)
+  const before = JSON.stringify([...repositories])
+  for (const body of [
+    {},
+    { name: 'UPPER' },
+    { name: '../x' },
+    { name: 'x', redeploy: 'maybe' },
+    { name: 'x', artifactBytesMax: '5' },
+    { name: 'x', artifactBytesMax: 0 },
+    { name: 'x', format: 'npm' },
+    { name: 'x', anonymousRead: 1 },
+    [],
+    'x',
+    null,
+  ]) {
+    // prettier-ignore
+    const answer = await call('POST', '/repositories', body ?? undefined, { ...admin, 'content-type': 'application/json' })
+    t.equal(answer.statusCode, 400, JSON.stringify(body))
+    t.match(answer.json(), { code: 'BAD_REQUEST', message: String, requestId: String })
+  }
+  t.equal((await call('PATCH', '/repositories/open', {})).statusCode, 400)
+  t.equal((await call('GET', '/repositories/UPPER')).statusCode, 400)
+  t.match((await call('POST', '/repositories', { name: 'x'.repeat(70_000) })).json(), { code: 'TOO_LARGE' })
+  t.match((await call('GET', '/nowhere')).json(), { code: 'NOT_FOUND', requestId: String })
+  t.equal(JSON.stringify([...repositories]), before)
+})
+
+t.test('status, the map and the description', async t => {
+  const world = await setUp(t)
+  t.same((await world.call('GET', '/status')).json(), status)
+  t.match((await world.call('GET', '/cluster-map')).json(), { code: 'NOT_FOUND' })
+  const described = await world.call('GET', '/openapi.json', undefined, {})
+  t.equal(described.statusCode, 200)
+  const document = described.json<{ paths: Record<string, { patch?: { requestBody?: object } }> }>()
+  t.match(document, { openapi: '3.1.0', components: { securitySchemes: { basic: {} } } })
+  t.ok(document.paths['/api/v1/repositories/{name}']?.patch?.requestBody)
+  world.fault = new Error('SELECT * FROM secrets')
+  const failed = await world.call('GET', '/status', undefined, { ...admin, 'x-request-id': 'mine' })
+  t.same(failed.json(), { code: 'INTERNAL', message: 'internal error', requestId: 'mine' })
+  t.equal(failed.headers['x-request-id'], 'mine')
+  t.equal(world.logged.length, 1)
+  world.fault = new HoldfastError('METADATA_UNAVAILABLE', 'PostgreSQL does not answer')
+  const unavailable = await world.call('GET', '/status')
+  t.equal(unavailable.statusCode, 503)
+  t.equal(unavailable.headers['retry-after'], '2')
+})
+
+t.test('a new password works at once and ends the old one', async t => {
+  const { call, announced } = await setUp(t)
+  t.equal((await call('GET', '/status')).statusCode, 200)
+  t.equal((await call('PUT', '/users/admin/password', { password: 'short' })).statusCode, 400)
+  t.equal((await call('PUT', '/users/nobody/password', { password: 'long enough' })).statusCode, 404)
+  t.equal((await call('PUT', '/users/admin/password', { password: 'long enough' })).statusCode, 204)
+  t.same(announced, [userKey('admin')])
+  t.equal((await call('GET', '/status')).statusCode, 401)
+  t.equal((await call('GET', '/status', undefined, { authorization: basic('admin', 'long enough') })).statusCode, 200)
+})
+
+t.test('copy, move and delete go to the artifact service with normal paths', async t => {
+  const { call, changes, audit } = await setUp(t)
+  const [from, to] = [{ repository: 'open', path: 'a/b' }, { repository: 'shut', path: 'c' }] // prettier-ignore
+  t.same((await call('POST', '/artifacts/copy', { from, to })).json(), { artifacts: 1 })
+  await call('POST', '/artifacts/move', { from, to, recursive: true })
+  await call('POST', '/artifacts/delete', { from })
+  await call('POST', '/artifacts/delete', { from: { repository: 'open', path: '' }, recursive: true })
+  t.same(changes, [
+    ['copy', 'open/a/b', 'shut/c', 'admin'],
+    ['move', 'open/a/b/', 'shut/c/', 'admin'],
+    ['delete', 'open/a/b', 'admin'],
+    ['delete folder', 'open/', 'admin'],
+  ])
+  t.match(audit[0], { action: 'artifact.copy', subject: 'open/a/b -> shut/c', outcome: 'done' })
+  for (const path of ['../x', 'a//b', '/a', 'a/./b', 'a\\b', 'a\u0000', 'x'.repeat(300)]) {
+    const answer = await call('POST', '/artifacts/copy', { from, to: { repository: 'shut', path } })
+    t.match(answer.json(), { code: 'PATH_INVALID' }, JSON.stringify(path))
+  }
+  for (const path of ['', 'a/']) {
+    t.equal((await call('POST', '/artifacts/delete', { from: { repository: 'open', path } })).statusCode, 400, path)
+  }
+  t.match((await call('POST', '/artifacts/copy', { from, to: { repository: 'none', path: 'x' } })).json(), {
+    code: 'REPOSITORY_NOT_FOUND',
+  })
+  t.equal(changes.length, 4)
+})
+
+t.test('I41: every route declares who may use it; without credentials all but the description answer 401', async t => {
+  const { api, call } = await setUp(t)
+  t.ok(api.declaredRoutes.length >= 14, `${api.declaredRoutes.length} routes`)
+  for (const { method, url, access } of api.declaredRoutes) {
+    const open = access.demands === 'none'
+    t.equal(open, url === '/api/v1/openapi.json', `${method} ${url}`)
+    const send = (credentials: object) => {
+      const changes = ['POST', 'PUT', 'PATCH', 'DELETE'].includes(method)
+      const headers = { ...credentials, ...(changes ? { 'content-type': 'application/json' } : {}) }
+      return api.inject({
+        method: method as 'GET',
+        url: url.replace(':name', 'open'),
+        headers,
+        ...(changes ? { payload: '{}' } : {}),
+      })
+    }
+    const without = await send({})
+    t.equal(without.statusCode, open ? 200 : 401, `${method} ${url} without credentials`)
+    if (!open) t.match(without.headers['www-authenticate'], /^Basic realm=/)
+    if (!open)
+      t.ok([401, 429].includes((await send({ authorization: basic('admin', 'guess') })).statusCode), 'a wrong password')
+    // Demands that depend on the body meet an empty one: refused as malformed before anything is done.
+    const refused = typeof access.demands === 'function' ? 400 : 403
+    t.equal((await send(ann)).statusCode, open ? 200 : refused, `${method} ${url} as a user without rights`)
+  }
+  const from = { repository: 'open', path: 'a' }
+  for (const to of ['open', 'shut', 'none']) {
+    const answer = await call('POST', '/artifacts/copy', { from, to: { repository: to, path: 'x' } }, ann)
+    t.equal(answer.statusCode, 403, `copy to ${to}`)
+  }
+  t.equal((await call('POST', '/artifacts/delete', { from }, ann)).statusCode, 403)
+})
+
+t.test('I41: a route that does not say who may use it cannot be registered', async t => {
+  const app = fastify()
+  t.teardown(() => app.close())
+  installAccessControl(app, {
+    authenticator: { authenticate: async () => anonymous },
+    repositories: { all: async () => new Map() },
+  })
+  t.throws(() => app.get('/x', async () => 'secret'), /does not say who may use it/)
+  const config = { access: { demands: 'none' } } as const
+  t.throws(() => app.post('/x', { config }, async () => 'done'), /without a name for the audit log/)
+})
+
+t.test('a page of another site can change nothing with the credentials a browser remembers', async t => {
+  const { api, call, changes, audit } = await setUp(t)
+  const payload = JSON.stringify({ from: { repository: 'open', path: 'a' } })
+  for (const type of [
+    'text/plain',
+    'application/x-www-form-urlencoded',
+    'multipart/form-data',
+    '',
+    'text/plain; application/json',
+  ]) {
+    const headers = { ...admin, ...(type === '' ? {} : { 'content-type': type }) }
+    const answer = await api.inject({
+      method: 'POST',
+      url: '/api/v1/artifacts/delete',
+      headers,
+      payload: Buffer.from(payload),
+    })
+    t.match(answer.json(), { code: 'UNSUPPORTED_MEDIA_TYPE' }, type)
+  }
+  const cross = { ...admin, 'sec-fetch-site': 'cross-site' }
+  t.equal((await call('DELETE', '/repositories/open', undefined, cross)).statusCode, 403)
+  t.equal((await call('GET', '/status', undefined, cross)).statusCode, 200)
+  t.same(changes, [])
+  t.equal(audit.length, 6, 'each refusal is written down')
+})
+
+t.test('refusals are written down, but not every question of a stranger', async t => {
+  const world = await setUp(t)
+  await world.call('GET', '/status', undefined, {})
+  t.equal(world.audit.length, 0)
+  await world.call('GET', '/status', undefined, { authorization: basic('admin', 'guess') })
+  await world.call('GET', '/status', undefined, ann)
+  await world.call('DELETE', '/repositories/open', undefined, {})
+  t.match(world.audit, [
+    { user: 'anonymous', action: 'api.read', subject: '/api/v1/status', outcome: 'UNAUTHORIZED' },
+    { user: 'ann', action: 'api.read', outcome: 'FORBIDDEN' },
+    { user: 'anonymous', action: 'repository.delete', subject: '/api/v1/repositories/open', outcome: 'UNAUTHORIZED' },
+  ])
+  world.fault = new HoldfastError('METADATA_UNAVAILABLE', 'down')
+  t.equal((await world.call('DELETE', '/repositories/open')).statusCode, 204, 'a lost entry fails no request')
+  t.match(world.logged, [{ audit: { action: 'repository.delete', outcome: 'done' } }], 'it stands in the log instead')
+})
+
+t.test('guessing passwords through the API is slowed down', async t => {
+  const { call } = await setUp(t)
+  const codes: number[] = []
+  for (let i = 0; i < 12; i++) {
+    const answer = await call('GET', '/status', undefined, { authorization: basic('admin', `guess${i}`) })
+    codes.push(answer.statusCode)
+    if (answer.statusCode === 429) t.equal(answer.headers['retry-after'], '5')
+  }
+  t.same(codes, [...Array.from({ length: 10 }, () => 401), 429, 429])
+})
