@@ -1,0 +1,159 @@
+/** A client of the cluster that believes nothing: it checks every body against its ETag and writes down all it did and saw. */
+import { createHash, hash } from 'node:crypto'
+import { Pool } from 'undici'
+import type { History } from './history.ts'
+
+export interface Answer {
+  /** 0: no answer; `error` says why. */
+  readonly status: number
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+  readonly body: Buffer
+  readonly error?: Error
+  readonly ms: number
+}
+
+export interface ClientOptions {
+  /** A request that takes longer has failed. */
+  readonly timeoutMs?: number
+  readonly connections?: number
+  readonly history?: History
+  readonly password?: string | undefined
+}
+
+export class Client {
+  readonly origin: string
+  readonly #pool: Pool
+  readonly #timeoutMs: number
+  readonly #history: History | undefined
+  readonly #authorization: string | undefined
+
+  constructor(origin: string, { timeoutMs = 10_000, connections = 64, history, password }: ClientOptions = {}) {
+    this.origin = origin
+    this.#pool = new Pool(origin, { connections, headersTimeout: 0, bodyTimeout: 0, keepAliveTimeout: 4_000 })
+    this.#timeoutMs = timeoutMs
+    this.#history = history
+    this.#authorization = password === undefined ? undefined : basic('admin', password)
+  }
+
+  /** One request; never rejects. `path` is `<repository>/<path>`, or begins with '/' for any other route. */
+  async request(
+    method: string,
+    path: string,
+    { body, headers = {}, timeoutMs = this.#timeoutMs }: RequestOptions = {},
+  ): Promise<Answer> {
+    const startedAt = performance.now()
+    try {
+      const response = await this.#pool.request({
+        method: method,
+        path: path.startsWith('/') ? path : `/repository/${path}`,
+        headers: { ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }), ...headers },
+        body: body ?? null,
+        signal: AbortSignal.timeout(timeoutMs),
+      })
+      const bytes = Buffer.from(await response.body.arrayBuffer())
+      const ms = performance.now() - startedAt
+      return { status: response.statusCode, headers: response.headers, body: bytes, ms }
+    } catch (thrown) {
+      const error = thrown instanceof Error ? thrown : new Error(String(thrown))
+      return { status: 0, headers: {}, body: Buffer.alloc(0), error, ms: performance.now() - startedAt }
+    }
+  }
+
+  /** PUT; the history learns whether it happened, did not, or nobody knows. */
+  async put(path: string, body: Buffer, headers: Record<string, string> = {}): Promise<Answer> {
+    const digest = hash('sha256', body)
+    const called = performance.now()
+    const answer = await this.request('PUT', path, { body, headers })
+    const done = answer.status === 201 || answer.status === 200
+    if (done && answer.headers['x-checksum-sha256'] !== digest) throw new WrongAnswer(`PUT ${path}: wrong checksum`)
+    const refused = answer.status >= 400 && answer.status < 500
+    if (!refused) {
+      const returned = done ? performance.now() : Infinity
+      this.#history?.record(path, { called, returned, sets: digest, note: `PUT ${answer.status}` })
+    }
+    return answer
+  }
+
+  /** GET of a whole artifact; throws WrongAnswer when a complete 200 has other bytes than its ETag says (I5). */
+  async get(path: string, headers: Record<string, string> = {}): Promise<Answer> {
+    const called = performance.now()
+    const answer = await this.request('GET', path, { headers })
+    const returned = performance.now()
+    const note = `GET ${answer.status}`
+    if (answer.status === 200) {
+      const value = hash('sha256', answer.body)
+      if (answer.headers['etag'] !== `"${value}"`) {
+        throw new WrongAnswer(`GET ${path}: ETag ${String(answer.headers['etag'])}, but the body is ${value}`)
+      }
+      this.#history?.record(path, { called, returned, needs: { value }, note })
+    } else if (answer.status === 404) {
+      this.#history?.record(path, { called, returned, needs: 'absent', note })
+    }
+    return answer
+  }
+
+  async delete(path: string): Promise<Answer> {
+    const called = performance.now()
+    const answer = await this.request('DELETE', path)
+    const note = `DELETE ${answer.status}`
+    if (answer.status === 204) {
+      this.#history?.record(path, { called, returned: performance.now(), needs: 'present', sets: null, note })
+    } else if (answer.status === 404) {
+      this.#history?.record(path, { called, returned: performance.now(), needs: 'absent', note })
+    } else if (answer.status === 0 || answer.status >= 500) {
+      this.#history?.record(path, { called, returned: Infinity, sets: null, note })
+    }
+    return answer
+  }
+
+  /**
+   * Reads a body slowly, only hashing it: `pause` is awaited between chunks. Rejects when the body ends early or its digest is
+   * not the ETag.
+   */
+  async download(path: string, pause: (bytes: number) => Promise<void> | undefined): Promise<string> {
+    const response = await this.#pool.request({
+      method: 'GET',
+      path: `/repository/${path}`,
+      headers: this.#authorization === undefined ? {} : { authorization: this.#authorization },
+    })
+    if (response.statusCode !== 200) throw new WrongAnswer(`GET ${path}: ${response.statusCode}`)
+    const sha256 = createHash('sha256')
+    let bytes = 0
+    for await (const chunk of response.body as AsyncIterable<Buffer>) {
+      sha256.update(chunk)
+      bytes += chunk.length
+      await pause(bytes)
+    }
+    const digest = sha256.digest('hex')
+    if (response.headers['etag'] !== `"${digest}"`) throw new WrongAnswer(`GET ${path}: wrong bytes`)
+    return digest
+  }
+
+  /** One value of /metrics: the sum over all label sets of a name that match. */
+  async metric(name: string, labels: RegExp = /^/): Promise<number> {
+    const { body } = await this.request('GET', '/metrics')
+    let sum = 0
+    for (const line of body.toString().split('\n')) {
+      const match = /^([a-z_]+)(\{[^}]*\})? ([0-9.e+-]+)$/i.exec(line)
+      if (match?.[1] === name && labels.test(match[2] ?? '')) sum += Number(match[3])
+    }
+    return sum
+  }
+
+  async close(): Promise<void> {
+    await this.#pool.destroy()
+  }
+}
+
+interface RequestOptions {
+  readonly body?: Buffer | undefined
+  readonly headers?: Record<string, string>
+  readonly timeoutMs?: number
+}
+
+/** The cluster said something untrue. Nothing excuses that, whatever fault there is. */
+export class WrongAnswer extends Error {}
+
+export function basic(user: string, password: string): string {
+  return 'Basic ' + Buffer.from(`${user}:${password}`).toString('base64')
+}

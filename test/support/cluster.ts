@@ -1,0 +1,249 @@
+/** A real cluster for a test: PostgreSQL, maybe Redis, storage nodes in zones and proxies, each a process of its own. */
+import { randomBytes } from 'node:crypto'
+import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Test } from 'tap'
+import { decodeClusterMap, PlacementView } from '../../shared/cluster-map.ts'
+import { parseShardId, type ShardId } from '../../shared/ids.ts'
+import { wireAuthorization } from '../../shared/wire.ts'
+import { ChaosRelay } from './chaos.ts'
+import { Client, type ClientOptions } from './client.ts'
+import { startTestPostgres, type TestPostgres } from './postgres.ts'
+import { TestProcess } from './process.ts'
+import { startTestRedis, type TestRedis } from './redis.ts'
+
+export interface ClusterOptions {
+  readonly proxies?: number
+  readonly zones?: number
+  readonly nodesPerZone?: number
+  readonly shardsPerNode?: number
+  readonly redis?: boolean
+  /** Relays stand between everybody and the nodes: `node.chaos`. */
+  readonly chaos?: boolean
+  readonly logLevel?: string
+  readonly proxyFlags?: readonly string[]
+  readonly nodeFlags?: readonly string[]
+  /** Changes the addresses under which the proxies find Redis and PostgreSQL: a place for a relay. */
+  readonly redisUrl?: (url: string) => Promise<string>
+  /** Where a shard's folder is, instead of a folder of the test. */
+  readonly shardFolder?: (shard: string) => Promise<string | undefined>
+  readonly nodeWrapper?: (node: string) => readonly string[] | undefined
+}
+
+export interface ShardHandle {
+  readonly id: ShardId
+  readonly folder: string
+}
+
+export interface NodeHandle {
+  readonly id: string
+  readonly zone: string
+  /** Reaches the node itself, past any relay. */
+  readonly url: string
+  readonly shards: readonly ShardHandle[]
+  readonly process: TestProcess
+  readonly chaos: ChaosRelay | undefined
+}
+
+export interface ProxyHandle {
+  readonly id: string
+  readonly zone: string
+  readonly stateFolder: string
+  readonly process: TestProcess
+  readonly url: string
+}
+
+export const replicas = 3
+
+/** Resolves when every process is ready and the proxies answer `/readyz`. Everything ends with the test. */
+export async function startCluster(t: Test, options: ClusterOptions = {}): Promise<Cluster> {
+  const folder = await mkdtemp(join(tmpdir(), 'hf-cluster-'))
+  const cluster = new Cluster(folder, options)
+  t.teardown(async () => {
+    if (!t.passing()) t.comment(await cluster.logTails())
+    await cluster.close()
+    await rm(folder, { recursive: true, force: true })
+  })
+  const [postgres, redis] = await Promise.all([
+    startTestPostgres(t),
+    options.redis === true ? startTestRedis(t) : undefined,
+  ])
+  await cluster.start(postgres, redis)
+  return cluster
+}
+
+export class Cluster {
+  readonly folder: string
+  readonly secret = randomBytes(24).toString('hex')
+  readonly clusterId = 'test-' + randomBytes(6).toString('hex')
+  readonly adminPassword = randomBytes(12).toString('base64url')
+  readonly authorization = wireAuthorization(this.secret)
+  readonly #options: ClusterOptions
+  readonly #clients: Client[] = []
+  nodes: readonly NodeHandle[] = []
+  proxies: readonly ProxyHandle[] = []
+  #postgres: TestPostgres | undefined
+  #redis: TestRedis | undefined
+
+  constructor(folder: string, options: ClusterOptions) {
+    this.folder = folder
+    this.#options = options
+  }
+
+  get postgres(): TestPostgres {
+    return present(this.#postgres, 'PostgreSQL')
+  }
+
+  get redis(): TestRedis {
+    return present(this.#redis, 'Redis')
+  }
+
+  async start(postgres: TestPostgres, redis: TestRedis | undefined): Promise<void> {
+    this.#postgres = postgres
+    this.#redis = redis
+    await mkdir(join(this.folder, 'log'))
+    const { zones = 3, nodesPerZone = 1, proxies = 1 } = this.#options
+    const names = Array.from({ length: zones * nodesPerZone }, (_, index) => ({
+      id: `node-${zoneName(index % zones)}${nodesPerZone === 1 ? '' : Math.floor(index / zones) + 1}`,
+      zone: zoneName(index % zones),
+    }))
+    this.nodes = await Promise.all(names.map(({ id, zone }) => this.#node(id, zone)))
+    await Promise.all(this.nodes.map(node => node.process.start()))
+    const storageNodes = this.nodes.map(node => (node.chaos ? `http://127.0.0.1:${node.chaos.port}` : node.url))
+    const redisUrl = redis === undefined ? undefined : ((await this.#options.redisUrl?.(redis.url)) ?? redis.url)
+    this.proxies = await Promise.all(
+      Array.from({ length: proxies }, (_, index) =>
+        this.#proxy(`proxy-${index + 1}`, zoneName(index % zones), storageNodes, redisUrl),
+      ),
+    )
+    await Promise.all(this.proxies.map(proxy => proxy.process.start()))
+  }
+
+  /** A client of one proxy (the first one), as the administrator. Closed with the cluster. */
+  client(options: ClientOptions & { proxy?: number; anonymous?: boolean } = {}): Client {
+    const { proxy = 0, anonymous = false, ...rest } = options
+    const handle = present(this.proxies[proxy], `proxy ${proxy}`)
+    const client = new Client(handle.url, { ...(anonymous ? {} : { password: this.adminPassword }), ...rest })
+    this.#clients.push(client)
+    return client
+  }
+
+  node(id: string): NodeHandle {
+    return present(
+      this.nodes.find(node => node.id === id),
+      id,
+    )
+  }
+
+  /** The node that has this shard. */
+  nodeOf(shard: ShardId): NodeHandle {
+    return present(
+      this.nodes.find(node => node.shards.some(({ id }) => id === shard)),
+      shard,
+    )
+  }
+
+  inZone(zone: string): readonly NodeHandle[] {
+    return this.nodes.filter(node => node.zone === zone)
+  }
+
+  /** The cluster map as the first proxy keeps it on its disk. */
+  async placement(): Promise<PlacementView> {
+    const { stateFolder } = present(this.proxies[0], 'proxy')
+    return new PlacementView(decodeClusterMap(await readFile(join(stateFolder, 'cluster-map.json'), 'utf8')))
+  }
+
+  /** Processes that ended although nobody had asked them to. */
+  crashes(): string[] {
+    return [...this.nodes, ...this.proxies].filter(({ process }) => process.crashes > 0).map(({ id }) => id)
+  }
+
+  async logTails(): Promise<string> {
+    const all = [...this.nodes, ...this.proxies]
+    const tails = await Promise.all(all.map(async ({ id, process }) => `--- ${id}\n${await process.logTail()}`))
+    return tails.join('\n')
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#clients.map(client => client.close()))
+    await Promise.all([...this.proxies, ...this.nodes].map(({ process }) => process.kill()))
+    for (const { chaos } of this.nodes) await chaos?.close()
+  }
+
+  async #node(id: string, zone: string): Promise<NodeHandle> {
+    const port = await freePort()
+    const { shardsPerNode = 2, logLevel = 'info', nodeFlags = [], chaos = false } = this.#options
+    const shards = await Promise.all(
+      Array.from({ length: shardsPerNode }, async (_, index): Promise<ShardHandle> => {
+        const shard = present(parseShardId(`${id}-${index + 1}`), id)
+        return {
+          id: shard,
+          folder: (await this.#options.shardFolder?.(shard)) ?? join(this.folder, 'shards', shard),
+        }
+      }),
+    )
+    const flags = ['--node', id, '--zone', zone, '--host', '127.0.0.1', '--port', String(port)]
+    flags.push('--state-folder', join(this.folder, 'nodes', id), '--log-level', logLevel)
+    for (const shard of shards) flags.push('--shard', `${shard.id}=${shard.folder}`)
+    const wrapper = this.#options.nodeWrapper?.(id)
+    const process = new TestProcess({
+      name: id,
+      args: ['storage-node', ...flags, ...nodeFlags],
+      env: { HOLDFAST_SECRET: this.secret, HOLDFAST_CLUSTER_ID: this.clusterId },
+      logFile: join(this.folder, 'log', `${id}.log`),
+      ...(wrapper === undefined ? {} : { wrapper }),
+    })
+    const relay = chaos ? new ChaosRelay({ host: '127.0.0.1', port }) : undefined
+    await relay?.listen()
+    return { id, zone, url: `http://127.0.0.1:${port}`, shards, process, chaos: relay }
+  }
+
+  async #proxy(
+    id: string,
+    zone: string,
+    storageNodes: readonly string[],
+    redisUrl: string | undefined,
+  ): Promise<ProxyHandle> {
+    const port = await freePort()
+    const stateFolder = join(this.folder, 'proxies', id)
+    const { logLevel = 'info', proxyFlags = [] } = this.#options
+    const flags = ['--host', '127.0.0.1', '--port', String(port), '--state-folder', stateFolder, '--zone', zone]
+    flags.push('--storage-nodes', storageNodes.join(','), '--log-level', logLevel)
+    const process = new TestProcess({
+      name: id,
+      args: ['proxy', ...flags, ...proxyFlags],
+      env: {
+        HOLDFAST_SECRET: this.secret,
+        HOLDFAST_CLUSTER_ID: this.clusterId,
+        HOLDFAST_POSTGRES_URL: this.postgres.url,
+        HOLDFAST_ADMIN_PASSWORD: this.adminPassword,
+        ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),
+      },
+      logFile: join(this.folder, 'log', `${id}.log`),
+    })
+    return { id, zone, stateFolder, process, url: `http://127.0.0.1:${port}` }
+  }
+}
+
+const zoneName = (index: number): string => String.fromCharCode(97 + index)
+
+function present<Value>(value: Value | undefined, what: string): Value {
+  if (value === undefined) throw new Error(`this cluster has no ${what}`)
+  return value
+}
+
+/** Below the range the kernel gives to connections: nobody takes the port while its process is being restarted. */
+export async function freePort(): Promise<number> {
+  for (let tries = 0; tries < 100; tries++) {
+    const port = 10_000 + Math.floor(Math.random() * 22_000)
+    const server = createServer()
+    const free = await new Promise<boolean>(resolve => {
+      server.once('error', () => resolve(false))
+      server.listen({ port, host: '127.0.0.1', exclusive: true }, () => server.close(() => resolve(true)))
+    })
+    if (free) return port
+  }
+  throw new Error('no free port')
+}

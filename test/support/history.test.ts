@@ -1,0 +1,94 @@
+import fc from 'fast-check'
+import t from 'tap'
+import { checkRegister, History, type Operation } from './history.ts'
+
+const put = (called: number, returned: number, sets: string): Operation => ({ called, returned, sets })
+const get = (called: number, returned: number, value: string | null): Operation => ({
+  called,
+  returned,
+  needs: value === null ? 'absent' : { value },
+})
+
+t.test('a read after a write that had returned must see it', async t => {
+  t.equal(checkRegister([put(0, 1, 'a'), get(2, 3, 'a')]).linearizable, true)
+  t.equal(checkRegister([put(0, 1, 'a'), get(2, 3, null)]).linearizable, false)
+  t.equal(checkRegister([put(0, 1, 'a'), put(2, 3, 'b'), get(4, 5, 'a')]).linearizable, false)
+})
+
+t.test('a read during a write may see either value, but two reads in a row never go back', async t => {
+  const before = [put(0, 1, 'a'), put(2, 10, 'b')]
+  t.equal(checkRegister([...before, get(3, 4, 'a'), get(5, 6, 'b')]).linearizable, true)
+  t.equal(checkRegister([...before, get(3, 4, 'b'), get(5, 6, 'a')]).linearizable, false)
+})
+
+t.test('a write without an answer may have happened, late, or not at all', async t => {
+  const lost = put(2, Infinity, 'b')
+  t.equal(checkRegister([put(0, 1, 'a'), lost, get(3, 4, 'a')]).linearizable, true)
+  t.equal(checkRegister([put(0, 1, 'a'), lost, get(3, 4, 'a'), get(50, 51, 'b')]).linearizable, true)
+  t.equal(checkRegister([put(0, 1, 'a'), lost, get(3, 4, 'b'), get(50, 51, 'a')]).linearizable, false)
+  t.equal(checkRegister([get(0, 1, 'b'), lost]).linearizable, false)
+})
+
+t.test('a delete that found something needs something to be there', async t => {
+  const deleted: Operation = { called: 2, returned: 3, needs: 'present', sets: null }
+  t.equal(checkRegister([put(0, 1, 'a'), deleted, get(4, 5, null)]).linearizable, true)
+  t.equal(checkRegister([deleted]).linearizable, false)
+  t.equal(checkRegister([put(0, Infinity, 'a'), deleted]).linearizable, true)
+})
+
+t.test('a history names the path and the operation that nothing explains', async t => {
+  const history = new History()
+  history.record('raw/good', put(0, 1, 'a'))
+  history.record('raw/bad', put(0, 1, 'a'))
+  history.record('raw/bad', { ...get(2, 3, 'zzz'), note: 'GET' })
+  t.match(history.problems(), [/^raw\/bad: holding a, .*GET needs zzz/])
+  t.equal(history.problems().length, 1)
+})
+
+/** Runs a register for real, each operation taking effect somewhere between call and return. */
+const runs = fc.array(
+  fc.record({
+    kind: fc.constantFrom('put', 'get', 'delete', 'lost'),
+    at: fc.integer({ min: 0, max: 400 }),
+    early: fc.integer({ min: 1, max: 40 }),
+    late: fc.integer({ min: 1, max: 40 }),
+  }),
+  { maxLength: 40 },
+)
+
+type Step = { kind: string; at: number; early: number; late: number }
+
+function simulate(run: readonly Step[]): Operation[] {
+  let value: string | null = null
+  return [...run]
+    .sort((a, b) => a.at - b.at)
+    .map(({ kind, at, early, late }, index): Operation => {
+      const span = { called: at - early, returned: kind === 'lost' ? Infinity : at + late }
+      if (kind === 'get') return { ...span, needs: value === null ? 'absent' : { value } }
+      if (kind === 'delete') {
+        const needs = value === null ? 'absent' : 'present'
+        value = null
+        return { ...span, needs, sets: null }
+      }
+      const sets = `v${index}`
+      if (kind === 'put' || index % 2 === 0) value = sets
+      return { ...span, sets }
+    })
+}
+
+t.test('histories of a real register pass, and fail once a read is turned to a value that nobody wrote', async t => {
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31)
+  t.comment(`HOLDFAST_TEST_SEED=${seed}`)
+  fc.assert(
+    fc.property(runs, run => {
+      const operations = simulate(run)
+      if (!checkRegister(operations).linearizable) throw new Error('a true history was refused')
+      const reads = operations.filter(one => one.needs !== undefined && one.sets === undefined)
+      const victim = reads[reads.length >> 1]
+      if (victim === undefined) return
+      const spoilt = operations.map(one => (one === victim ? { ...one, needs: { value: 'never' } } : one))
+      if (checkRegister(spoilt).linearizable) throw new Error('a wrong read was accepted')
+    }),
+    { seed, numRuns: 300 },
+  )
+})

@@ -1,0 +1,165 @@
+/**
+ * Is what clients saw of one path explained by some order of the operations that agrees with real time (I37)? The search of Wing and
+ * Gong with Lowe's memory of states already seen: fast, because few operations on a path overlap. Pure.
+ */
+
+/** One operation on one path, as its client saw it. Times are of one clock. */
+export interface Operation {
+  readonly called: number
+  /** Infinity: no answer, or one that leaves open whether it took effect. It may do so at any time after the call, or never. */
+  readonly returned: number
+  /** What the path must have held for this answer; undefined: anything. */
+  readonly needs?: 'absent' | 'present' | { readonly value: string }
+  /** What the path holds afterwards: a digest, or null for nothing; undefined: what it held before. */
+  readonly sets?: string | null
+  /** For the report of a failure. */
+  readonly note?: string
+}
+
+export type Verdict =
+  | { readonly linearizable: true; readonly states: number }
+  /** `stuck`: operations none of which can come next, after the longest order that was found. */
+  | { readonly linearizable: false; readonly stuck: readonly Operation[]; readonly value: string | null }
+
+interface State {
+  /** Definite operations before this index are done, and those in `extras`. */
+  readonly prefix: number
+  readonly extras: readonly number[]
+  /** Open operations that took effect. */
+  readonly open: readonly number[]
+  readonly value: string | null
+}
+
+const statesMax = 2_000_000
+
+/** Throws if the search becomes too large to finish: a test has too many writers on one path then. */
+export function checkRegister(operations: readonly Operation[], initial: string | null = null): Verdict {
+  const definite = operations.filter(one => one.returned !== Infinity).sort((a, b) => a.called - b.called)
+  const open = openOperations(operations)
+  const seen = new Set<string>()
+  const stack: State[] = [{ prefix: 0, extras: [], open: [], value: initial }]
+  let furthest = stack[0] as State
+  while (stack.length > 0) {
+    const state = stack.pop() as State
+    if (state.prefix === definite.length) return { linearizable: true, states: seen.size }
+    const key = `${state.prefix}:${state.extras.join()}:${state.open.join()}:${state.value}`
+    if (seen.has(key)) continue
+    if (seen.size >= statesMax) throw new Error('too many overlapping operations on one path to check them')
+    seen.add(key)
+    if (doneCount(state) > doneCount(furthest)) furthest = state
+    stack.push(...successors(state, definite, open))
+  }
+  return { linearizable: false, stuck: candidates(furthest, definite), value: furthest.value }
+}
+
+/** Of the writes with an unknown outcome only those that can explain something: their value was seen, or presence was needed. */
+function openOperations(operations: readonly Operation[]): Operation[] {
+  const seen = new Set<string | null>()
+  let presence = false
+  for (const { needs, returned } of operations) {
+    if (returned === Infinity || needs === undefined) continue
+    if (needs === 'absent') seen.add(null)
+    else if (needs === 'present') presence = true
+    else seen.add(needs.value)
+  }
+  return operations.filter(
+    ({ returned, sets }) =>
+      returned === Infinity && sets !== undefined && (seen.has(sets) || (presence && sets !== null)),
+  )
+}
+
+const doneCount = (state: State): number => state.prefix + state.extras.length
+
+/** Definite operations that may come next: none of those left had returned before they were called. */
+function candidates(state: State, definite: readonly Operation[]): Operation[] {
+  return candidateIndexes(state, definite).map(index => definite[index] as Operation)
+}
+
+function candidateIndexes({ prefix, extras }: State, definite: readonly Operation[]): number[] {
+  const found: number[] = []
+  let firstReturn = Infinity
+  for (let index = prefix; index < definite.length; index++) {
+    const operation = definite[index] as Operation
+    if (operation.called > firstReturn) break
+    if (extras.includes(index)) continue
+    found.push(index)
+    firstReturn = Math.min(firstReturn, operation.returned)
+  }
+  return found.filter(index => (definite[index] as Operation).called <= firstReturn)
+}
+
+function successors(state: State, definite: readonly Operation[], open: readonly Operation[]): State[] {
+  const next: State[] = []
+  const indexes = candidateIndexes(state, definite)
+  const firstReturn = Math.min(...indexes.map(index => (definite[index] as Operation).returned))
+  open.forEach((operation, index) => {
+    if (state.open.includes(index) || operation.called > firstReturn || !holds(operation, state.value)) return
+    const done = [...state.open, index].sort((a, b) => a - b)
+    next.push({ ...state, open: done, value: operation.sets ?? null })
+  })
+  // Pushed last, tried first: most often the operation that returned first also came first.
+  for (const index of indexes.sort(
+    (a, b) => (definite[b] as Operation).returned - (definite[a] as Operation).returned,
+  )) {
+    const operation = definite[index] as Operation
+    if (!holds(operation, state.value)) continue
+    next.push({ ...advance(state, index), value: operation.sets === undefined ? state.value : operation.sets })
+  }
+  return next
+}
+
+function advance({ prefix, extras, open }: State, index: number): Omit<State, 'value'> {
+  const done = [...extras, index].sort((a, b) => a - b)
+  while (done[0] === prefix) {
+    done.shift()
+    prefix++
+  }
+  return { prefix, extras: done, open }
+}
+
+function holds({ needs }: Operation, value: string | null): boolean {
+  if (needs === undefined) return true
+  if (needs === 'absent') return value === null
+  return needs === 'present' ? value !== null : value === needs.value
+}
+
+/** All operations of a test, by path. */
+export class History {
+  readonly #paths = new Map<string, Operation[]>()
+
+  record(path: string, operation: Operation): void {
+    const operations = this.#paths.get(path)
+    if (operations === undefined) this.#paths.set(path, [operation])
+    else operations.push(operation)
+  }
+
+  get paths(): readonly string[] {
+    return [...this.#paths.keys()]
+  }
+
+  get size(): number {
+    let count = 0
+    for (const operations of this.#paths.values()) count += operations.length
+    return count
+  }
+
+  /** What is wrong, path by path, in words; empty when every path is explained. */
+  problems(): string[] {
+    return [...this.#paths].flatMap(([path, operations]) => {
+      const verdict = checkRegister(operations)
+      if (verdict.linearizable) return []
+      const stuck = verdict.stuck.map(describe).join('; ')
+      return [`${path}: holding ${short(verdict.value)}, none of these can come next: ${stuck}`]
+    })
+  }
+}
+
+function describe({ note, needs, sets, called, returned }: Operation): string {
+  const needed = needs === undefined ? '' : ` needs ${typeof needs === 'string' ? needs : short(needs.value)}`
+  const set = sets === undefined ? '' : ` sets ${short(sets)}`
+  return `${note ?? 'operation'}${needed}${set} [${called.toFixed(1)}, ${returned.toFixed(1)}]`
+}
+
+function short(value: string | null): string {
+  return value === null ? 'nothing' : value.slice(0, 12)
+}
