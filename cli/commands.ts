@@ -10,14 +10,14 @@ export interface Command {
 export const commands: Readonly<Record<string, Command>> = {
   up: {
     summary: 'Run a complete small cluster on this machine',
-    run: async source => (await import('./serve.ts')).serveUp(source),
+    run: async source => (await import('./serve-up.ts')).serveUp(source),
   },
   proxy: {
     summary: 'Run an edge proxy',
-    run: async source => (await import('./serve.ts')).serveProxy(source),
+    run: async source => (await import('./serve-proxy.ts')).serveProxy(source),
   },
   'storage-node': {
     summary: 'Run a storage node',
-    run: async source => (await import('./serve.ts')).serveStorageNode(source),
+    run: async source => (await import('./serve-storage-node.ts')).serveStorageNode(source),
   },
 }

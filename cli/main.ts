@@ -29,6 +29,10 @@ try {
   process.exit(await main(process.argv.slice(2)))
 } catch (error) {
   const known = isHoldfastError(error)
-  process.stderr.write(known ? `holdfast: ${error.message} [${error.code}]\n` : `holdfast: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`)
+  process.stderr.write(
+    known
+      ? `holdfast: ${error.message} [${error.code}]\n`
+      : `holdfast: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+  )
   process.exit(known && error.code === 'CONFIG_INVALID' ? 2 : 1)
 }

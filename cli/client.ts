@@ -1,0 +1,157 @@
+/** The commands that ask a running cluster: one small client of /api/v1, and how they end. */
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { readConfig, type ConfigOf, type ConfigSource, type Options } from '../shared/config.ts'
+import { errorCodes, HoldfastError, isHoldfastError, type ErrorCode } from '../shared/errors.ts'
+
+export const clientOptions = {
+  url: { kind: 'string', doc: 'Where the cluster answers (default http://127.0.0.1:<port>).' },
+  port: { kind: 'int', min: 1, max: 65_535, default: 8080, doc: 'Port on this machine, where no URL is given.' },
+  user: { kind: 'string', default: 'admin', doc: 'Who asks.' },
+  password: { kind: 'secret', doc: 'Their password; without it the one in <data>/admin.password is used.' },
+  data: { kind: 'string', default: './data', doc: 'Data folder of `holdfast up`, for its password.' },
+  timeoutMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 100,
+    max: 3_600_000,
+    default: 30_000,
+    doc: 'How long to wait for an answer.',
+  },
+  json: { kind: 'bool', default: false, doc: 'Print JSON instead of text.' },
+} as const satisfies Options
+
+export type ClientConfig = ConfigOf<typeof clientOptions>
+
+/** Larger answers are none of ours. */
+const answerBytesMax = 64 * 1024 * 1024
+
+export class ApiClient {
+  readonly #base: string
+  readonly #authorization: string | undefined
+  readonly #timeoutMs: number
+
+  constructor(base: string, login: { user: string; password: string } | undefined, timeoutMs: number) {
+    this.#base = base.replace(/\/+$/, '') + '/api/v1'
+    this.#authorization = login && 'Basic ' + Buffer.from(`${login.user}:${login.password}`, 'utf8').toString('base64')
+    this.#timeoutMs = timeoutMs
+  }
+
+  /**
+   * Resolves with the JSON of a 2xx (undefined for an empty one). Rejects with the server's error code and message, or NODE_UNREACHABLE
+   * when nobody answers in time. Nothing is tried twice.
+   */
+  async call(method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE', path: string, body?: unknown): Promise<unknown> {
+    const response = await this.#send(method, path, body)
+    const text = await boundedText(response)
+    const answer = text === '' ? undefined : parseJson(text)
+    if (response.ok) return answer
+    throw refusalOf(response.status, answer)
+  }
+
+  async #send(method: string, path: string, body: unknown): Promise<Response> {
+    try {
+      return await fetch(this.#base + path, {
+        method,
+        redirect: 'error',
+        signal: AbortSignal.timeout(this.#timeoutMs),
+        headers: {
+          ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }),
+          ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      })
+    } catch (error) {
+      throw new HoldfastError('NODE_UNREACHABLE', `nobody answers at ${this.#base}`, {}, { cause: error })
+    }
+  }
+}
+
+/** What a command gets to work with. */
+export interface ClientCommand<Table extends Options> {
+  readonly client: ApiClient
+  readonly config: ClientConfig & ConfigOf<Table>
+  /** A line of text, or with --json the document. */
+  readonly print: (text: string, document: unknown) => void
+}
+
+/**
+ * Runs a command against the API: reads its options beside the client's, prints its result, or its error (as JSON with --json).
+ * Resolves with the exit code: what `work` returns, 1 for a failure, 2 for a wrong question.
+ */
+export async function runClientCommand<const Table extends Options>(
+  options: Table,
+  source: ConfigSource,
+  work: (command: ClientCommand<Table>) => Promise<number>,
+  write: Writer = standardWriter,
+): Promise<number> {
+  try {
+    const config = readConfig({ ...clientOptions, ...options }, source) as ClientConfig & ConfigOf<Table>
+    const print = (text: string, document: unknown): void =>
+      write.out((config.json ? JSON.stringify(document, null, 2) : text) + '\n')
+    const base = config.url ?? `http://127.0.0.1:${config.port}`
+    if (!/^https?:\/\/[^/?#@\s]+\/?$/.test(base)) {
+      throw new HoldfastError('CONFIG_INVALID', `the URL must be http://host:port, not '${base}'`)
+    }
+    return await work({ client: new ApiClient(base, await login(config), config.timeoutMs), config, print })
+  } catch (error) {
+    if (!isHoldfastError(error)) throw error
+    const json = source.args.includes('--json')
+    write.err(
+      (json
+        ? JSON.stringify({ code: error.code, message: error.message })
+        : `holdfast: ${error.message} [${error.code}]`) + '\n',
+    )
+    return error.code === 'CONFIG_INVALID' || error.code === 'BAD_REQUEST' ? 2 : 1
+  }
+}
+
+export interface Writer {
+  readonly out: (text: string) => void
+  readonly err: (text: string) => void
+}
+const standardWriter: Writer = {
+  out: text => void process.stdout.write(text),
+  err: text => void process.stderr.write(text),
+}
+
+async function login({ user, password, data }: ClientConfig): Promise<{ user: string; password: string } | undefined> {
+  if (password !== undefined) return { user, password }
+  try {
+    return { user, password: (await readFile(join(data, 'admin.password'), 'utf8')).trim() }
+  } catch {
+    // No data folder here, or not ours to read: ask without credentials, the answer says what is missing.
+    return undefined
+  }
+}
+
+async function boundedText(response: Response): Promise<string> {
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  try {
+    for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) {
+      bytes += chunk.length
+      if (bytes > answerBytesMax) throw new HoldfastError('TOO_LARGE', 'the answer is too large')
+      chunks.push(chunk)
+    }
+  } catch (error) {
+    if (isHoldfastError(error)) throw error
+    throw new HoldfastError('NODE_UNREACHABLE', 'the answer broke off', {}, { cause: error })
+  }
+  return Buffer.concat(chunks).toString('utf8')
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown
+  } catch {
+    // Some other server's page: its status says enough.
+    return undefined
+  }
+}
+
+function refusalOf(status: number, answer: unknown): HoldfastError {
+  const { code, message } = (typeof answer === 'object' && answer !== null ? answer : {}) as Record<string, unknown>
+  const known = errorCodes.find((one): one is ErrorCode => one === code) ?? 'INTERNAL'
+  return new HoldfastError(known, typeof message === 'string' ? message : `the server answers ${status}`, { status })
+}

@@ -1,0 +1,103 @@
+/** `holdfast repo list | create | set | delete` */
+import type { Repository } from '../proxy/metadata/types.ts'
+import type { ConfigSource, Options } from '../shared/config.ts'
+import { HoldfastError } from '../shared/errors.ts'
+import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { humanBytes, textTable } from './text-table.ts'
+
+export const repoUsage = `holdfast repo list
+holdfast repo create <name> [--redeploy allow|once|deny] [--artifact-bytes-max <bytes>|none] [--anonymous-read on|off]
+holdfast repo set <name> …the same
+holdfast repo delete <name>   (only when it is empty)
+`
+
+export const repoOptions = {
+  redeploy: {
+    kind: 'string',
+    pattern: [/^(allow|once|deny)$/, 'must be allow, once or deny'],
+    doc: 'May a path be written again? once: only with the same bytes; deny: nothing may be written.',
+  },
+  artifactBytesMax: {
+    kind: 'string',
+    pattern: [/^([1-9]\d{0,14}(B|KiB|MiB|GiB|TiB)?|none)$/i, 'must be a size such as 512MiB, or none'],
+    doc: 'Largest artifact.',
+  },
+  anonymousRead: {
+    kind: 'string',
+    pattern: [/^(on|off)$/, 'must be on or off'],
+    doc: 'May everybody read, without credentials?',
+  },
+} as const satisfies Options
+
+type Repo = Omit<Repository, 'id'>
+type Command = ClientCommand<typeof repoOptions>
+
+const verbs: Readonly<Record<string, (command: Command, name: string) => Promise<number>>> = {
+  list: async ({ client, print }) => {
+    const { repositories } = (await client.call('GET', '/repositories')) as { repositories: readonly Repo[] }
+    print(textTable(['NAME', 'FORMAT', 'REDEPLOY', 'LARGEST', 'ANONYMOUS READ'], repositories.map(row)), repositories)
+    return 0
+  },
+  create: async ({ client, config, print }, name) => {
+    const made = (await client.call('POST', '/repositories', { name, ...changeOf(config) })) as Repo
+    print(`repository '${made.name}' created`, made)
+    return 0
+  },
+  set: async ({ client, config, print }, name) => {
+    const change = changeOf(config)
+    if (Object.keys(change).length === 0) throw new HoldfastError('CONFIG_INVALID', 'what shall be set? See --help')
+    const changed = (await client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, change)) as Repo
+    print(`repository '${changed.name}' changed`, changed)
+    return 0
+  },
+  delete: async ({ client, print }, name) => {
+    await client.call('DELETE', `/repositories/${encodeURIComponent(name)}`)
+    print(`repository '${name}' deleted`, { deleted: name })
+    return 0
+  },
+}
+
+/** Resolves with the exit code. */
+export function repo({ args, env }: ConfigSource, write?: Writer): Promise<number> {
+  const wordCount = args.findIndex(arg => arg.startsWith('-'))
+  const words = wordCount < 0 ? args : args.slice(0, wordCount)
+  const source = { args: args.slice(words.length), env }
+  return runClientCommand(
+    repoOptions,
+    source,
+    command => {
+      const [verb = '', name = '', ...more] = words
+      const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
+      if (run === undefined || more.length > 0 || (verb === 'list') !== (name === '')) {
+        throw new HoldfastError('CONFIG_INVALID', `what does 'repo ${words.join(' ')}' mean? Try:\n${repoUsage}`)
+      }
+      return run(command, name)
+    },
+    write,
+  )
+}
+
+function changeOf({ redeploy, artifactBytesMax, anonymousRead }: Command['config']): Record<string, unknown> {
+  return {
+    ...(redeploy === undefined ? {} : { redeploy }),
+    ...(artifactBytesMax === undefined ? {} : { artifactBytesMax: bytesOf(artifactBytesMax) }),
+    ...(anonymousRead === undefined ? {} : { anonymousRead: anonymousRead === 'on' }),
+  }
+}
+
+function bytesOf(text: string): number | null {
+  const match = /^(\d+)([a-z]*)$/i.exec(text)
+  if (match === null) return null
+  const power = ['', 'kib', 'mib', 'gib', 'tib'].indexOf((match[2] ?? '').toLowerCase())
+  return Number(match[1]) * 1024 ** Math.max(0, power)
+}
+
+function row({ name, format, redeploy, artifactBytesMax, anonymousRead }: Repo): string[] {
+  return [
+    name,
+    format,
+    redeploy,
+    artifactBytesMax === null ? '-' : humanBytes(artifactBytesMax),
+    anonymousRead ? 'on' : 'off',
+  ]
+}

@@ -1,0 +1,63 @@
+/** `holdfast status`: exit code 0 when all is well, 1 when something is not, or nobody answers. */
+import type { ClusterStatus } from '../proxy/api/schemas.ts'
+import type { ConfigSource } from '../shared/config.ts'
+import { runClientCommand, type Writer } from './client.ts'
+import { humanBytes, textTable } from './text-table.ts'
+
+/** Resolves with the exit code. */
+export function status(source: ConfigSource, write?: Writer): Promise<number> {
+  return runClientCommand(
+    {},
+    source,
+    async ({ client, print }) => {
+      const found = (await client.call('GET', '/status')) as ClusterStatus
+      const problems = problemsOf(found)
+      print(statusText(found, problems), { ...found, problems })
+      return problems.length === 0 ? 0 : 1
+    },
+    write,
+  )
+}
+
+/** What is not as it should be, a line each. Pure. */
+export function problemsOf({ nodes, postgres, coordination, pendingRepairs, epoch, primary }: ClusterStatus): string[] {
+  const problems: string[] = []
+  if (epoch === null) problems.push('there is no cluster map yet')
+  if (!postgres.up) problems.push(because('PostgreSQL is away', postgres.reason))
+  if (!coordination.up) problems.push(because(`coordination by ${coordination.driver} is away`, coordination.reason))
+  if (coordination.up && primary === null) problems.push('no proxy is primary: tasks of the cluster wait')
+  for (const node of nodes) {
+    if (node.state !== 'up') problems.push(`node ${node.id} in zone ${node.zone} is ${node.state}`)
+    // What the shards of a node that is away are like, nobody knows.
+    if (node.state === 'down') continue
+    for (const shard of node.shards) {
+      if (shard.state !== 'ok') problems.push(because(`shard ${shard.id} is ${shard.state}`, shard.reason))
+    }
+  }
+  if (pendingRepairs !== null && pendingRepairs > 0) problems.push(`${pendingRepairs} repairs are pending`)
+  return problems
+}
+
+function statusText(status: ClusterStatus, problems: readonly string[]): string {
+  const shards = status.nodes.flatMap(node =>
+    node.shards.map(({ id, weight, state, bytesFree, bytesTotal }) => {
+      const room =
+        bytesFree === undefined || bytesTotal === undefined
+          ? '-'
+          : `${humanBytes(bytesFree)} of ${humanBytes(bytesTotal)}`
+      return [node.zone, node.id, node.state, id, String(weight), state, room]
+    }),
+  )
+  const { clusterId, version, epoch, replicas, members, primary, coordination, pendingRepairs } = status
+  return [
+    `cluster ${clusterId}, Holdfast ${version}, epoch ${epoch ?? '-'}, ${replicas} replicas`,
+    `proxies ${members.length}, primary ${primary ?? '-'}, coordination by ${coordination.driver}, pending repairs ${pendingRepairs ?? '-'}`,
+    '',
+    textTable(['ZONE', 'NODE', 'STATE', 'SHARD', 'WEIGHT', 'STATE', 'FREE'], shards),
+    '',
+    ...(problems.length === 0 ? ['All is well.'] : problems.map(problem => `! ${problem}`)),
+  ].join('\n')
+}
+
+const because = (what: string, reason: string | undefined): string =>
+  reason === undefined ? what : `${what}: ${reason}`
