@@ -1,23 +1,41 @@
 /** Every command of `holdfast`, and the module that does it; loaded only when asked for. */
-import type { ConfigSource } from '../shared/config.ts'
+import { configHelp, type ConfigSource } from '../shared/config.ts'
 
 export interface Command {
   readonly summary: string
   /** Resolves with the exit code: 0 done, 1 failed, 2 asked wrongly. */
   readonly run: (source: ConfigSource) => Promise<number>
+  /** Its options, as text. */
+  readonly help: () => Promise<string>
 }
 
 export const commands: Readonly<Record<string, Command>> = {
   up: {
     summary: 'Run a complete small cluster on this machine',
     run: async source => (await import('./serve-up.ts')).serveUp(source),
+    help: async () => configHelp((await import('./up-config.ts')).upOptions),
   },
   proxy: {
     summary: 'Run an edge proxy',
     run: async source => (await import('./serve-proxy.ts')).serveProxy(source),
+    help: async () => configHelp((await import('../proxy/config.ts')).proxyOptions),
   },
   'storage-node': {
     summary: 'Run a storage node',
     run: async source => (await import('./serve-storage-node.ts')).serveStorageNode(source),
+    help: async () => configHelp((await import('../storage-node/options.ts')).storageNodeOptions),
+  },
+  status: {
+    summary: 'Show nodes, shards, proxies and what is wrong (exit code 1 if anything is)',
+    run: async source => (await import('./status.ts')).status(source),
+    help: async () => configHelp((await import('./client.ts')).clientOptions),
+  },
+  repo: {
+    summary: 'List, create, change and delete repositories',
+    run: async source => (await import('./repo.ts')).repo(source),
+    help: async () => {
+      const [{ repoOptions, repoUsage }, { clientOptions }] = [await import('./repo.ts'), await import('./client.ts')]
+      return `${repoUsage}\n${configHelp({ ...repoOptions, ...clientOptions })}`
+    },
   },
 }

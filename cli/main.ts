@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 /** `holdfast <command> [options]` */
+import { asksForHelp } from '../shared/config.ts'
 import { isHoldfastError } from '../shared/errors.ts'
 import { version } from '../shared/version.ts'
 import { commands } from './commands.ts'
@@ -16,6 +17,10 @@ async function main(args: readonly string[]): Promise<number> {
     if (!asked) process.stderr.write(`holdfast: no command '${name}'\n`)
     process[asked ? 'stdout' : 'stderr'].write(usage())
     return asked && name !== undefined ? 0 : 2
+  }
+  if (asksForHelp(rest)) {
+    process.stdout.write(`holdfast ${name}: ${command.summary}\n\n${await command.help()}`)
+    return 0
   }
   return command.run({ args: rest, env: process.env })
 }

@@ -12,5 +12,5 @@ export function humanBytes(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'] as const
   let [value, unit] = [bytes, 0]
   while (value >= 1024 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1]
-  return `${Number(value.toPrecision(3))} ${units[unit]}`
+  return `${Number(value.toFixed(1))} ${units[unit]}`
 }

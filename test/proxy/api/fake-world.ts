@@ -1,0 +1,125 @@
+/** The API on fakes of a few lines: users whose hash is their password, repositories in a Map, changes in a list. */
+import type { LightMyRequestResponse } from 'fastify'
+import type { Test } from 'tap'
+import { Authenticator } from '../../../proxy/access/authenticator.ts'
+import { LoginLimiter } from '../../../proxy/access/login-limiter.ts'
+import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
+import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
+import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
+import type { Repository, User } from '../../../proxy/metadata/types.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
+
+export const basic = (name: string, password: string): string =>
+  'Basic ' + Buffer.from(`${name}:${password}`).toString('base64')
+export const admin = { authorization: basic('admin', 'root-root') }
+export const ann = { authorization: basic('ann', 'ann-secret') }
+
+export const status: ClusterStatus = {
+  version: '1',
+  clusterId: 'c',
+  epoch: 3,
+  replicas: 3,
+  nodes: [{ id: 'n', zone: 'a', url: 'http://n', state: 'up', shards: [{ id: 's', weight: 1, state: 'ok' }] }],
+  primary: null,
+  members: [{ id: 'm', address: 'a', version: '1', startedAt: 1 }],
+  pendingRepairs: 0,
+  postgres: { up: true },
+  coordination: { driver: 'memory', up: false, reason: 'gone' },
+}
+
+export interface World {
+  readonly api: Api
+  readonly repositories: Map<string, Repository>
+  readonly users: Map<string, User>
+  readonly audit: Parameters<ApiDeps['metadata']['audit']>[0][]
+  readonly announced: string[]
+  readonly changes: unknown[]
+  readonly logged: unknown[]
+  fault: Error | undefined
+  readonly call: (
+    method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
+    path: string,
+    body?: unknown,
+    headers?: object,
+  ) => Promise<LightMyRequestResponse>
+}
+
+export async function setUp(t: Test): Promise<World> {
+  const repository = (name: string, anonymousRead: boolean): Repository => ({
+    id: 1, name, format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead,
+  }) // prettier-ignore
+  const repositories = new Map([['open', repository('open', true)], ['shut', repository('shut', false)]]) // prettier-ignore
+  const users = new Map<string, User>([
+    ['admin', { name: 'admin', passwordHash: 'root-root', admin: true }],
+    ['ann', { name: 'ann', passwordHash: 'ann-secret', admin: false }],
+  ])
+  const world: Omit<World, 'api' | 'call'> = {
+    repositories, users, audit: [], announced: [], changes: [], logged: [], fault: undefined,
+  } // prettier-ignore
+  const found = (name: string): Repository => {
+    const one = repositories.get(name)
+    if (one === undefined) throw new HoldfastError('REPOSITORY_NOT_FOUND', 'none')
+    return one
+  }
+  const metadata: ApiDeps['metadata'] = {
+    createRepository: async change => {
+      if (repositories.has(change.name)) throw new HoldfastError('CONFLICT', 'the name is taken')
+      const made = { ...repository(change.name, false), ...change }
+      repositories.set(change.name, made)
+      return made
+    },
+    changeRepository: async (name, change) => {
+      const changed = { ...found(name), ...change }
+      repositories.set(name, changed)
+      return changed
+    },
+    deleteRepository: async name => {
+      found(name)
+      repositories.delete(name)
+    },
+    findUser: async name => users.get(name),
+    putUser: async user => void users.set(user.name, user),
+    audit: async entry => {
+      if (world.fault !== undefined) throw world.fault
+      world.audit.push(entry)
+    },
+  }
+  const shown = ({ repository: { name }, path }: ArtifactPlace): string => `${name}/${path}`
+  const authenticator = new Authenticator({
+    metadata,
+    passwords: { verify: async (phc, password) => phc === password },
+    limiter: new LoginLimiter(() => 0),
+    now: () => 0,
+  })
+  const api = await buildApi({
+    authenticator,
+    passwords: { hash: async password => password },
+    metadata,
+    repositories: { all: async () => repositories },
+    artifacts: {
+      deleteArtifact: async (place, user) => void world.changes.push(['delete', shown(place), user]),
+      deleteFolder: async (place, user) => world.changes.push(['delete folder', shown(place), user]),
+      transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
+    },
+    announce: async keys => {
+      world.announced.push(...keys)
+      for (const key of keys) if (key.startsWith('!user/')) authenticator.forget(key.slice(6))
+    },
+    status: async () => {
+      if (world.fault !== undefined) throw world.fault
+      return status
+    },
+    clusterMap: () => undefined,
+    log: { error: (facts: unknown) => world.logged.push(facts), warn: () => undefined },
+    version: '1',
+  })
+  t.teardown(() => api.close())
+  const call: World['call'] = (method, path, body, headers = admin) =>
+    api.inject({
+      method,
+      url: '/api/v1' + path,
+      headers: { ...headers },
+      ...(body === undefined ? {} : { payload: body as object }),
+    })
+  return Object.assign(world, { api, call })
+}
