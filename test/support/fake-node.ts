@@ -167,11 +167,10 @@ export class FakeNode {
     const stopAt = Math.min(body.length, fault.cutAt ?? Infinity, fault.freezeAt ?? Infinity)
     const piece = fault.pieceBytes ?? body.length
     response.flushHeaders()
+    const closed = new Promise(resolve => response.once('close', resolve))
     for (let at = 0; at < stopAt && !response.destroyed; at += piece) {
-      await new Promise(resolve => {
-        response.write(body.subarray(at, Math.min(stopAt, at + piece)), resolve)
-        response.once('close', resolve)
-      })
+      const part = body.subarray(at, Math.min(stopAt, at + piece))
+      await Promise.race([closed, new Promise(resolve => response.write(part, resolve))])
       if (fault.pieceMs !== undefined) await this.#pause(fault.pieceMs)
     }
     if (fault.cutAt !== undefined && fault.cutAt <= body.length) response.socket?.resetAndDestroy()

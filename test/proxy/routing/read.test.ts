@@ -186,7 +186,7 @@ t.test('a slow first byte is hedged, the quicker one wins, and the budget bounds
   const [slow] = cluster.nodes
   if (slow === undefined) throw new Error('there are nodes')
   slow.fault = () => ({ delayMs: 100 })
-  const count = 60
+  const count = 30
   for (let index = 0; index < count; index += 1) await cluster.reader.readWhole(blob)
   const { hedges, hedgesWon } = cluster.reader.counters
   t.ok(hedges >= 3 && hedges <= 5 + count * 0.05 + 3, `${hedges} hedges for ${count} reads`)
@@ -204,7 +204,7 @@ t.test('a connection that the node closed while idle costs one retry on a fresh 
 
 t.test('a slow client is no reason to take a node for frozen', async t => {
   const cluster = await startCluster(t)
-  const body = randomBytes(8 * mib)
+  const body = randomBytes(4 * mib)
   const blob = cluster.put(body)
   const stream = await streamed(cluster.reader, blob, undefined, quickTimes.stallMs * 1.2)
   t.ok(stream.body.equals(body))
