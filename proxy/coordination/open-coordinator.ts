@@ -28,9 +28,15 @@ export interface CoordinatorOptions {
 export async function openCoordinator(options: CoordinatorOptions): Promise<Coordinator> {
   const { redisUrl, postgresUrl, clusterId, member, issueToken, log } = options
   const timings = { ...defaultTimings, ...options.timings }
-  const common = { postgresUrl, clusterId, member, timings, log }
+  const common = { postgresUrl, member, timings, log }
   if (redisUrl !== undefined && redisUrl !== '') {
-    return new LeaseCoordinator({ store: new RedisStore({ ...common, redisUrl }), member, issueToken, timings, log })
+    return new LeaseCoordinator({
+      store: new RedisStore({ ...common, redisUrl, clusterId }),
+      member,
+      issueToken,
+      timings,
+      log,
+    })
   }
   if (postgresUrl.startsWith('pglite:')) {
     return new MemoryCoordinator({ hub: options.hub ?? new MemoryHub(), member, issueToken })

@@ -17,7 +17,6 @@ import type { Member } from './types.ts'
 
 export interface PostgresStoreOptions {
   readonly postgresUrl: string
-  readonly clusterId: string
   readonly member: Member
   readonly timings: Timings
   readonly log: CoordinationLog
@@ -39,7 +38,6 @@ interface LeaseRow {
 export class PostgresStore implements LeaseStore {
   readonly driver = 'postgres'
   readonly #options: PostgresStoreOptions
-  readonly #channel: string
   readonly #memory = new ServerMemory()
   readonly #session: PostgresSession
   #events: StoreEvents | undefined
@@ -49,13 +47,12 @@ export class PostgresStore implements LeaseStore {
 
   constructor(options: PostgresStoreOptions) {
     this.#options = options
-    const { clusterId, member, timings, log } = options
-    this.#channel = `holdfast_${nameHash(clusterId)}`
+    const { member, timings, log } = options
     this.#session = new PostgresSession({
       url: options.postgresUrl,
       timeoutMs: timings.statementMs,
       log,
-      channels: [this.#channel, this.#inbox(member.id)],
+      channels: [channel, inbox(member.id)],
       notified: payload => this.#receive(payload),
       connected: () => {
         // The lease table is unlogged: a server that lost it, or another one, has a young or no birth row.
@@ -85,7 +82,7 @@ export class PostgresStore implements LeaseStore {
       return rows.length === 1 ? 'held' : 'refused'
     }
     const gone = encodeMessage(['gone', member.id, '%s'])
-    const values = [member.id, instance, timings.leaseTtlMs, JSON.stringify(member), this.#channel, gone]
+    const values = [member.id, instance, timings.leaseTtlMs, JSON.stringify(member), channel, gone]
     await this.#run(statements.register, values)
     return 'held'
   }
@@ -94,7 +91,7 @@ export class PostgresStore implements LeaseStore {
     const { member, timings } = this.#options
     if (!this.#session.connected) await this.#session.connect()
     const messages = splitAnnouncement(member.id, batch, keys)
-    const rows = await this.#run<LeaseRow>(statements.announce, [member.id, this.#channel, messages])
+    const rows = await this.#run<LeaseRow>(statements.announce, [member.id, channel, messages])
     const bornMsAgo = rows.find(row => row.holder === '')?.age_ms ?? 0
     let waitMs = timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now())
     const holders: Holder[] = []
@@ -107,7 +104,7 @@ export class PostgresStore implements LeaseStore {
   }
 
   acknowledge(writer: string, batch: number): void {
-    this.#unsent.set(this.#inbox(writer), encodeMessage(['acknowledged', this.#options.member.id, batch]))
+    this.#unsent.set(inbox(writer), encodeMessage(['acknowledged', this.#options.member.id, batch]))
     if (!this.#sending) void this.#sendAcknowledgements()
   }
 
@@ -122,7 +119,7 @@ export class PostgresStore implements LeaseStore {
   async release(instance: string): Promise<void> {
     if (!this.#session.connected) return
     const { id } = this.#options.member
-    await this.#run(statements.release, [id, instance, this.#channel, encodeMessage(['gone', id, instance])])
+    await this.#run(statements.release, [id, instance, channel, encodeMessage(['gone', id, instance])])
   }
 
   async members(): Promise<readonly Member[]> {
@@ -157,8 +154,6 @@ export class PostgresStore implements LeaseStore {
     this.#events = undefined
     await this.#session.close()
   }
-
-  readonly #inbox = (worker: string): string => `${this.#channel}_${nameHash(worker)}`
 
   async #run<Row extends { now_ms: number }>(statement: Statement, values: unknown[]): Promise<Row[]> {
     const sentAt = performance.now()
@@ -208,5 +203,7 @@ export function splitAnnouncement(writer: string, batch: number, keys: readonly 
   return parts.map((part, at) => encodeMessage(['changed', writer, batch, at === parts.length - 1 ? 1 : 0, part]))
 }
 
-/** Channel names have at most 63 bytes; worker ids may be longer. */
-const nameHash = (name: string): string => createHash('sha256').update(name).digest('hex').slice(0, 16)
+/** Names of channels have at most 63 bytes; worker ids may be longer. A database serves one cluster. */
+const channel = 'holdfast_changes'
+const inbox = (worker: string): string =>
+  `holdfast_to_${createHash('sha256').update(worker).digest('hex').slice(0, 24)}`

@@ -46,16 +46,21 @@ class Term implements Leadership {
   readonly #ended: () => void
   readonly #nonce = randomBytes(12).toString('hex')
   readonly #abort = new AbortController()
-  readonly signal = this.#abort.signal
   #token = 0
   #expiry: NodeJS.Timeout | undefined
   #renewal: NodeJS.Timeout | undefined
-  #validUntil = 0
+  #validUntil = Number.POSITIVE_INFINITY
 
   constructor(role: string, deps: TermsDeps, ended: () => void) {
     this.#role = role
     this.#deps = deps
     this.#ended = ended
+  }
+
+  /** Looks at the clock first: after a pause of the process, other timers may run before the one that ends the term. */
+  get signal(): AbortSignal {
+    if (performance.now() >= this.#validUntil) this.#end('not renewed in time')
+    return this.#abort.signal
   }
 
   get token(): number {
@@ -88,7 +93,7 @@ class Term implements Leadership {
   }
 
   #extend(sentAt: number): void {
-    if (this.signal.aborted) return
+    if (this.#abort.signal.aborted) return
     const { roleGiveUpMs, roleRenewMs } = this.#deps.timings
     this.#validUntil = sentAt + roleGiveUpMs
     this.#plan(this.#validUntil, () => this.#end('not renewed in time'))
@@ -108,7 +113,6 @@ class Term implements Leadership {
     if (sentAt >= this.#validUntil) return this.#end('not renewed in time')
     const renewed = await this.#deps.store.renewRole(this.#role, this.#nonce).catch(() => undefined)
     if (this.signal.aborted) return
-    if (performance.now() >= this.#validUntil) return this.#end('not renewed in time')
     if (renewed === true) return this.#extend(sentAt)
     if (renewed === false) return this.#end('lost')
     this.#renewal = setTimeout(() => void this.#renew(), this.#deps.timings.roleRenewMs / 10)
@@ -118,7 +122,7 @@ class Term implements Leadership {
   #end(reason: string): void {
     clearTimeout(this.#expiry)
     clearTimeout(this.#renewal)
-    if (this.signal.aborted) return
+    if (this.#abort.signal.aborted) return
     this.#ended()
     this.#abort.abort(new Error(`role ${this.#role}: ${reason}`))
     this.#deps.log.info({ role: this.#role, token: this.#token, reason }, 'role ended')

@@ -34,7 +34,10 @@ export interface CacheLease {
 export interface Leadership {
   /** Fencing token issued by PostgreSQL for this term. */
   readonly token: number
-  /** Aborts when the lease may have run out, judged by the monotonic clock, before anyone else can hold it. */
+  /**
+   * Aborts when the lease may have run out, judged by the monotonic clock, before anyone else can hold it.
+   * Read it through the term before each step (`term.signal.aborted`): reading looks at the clock.
+   */
   readonly signal: AbortSignal
   release(): Promise<void>
 }

@@ -18,6 +18,8 @@ CREATE UNLOGGED TABLE cache_leases (
   expires_at timestamptz NOT NULL,
   member text
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+-- A table that was never there before has forgotten nothing, so the first writers need not wait.
+INSERT INTO cache_leases (holder, instance, registered_at, expires_at) VALUES ('', '', now() - interval '1 day', 'infinity');
 
 -- Nobody caches until \`until\`. Used with Redis only, while it cannot be reached.
 CREATE TABLE cache_suspension (
