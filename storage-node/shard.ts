@@ -31,6 +31,9 @@ import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
 import { errnoOf, makeFolders, readFully, type StoreFs } from './store-fs.ts'
 
+/** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
+const emptyDiskEntries = ['lost+found', 'holdfast.json.new']
+
 export interface Clock {
   /** Wall clock, ms. May jump. */
   now(): number
@@ -363,7 +366,7 @@ export class Shard {
     const { folder } = this.files
     if (mayCreate) await makeFolders(fs, folder)
     const found = await readMarker(fs, folder)
-    const entries = found === undefined ? (await fs.list(folder)).filter(name => name !== 'lost+found') : []
+    const entries = found === undefined ? (await fs.list(folder)).filter(name => !emptyDiskEntries.includes(name)) : []
     if (found !== undefined || !mayCreate || entries.length > 0) {
       const problem = markerProblem(found, marker)
       if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })

@@ -1,0 +1,215 @@
+import { join } from 'node:path'
+import { cp, mkdir, rm } from 'node:fs/promises'
+import { isDeepStrictEqual } from 'node:util'
+import t from 'tap'
+import { crc32 } from 'node:zlib'
+import { encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
+import { blobName } from '../../storage-node/apply-records.ts'
+import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
+import { newRecord, Shard } from '../../storage-node/shard.ts'
+import { type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
+import { StagedFile } from '../../storage-node/staged-file.ts'
+import { touchBlob } from '../../storage-node/touch.ts'
+import { blockCrcs, quiet, shardA, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import { RecordingFs } from './recording-fs.ts'
+
+const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
+const clock = { now: () => Date.now(), monotonic: () => performance.now() }
+
+async function openShard(fs: StoreFs, folder: string, limits: Partial<StorageNodeLimits> = {}): Promise<Shard> {
+  const deps = { fs, log: quiet, clock, limits: { ...defaultLimits, reserveBytes: 0, ...limits } }
+  const shard = new Shard(deps, { id: shardA, folder, weight: 1 })
+  await shard.start(marker, true)
+  return shard
+}
+
+function appendBlob(shard: Shard, blob: TestBlob): Promise<void> {
+  const { body, ...key } = blob
+  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time: Date.now() }, body))
+}
+
+async function appendReference(shard: Shard, record: ReferenceRecord): Promise<void> {
+  const frame = encodeRecord(record)
+  await shard.append({ record, frame, payloadOffset: frame.length })
+}
+
+async function putFile(fs: StoreFs, shard: Shard, blob: TestBlob): Promise<void> {
+  const id = uploadId()
+  const staged = await StagedFile.create(fs, shard.files.temporary(id))
+  staged.write(blob.body)
+  await staged.finish()
+  await shard.commitFile(id, { ...blob, blockCrcs: blockCrcs(blob.body) })
+}
+
+/** The blob's bytes, or undefined if the shard does not have it. */
+async function read(shard: Shard, blob: TestBlob): Promise<Buffer | undefined> {
+  const location = await shard.locate(blobName(blob))
+  if (location === undefined) return undefined
+  const path = location.kind === 'file' ? shard.files.blob(blobName(blob)) : shard.segmentPath(location.segment)
+  const file = await nodeFs.open(path, 'read')
+  const bytes = Buffer.alloc(location.bytes)
+  await readFully(file, bytes, location.kind === 'file' ? 0 : location.offset)
+  await file.close()
+  return bytes
+}
+
+interface Story {
+  readonly small: TestBlob[]
+  readonly large: TestBlob[]
+  readonly references: ReferenceRecord[]
+}
+
+/** Concurrent small and large writes, references, drops, over several segments; each acknowledged where a client would be. */
+async function tell(fs: RecordingFs, folder: string): Promise<Story> {
+  const small = Array.from({ length: 8 }, (_, index) => testBlob(500 + index * 7000, index))
+  const large = Array.from({ length: 3 }, (_, index) => testBlob(70_000 + index * 200_000, index))
+  const references = [...small, ...large].map((blob, index) => testReference(`path/${index % 4}`, index + 1, blob))
+  const shard = await openShard(fs, folder, { segmentBytesMax: 40_000 })
+  const write = async (index: number) => {
+    const blob = small[index] as TestBlob
+    await appendBlob(shard, blob)
+    fs.acknowledge(`small ${index}`)
+    await appendReference(shard, references[index] as ReferenceRecord)
+    fs.acknowledge(`reference ${index}`)
+  }
+  await Promise.all([write(0), write(1), write(2)])
+  await Promise.all([
+    write(3),
+    ...large.map(async (blob, index) => {
+      await putFile(fs, shard, blob)
+      fs.acknowledge(`large ${index}`)
+    }),
+  ])
+  await shard.drop(small[0] as TestBlob, 'deleted')
+  fs.acknowledge('dropped small 0')
+  await Promise.all([write(4), write(5), shard.checkpoint()])
+  await shard.drop(large[0] as TestBlob, 'moved')
+  fs.acknowledge('dropped large 0')
+  await shard.quarantine(blobName(large[1] as TestBlob), 'told so')
+  fs.acknowledge('quarantined large 1')
+  await Promise.all([write(6), write(7)])
+  await shard.close()
+  return { small, large, references }
+}
+
+/** What is not as promised; empty if all is. */
+async function findProblems(shard: Shard, story: Story, acknowledged: readonly string[]): Promise<string[]> {
+  const problems: string[] = []
+  if (shard.health.state === 'failed') return [`shard failed: ${shard.health.reason}`]
+  const gone = new Set<string>()
+  if (acknowledged.includes('dropped small 0')) gone.add('small 0')
+  if (acknowledged.includes('dropped large 0')) gone.add('large 0')
+  if (acknowledged.includes('quarantined large 1')) gone.add('large 1')
+  // What is on its way out may be there or not.
+  const leaving = new Set(['small 0', 'large 0', 'large 1'])
+  for (const kind of ['small', 'large'] as const) {
+    for (const [index, blob] of story[kind].entries()) {
+      const name = `${kind} ${index}`
+      const found = await read(shard, blob)
+      if (found !== undefined && !found.equals(blob.body)) problems.push(`${name} has wrong bytes`)
+      if (found !== undefined && (await touchBlob(shard, blobName(blob))) !== 'held')
+        problems.push(`${name} is not held`)
+      if (found !== undefined && gone.has(name)) problems.push(`${name} came back`)
+      if (found === undefined && acknowledged.includes(name) && !leaving.has(name)) problems.push(`${name} is lost`)
+    }
+  }
+  for (let path = 0; path < 4; path += 1) {
+    const indices = story.references.flatMap((_, index) => (index % 4 === path && index < 8 ? [index] : []))
+    const promised = indices.filter(index => acknowledged.includes(`reference ${index}`)).at(-1)
+    const first = story.references[path] as ReferenceRecord
+    const found = await shard.reference(first.partition, `raw/path/${path}`).catch(() => undefined)
+    if (promised !== undefined && (found?.version ?? 0) < promised + 1) problems.push(`reference ${promised} is lost`)
+    const expected = found === undefined ? undefined : story.references[found.version - 1]
+    if (found !== undefined && !isDeepStrictEqual(found, expected))
+      problems.push(`reference ${path} differs`)
+  }
+  return problems
+}
+
+t.test('I4, I23: whatever a power cut takes of what was not flushed, everything acknowledged is there', async t => {
+  const folder = t.testdir()
+  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 1_000_000)
+  t.comment(`TEST_SEED=${seed}`)
+  const random = mulberry32(seed)
+  const root = join(folder, 'live')
+  await mkdir(root)
+  const fs = new RecordingFs(root)
+  const story = await tell(fs, join(root, 'shard'))
+  t.comment(`${fs.changes.length} changes, ${fs.acknowledged(fs.changes.length).length} acknowledgements`)
+  t.ok(
+    fs.changes.filter(change => change.kind === 'create' && change.path.endsWith('.log')).length > 2,
+    'rolled segments',
+  )
+  let states = 0
+  for (let count = 0; count <= fs.changes.length; count += 1) {
+    for (const unflushed of ['lost', random, ...(count % 4 === 0 ? (['kept'] as const) : [])] as const) {
+      const target = join(folder, `state-${count}`)
+      await fs.materialise(target, count, unflushed)
+      const shard = await openShard(nodeFs, join(target, 'shard'))
+      const problems = await findProblems(shard, story, fs.acknowledged(count))
+      const after = testBlob(1234)
+      await appendBlob(shard, after).catch((error: unknown) => problems.push(`takes no writes: ${String(error)}`))
+      if (!(await read(shard, after).catch(() => undefined))?.equals(after.body))
+        problems.push('new write is not readable')
+      await shard.close()
+      if (problems.length > 0) {
+        const how = typeof unflushed === 'string' ? unflushed : 'random'
+        const last = JSON.stringify({ ...fs.changes[count - 1], data: undefined })
+        t.fail(`after change ${count} (${last}), unflushed ${how}: ${problems.join(', ')}`)
+      }
+      await rm(target, { recursive: true })
+      states += 1
+    }
+  }
+  t.pass(`${states} states`)
+})
+
+t.test('I4: an index that lost everything since its checkpoint is brought up to date from the log', async t => {
+  const folder = t.testdir()
+  const shard = await openShard(nodeFs, join(folder, 'shard'), { segmentBytesMax: 40_000 })
+  const before = Array.from({ length: 5 }, () => testBlob(20_000))
+  for (const blob of before) await appendBlob(shard, blob)
+  await shard.checkpoint()
+  await cp(shard.files.index, join(folder, 'index'), { recursive: true })
+  const after = Array.from({ length: 5 }, () => testBlob(20_000))
+  for (const blob of after) await appendBlob(shard, blob)
+  await shard.drop(before[0] as TestBlob, 'deleted')
+  await shard.close()
+  await rm(shard.files.index, { recursive: true })
+  await cp(join(folder, 'index'), shard.files.index, { recursive: true })
+  const again = await openShard(nodeFs, join(folder, 'shard'))
+  t.teardown(() => again.close())
+  t.equal(await again.locate(blobName(before[0] as TestBlob)), undefined, 'dropped')
+  for (const blob of [...before.slice(1), ...after]) t.same(await read(again, blob), blob.body)
+})
+
+t.test('an index of another log, or without a log, is rebuilt and not believed', async t => {
+  const folder = t.testdir()
+  const [one, two] = [join(folder, 'one'), join(folder, 'two')]
+  const blobs = [testBlob(100), testBlob(100)] as const
+  for (const [index, path] of [one, two].entries()) {
+    const shard = await openShard(nodeFs, path)
+    await appendBlob(shard, blobs[index] as TestBlob)
+    await shard.close()
+  }
+  await rm(join(one, 'index'), { recursive: true })
+  await cp(join(two, 'index'), join(one, 'index'), { recursive: true })
+  const swapped = await openShard(nodeFs, one)
+  t.same(await read(swapped, blobs[0]), blobs[0].body)
+  t.equal(await swapped.locate(blobName(blobs[1])), undefined)
+  await swapped.close()
+  await rm(join(two, 'log'), { recursive: true })
+  const bare = await openShard(nodeFs, two)
+  t.equal(await bare.locate(blobName(blobs[1])), undefined)
+  await bare.close()
+})
+
+function mulberry32(seed: number): () => number {
+  let state = seed
+  return () => {
+    state = (state + 0x6d2b79f5) | 0
+    let value = Math.imul(state ^ (state >>> 15), 1 | state)
+    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value
+    return ((value ^ (value >>> 14)) >>> 0) / 4_294_967_296
+  }
+}
