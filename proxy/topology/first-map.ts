@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { request } from 'undici'
 import { sealClusterMap, type ClusterMap, type MapNode } from '../../shared/cluster-map.ts'
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { buildClusterMap } from '../../shared/placement.ts'
 import { wireAuthorization, wirePath, type NodeStatus } from '../../shared/wire.ts'
 import type { Coordinator } from '../coordination/types.ts'
@@ -17,7 +17,7 @@ const pauseMs = 250
 const askMs = 2_000
 
 export interface FirstMapDeps {
-  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap' | 'clusterId'>
+  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap' | 'issueToken' | 'clusterId'>
   readonly coordinator: Pick<Coordinator, 'acquire'>
   readonly log: Logger
 }
@@ -47,11 +47,10 @@ export async function firstClusterMap(deps: FirstMapDeps, options: FirstMapOptio
     if (waiting !== told && waiting !== '') deps.log.info({ silent }, 'waiting for storage nodes')
     told = waiting
     if (map !== undefined || (silent.length === 0 && found.length > 0)) {
-      const published = await publishAsPrimary(deps, () =>
+      const published =
         map === undefined
-          ? buildClusterMap(topologyOf(deps.metadata.clusterId, options.replicas, found))
-          : withNewAddresses(map, found),
-      )
+          ? await publishFirst(deps, buildClusterMap(topologyOf(deps.metadata.clusterId, options.replicas, found)))
+          : await publishAsPrimary(deps, () => withNewAddresses(map, found))
       if (published !== undefined) return published
     } else if (options.storageNodes.length === 0) {
       throw new HoldfastError('CONFIG_INVALID', 'a new cluster needs --storage-nodes: the addresses of its first nodes')
@@ -82,6 +81,22 @@ export function withNewAddresses(map: ClusterMap, found: readonly FoundNode[]): 
   const nodes = map.nodes.map((node): MapNode => ({ ...node, url: urls.get(node.id) ?? node.url }))
   if (nodes.every((node, index) => node.url === map.nodes[index]?.url)) return undefined
   return sealClusterMap({ ...map, epoch: map.epoch + 1, nodes })
+}
+
+/**
+ * Before there is a map there is no primary that could be disturbed, and of several proxies that start at once the fencing token
+ * and the epoch let one win. So nobody waits for a lease here: a young Redis gives none until it is sure that it has forgotten none.
+ */
+async function publishFirst({ metadata, log }: FirstMapDeps, map: ClusterMap): Promise<ClusterMap | undefined> {
+  try {
+    const token = await metadata.issueToken(primaryRole, 'first-map')
+    if (!(await metadata.publishClusterMap(map, token))) return undefined
+    log.info({ epoch: map.epoch, nodes: map.nodes.length, shards: map.shards.length }, 'cluster map published')
+    return map
+  } catch (error) {
+    if (isHoldfastError(error, 'LEASE_LOST')) return undefined // another proxy starts at the same time
+    throw error
+  }
 }
 
 async function publishAsPrimary(deps: FirstMapDeps, make: () => ClusterMap | undefined): Promise<ClusterMap | undefined> {
