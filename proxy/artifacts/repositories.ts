@@ -15,7 +15,9 @@ export class Repositories {
   readonly #deps: { metadata: Pick<Metadata, 'listRepositories'>; leaseUsable: () => boolean; now: () => number }
   #byName = new Map<string, Repository>()
   #readAt = Number.NEGATIVE_INFINITY
-  #stale = true
+  /** Grows with each invalidation; a list is current if none came since its reading began. */
+  #version = 0
+  #readVersion = -1
   #reading: Promise<void> | undefined
 
   constructor(deps: {
@@ -42,35 +44,44 @@ export class Repositories {
 
   async all(): Promise<ReadonlyMap<string, Repository>> {
     if (!this.#fresh()) {
-      this.#reading ??= this.#read().finally(() => (this.#reading = undefined))
-      await this.#reading
+      await (this.#reading ??= this.#readOnce())
     }
     return this.#byName
   }
 
   invalidate(): void {
-    this.#stale = true
+    this.#version++
     // A read that began before the invalidation may bring the old list: nobody new may wait for it.
     this.#reading = undefined
   }
 
   #fresh(): boolean {
-    return !this.#stale && (this.#deps.leaseUsable() || this.#deps.now() - this.#readAt < unleasedAgeMsMax)
+    return (
+      this.#readVersion === this.#version &&
+      (this.#deps.leaseUsable() || this.#deps.now() - this.#readAt < unleasedAgeMsMax)
+    )
+  }
+
+  #readOnce(): Promise<void> {
+    const reading = this.#read().finally(() => {
+      if (this.#reading === reading) this.#reading = undefined
+    })
+    return reading
   }
 
   async #read(): Promise<void> {
-    const startedAt = this.#deps.now()
-    this.#stale = false
+    let readAt = this.#deps.now()
+    const version = this.#version
     try {
       const list = await this.#deps.metadata.listRepositories()
       this.#byName = new Map(list.map(repository => [repository.name, repository]))
     } catch (error) {
       const known = this.#readAt !== Number.NEGATIVE_INFINITY
-      if (!known || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
-        this.#stale = true
-        throw error
-      }
+      if (!known || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+      // The attempt may have taken its time: the next one is due a while from now.
+      readAt = this.#deps.now()
     }
-    this.#readAt = startedAt
+    this.#readAt = readAt
+    this.#readVersion = version
   }
 }
