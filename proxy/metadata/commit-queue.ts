@@ -1,4 +1,4 @@
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, toHoldfastError } from '../../shared/errors.ts'
 import { runChanges, type Change, type ChangeRow } from './commit-changes.ts'
 import { isRetryable, sqlState, unavailable } from './sql-errors.ts'
 import type { Queryable } from './statement.ts'
@@ -22,7 +22,7 @@ interface Item {
   readonly change: Change
   settled: boolean
   resolve(row: ChangeRow): void
-  reject(error: unknown): void
+  reject(error: Error): void
 }
 
 /**
@@ -58,7 +58,7 @@ export class CommitQueue {
         change,
         settled: false,
         resolve: row => settle() && resolve(row),
-        reject: error => settle() && reject(error as Error),
+        reject: error => settle() && reject(error),
       }
       this.#waiting.push(item)
       // Callers that arrive in the same turn of the event loop share a group.
@@ -98,7 +98,7 @@ export class CommitQueue {
       } catch (error) {
         if (isRetryable(error) && attempt < triesMax) continue
         if (group.length === 1 || !provesRollback(error)) {
-          for (const item of group) item.reject(error)
+          for (const item of group) item.reject(toHoldfastError(error))
           return
         }
         for (const item of group) await this.#commit([item])

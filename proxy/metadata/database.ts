@@ -37,13 +37,15 @@ export class Database implements Queryable {
   readonly #deps: DatabaseDeps
   readonly #servers: readonly ServerAddress[]
   readonly #pool: Pool
+  /** Connections of their own: a flood of other statements must not keep writes from committing. */
+  readonly #commitPool: Pool
   readonly #reader: Reader | undefined
   readonly #circuit: Circuit
   readonly #events: SessionEvents
   readonly #folder: string | undefined
   #pglite: OpenPglite | undefined
 
-  constructor(options: { url: string; poolSize: number }, deps: DatabaseDeps) {
+  constructor(options: { url: string; poolSize: number; commitLanes: number }, deps: DatabaseDeps) {
     this.#deps = deps
     this.#folder = options.url.startsWith('pglite:') ? options.url.slice('pglite:'.length) : undefined
     this.#servers = this.#folder === undefined ? parseServers(options.url) : []
@@ -54,14 +56,16 @@ export class Database implements Queryable {
     })
     this.#events = {
       answered: () => this.#circuit.answered(),
-      lost: session => this.#pool.forget(session),
+      lost: session => {
+        this.#pool.forget(session)
+        this.#commitPool.forget(session)
+      },
     }
-    const sessionsMax = this.#folder === undefined ? options.poolSize : 1
-    this.#pool = new Pool({
-      sessionsMax,
-      open: () => this.#open(false),
-      onOpenFailed: error => this.#openFailed(error),
-    })
+    const pool = (sessionsMax: number): Pool =>
+      new Pool({ sessionsMax, open: () => this.#open(false), onOpenFailed: error => this.#openFailed(error) })
+    const { poolSize, commitLanes } = options
+    this.#pool = pool(this.#folder === undefined ? Math.max(1, poolSize - commitLanes) : 1)
+    this.#commitPool = this.#folder === undefined ? pool(commitLanes) : this.#pool
     this.#reader = this.#folder === undefined ? new Reader(readLanes, () => this.#openReader()) : undefined
   }
 
@@ -77,6 +81,15 @@ export class Database implements Queryable {
   /** One statement in a transaction of its own. Fails at once while the server is known to be away. */
   async query<Row extends object>(sql: Statement<Row>, values: Values = [], timeoutMs = callTimeoutMs): Promise<Row[]> {
     return this.#withSession(timeoutMs, (session, remainingMs) => session.query(sql, values, remainingMs()))
+  }
+
+  /** One statement of the commit queue. */
+  async commit<Row extends object>(sql: Statement<Row>, values: Values = []): Promise<Row[]> {
+    return this.#withSession(
+      callTimeoutMs,
+      (session, remainingMs) => session.query(sql, values, remainingMs()),
+      this.#commitPool,
+    )
   }
 
   /** One read-only statement on a shared, pipelined connection. */
@@ -109,25 +122,26 @@ export class Database implements Queryable {
 
   async close(): Promise<void> {
     this.#circuit.close()
-    await Promise.all([this.#pool.close(), this.#reader?.close()])
+    await Promise.all([this.#pool.close(), this.#commitPool.close(), this.#reader?.close()])
     await this.#pglite?.close()
   }
 
   async #withSession<T>(
     timeoutMs: number,
     use: (session: Session, remainingMs: () => number) => Promise<T>,
+    pool = this.#pool,
   ): Promise<T> {
     this.#circuit.throwIfDown()
     const startedAt = performance.now()
     const remainingMs = (): number => Math.max(1, startedAt + timeoutMs - performance.now())
-    const session = await this.#pool.acquire(timeoutMs)
+    const session = await pool.acquire(timeoutMs)
     try {
       return await use(session, remainingMs)
     } catch (error) {
       this.#judge(error, startedAt)
       throw error
     } finally {
-      this.#pool.release(session)
+      pool.release(session)
     }
   }
 
@@ -162,9 +176,11 @@ export class Database implements Queryable {
   /** What is open leads to a server that hangs or is gone; after a failover it would cost each caller a time-out. */
   #dropConnections(error: HoldfastError): void {
     this.#pool.rejectWaiters(error)
+    this.#commitPool.rejectWaiters(error)
     this.#deps.onDown(error)
     if (this.#folder !== undefined) return
     this.#pool.dropIdle(error)
+    this.#commitPool.dropIdle(error)
     this.#reader?.drop(error)
   }
 

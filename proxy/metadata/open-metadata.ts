@@ -40,7 +40,7 @@ export interface MetadataOptions {
    */
   readonly url: string
   readonly log: Logger
-  /** Connections for statements; two more serve pipelined reads. */
+  /** Connections for statements, 8 unless told; two more serve pipelined reads. */
   readonly poolSize?: number
   /** The cluster this database must belong to; a new database is given it, or a random one. */
   readonly clusterId?: string
@@ -80,7 +80,7 @@ class PostgresMetadata implements types.Metadata {
   constructor({ url, log, poolSize = poolSizeDefault, clusterId, migrations: known = migrations }: MetadataOptions) {
     this.#identity = { clusterId: clusterId ?? '', incarnation: '' }
     this.#database = new Database(
-      { url, poolSize },
+      { url, poolSize, commitLanes },
       {
         log,
         prepare: async session => {
@@ -90,7 +90,11 @@ class PostgresMetadata implements types.Metadata {
         onDown: error => this.#commits.rejectWaiting(error),
       },
     )
-    this.#commits = new CommitQueue({ database: this.#database, lanes: commitLanes, timeoutMs: callTimeoutMs })
+    this.#commits = new CommitQueue({
+      database: { query: (sql, values) => this.#database.commit(sql, values) },
+      lanes: commitLanes,
+      timeoutMs: callTimeoutMs,
+    })
   }
 
   start(): Promise<void> {
