@@ -204,6 +204,9 @@ t.test('credentials are verified once and then known without asking', async t =>
   world.users.set('ann', { name: 'ann', passwordHash: 'secret', admin: true })
   t.equal((await authenticator.authenticate(ann, '1.1.1.1')).admin, true, 'the row is read again')
   t.equal(world.hashes, 1, 'but nothing hashed')
+  world.users.set('ann', { name: 'ann', passwordHash: 'other', admin: true })
+  world.now += 60_000
+  await t.rejects(authenticator.authenticate(ann, '1.1.1.1'), { code: 'UNAUTHORIZED' }, 'a change nobody told of')
 })
 
 t.test('wrong credentials are refused and limited; those who are known are not', async t => {
