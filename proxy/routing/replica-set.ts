@@ -19,8 +19,9 @@ export const bufferBytesMax = 4 * 1024 * 1024
 const windowBytes = 1024 * 1024
 /** A replica that has been more than its buffer behind for so long is dropped, if the others suffice. */
 const laggingMsMax = 5_000
-/** The same for one that takes nothing at all, which is rather frozen than slow. */
+/** One that takes nothing at all is rather frozen than slow. I30 leaves 6 s, with the joiner of one that is needed. */
 const frozenMsMax = 3_000
+const frozenNeededMsMax = 4_000
 /** A flush of a large body to a slow disk takes its time; a node that is down is noticed by its health much earlier. */
 const answerMsMax = 30_000
 
@@ -192,13 +193,14 @@ export class ReplicaSet {
     const idleMs = now - replica.progressAt
     const waiting = replica.behind > 0 || replica.awaitingAnswer
     if (waiting && idleMs > 1_000 && this.#context.isDown(replica.target.node)) return left(replica, 'node is down')
-    if (replica.laggingSince === undefined) return undefined
+    const frozen = replica.behind > 0 && idleMs > frozenMsMax
+    const laggingMs = replica.laggingSince === undefined ? 0 : now - replica.laggingSince
+    if (!frozen && laggingMs <= laggingMsMax) return undefined
     const dispensable = this.suffices(this.live.filter(other => other !== replica))
-    const laggingMs = now - replica.laggingSince
-    if (idleMs > (dispensable ? frozenMsMax : laggingMsMax)) return left(replica, 'TIMEOUT')
+    if (frozen) return dispensable || idleMs > frozenNeededMsMax ? left(replica, 'TIMEOUT') : undefined
     // Slow is not ill: the node's health hears nothing of it.
     const facts = { shard: replica.target.shard, behind: replica.behind }
-    return laggingMs > laggingMsMax && dispensable ? new HoldfastError('OVERLOADED', 'too slow', facts) : undefined
+    return dispensable ? new HoldfastError('OVERLOADED', 'too slow', facts) : undefined
   }
 
   #answerVerdict(

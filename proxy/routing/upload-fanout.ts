@@ -65,7 +65,9 @@ class UploadFanout {
 
   async run(targets: readonly WriteTarget[], body: AsyncIterator<Buffer>): Promise<BodyFacts> {
     this.#wanted = targets.length
-    for (const target of targets) this.#replicas.add(this.#replicas.open(target))
+    // A kept connection may turn out closed only when the start of a longer body is no longer at hand.
+    const fresh = (this.#options.expectedBytes ?? Infinity) > prefixBytesMax
+    for (const target of targets) this.#replicas.add(this.#replicas.open(target, fresh))
     for (;;) {
       await this.#room()
       const next = await this.#next(body)

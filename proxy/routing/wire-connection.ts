@@ -29,6 +29,7 @@ export interface ExchangeHandlers {
 export class WireConnection {
   readonly #socket: Socket
   readonly #onIdle: (connection: WireConnection) => void
+  readonly #secure: boolean
   readonly #onGone: (connection: WireConnection) => void
   #handlers: ExchangeHandlers | undefined
   #timer: NodeJS.Timeout | undefined
@@ -44,6 +45,7 @@ export class WireConnection {
     this.#onIdle = onIdle
     this.#onGone = onGone
     const secure = url.protocol === 'https:'
+    this.#secure = secure
     const address = { host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port) }
     this.#socket = secure ? connectTls({ ...address, servername: address.host }) : connectTcp(address)
     this.#socket.setNoDelay(true)
@@ -101,9 +103,13 @@ export class WireConnection {
     this.#requestComplete = true
   }
 
-  /** Gives up whatever is in flight without telling its handlers. */
+  /**
+   * Gives up whatever is in flight without telling its handlers. With a reset, so that the node does not go on to read a
+   * request that only looks complete from what the kernel still holds.
+   */
   destroy(): void {
     this.#handlers = undefined
+    if (!this.#secure && this.#connected && !this.#requestComplete) this.#socket.resetAndDestroy()
     this.#leave()
   }
 
