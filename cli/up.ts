@@ -146,14 +146,11 @@ class LocalCluster {
   async #process(name: string, args: readonly string[], secrets: Record<string, string>): Promise<SupervisedProcess> {
     const logFile = join(this.#folder, 'log', `${name}.log`)
     await rotateLog(logFile, logBytesMax)
-    // Flags of this command must not leak into the children by their environment names; secrets never stand in arguments.
-    const kept = Object.entries(process.env).filter(
-      ([key]) => !key.startsWith('HOLDFAST_') || key === 'HOLDFAST_LOG_LEVEL',
-    )
     return new SupervisedProcess({
       name,
       args: [this.#main, ...args],
-      env: { ...Object.fromEntries(kept), ...secrets },
+      // Other settings (HOLDFAST_HOT_CACHE_BYTES…) reach the parts as they are; flags win over the environment.
+      env: { ...process.env, HOLDFAST_LOG_LEVEL: 'info', ...secrets },
       pidFile: join(this.#folder, 'run', `${name}.pid`),
       logFile,
       readyMs,
