@@ -26,6 +26,13 @@ t.test('I17: ring order does not depend on the order in which members are given'
   )
 })
 
+t.test('I17: nor when so many points collide that thousands are probed past', async t => {
+  const list = members(1_000)
+  const other = list.toReversed()
+  const [a, b] = [new Ring(list), new Ring(other)]
+  for (const partition of [3, 1000, 4000]) t.strictSame(names(b, other, partition), names(a, list, partition))
+})
+
 t.test('an order names every member once, a short one is its beginning, and sort follows it', async t => {
   const list = members(40)
   const ring = new Ring(list)
