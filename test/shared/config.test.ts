@@ -135,11 +135,11 @@ t.test('the proxy: what it needs, and relations between options', async t => {
   t.same(config.storageNodes, ['http://a:1', 'http://b:2'])
   const problems = problemsOf(() =>
     readProxyConfig({
-      args: ['--state-folder=/x', '--storage-nodes', 'a:1,http://u:p@b', '--uploads-max=9000', '--idle-ms=2s'],
+      args: ['--state-folder=/x', '--storage-nodes', 'a:1,http://u:p@b', '--uploads-max=9000'],
       env: { ...secrets, HOLDFAST_POSTGRES_URL: 'mysql://p4ssword', HOLDFAST_REDIS_URL: 'http://p4ssword' },
     }),
   )
-  t.equal(problems.length, 6)
+  t.match(problems, [/'a:1'/, /'http:\/\/u:p@b'/, /uploadsMax/, /POSTGRES_URL/, /REDIS_URL/])
   t.notMatch(problems.join(), 'p4ssword')
 })
 
