@@ -138,9 +138,15 @@ export class StorageNode {
   async #openShards(clusterId: string): Promise<void> {
     this.#clusterId = clusterId
     const { node, shards } = this.config
-    const opened = await Promise.all(shards.map(config => this.#openShard(config, clusterId)))
-    const known = shards.filter((_, index) => opened[index]).map(({ id }) => id)
-    await this.state.remember(clusterId, node, known)
+    // All of them, before the first problem is reported: nothing is left half-open behind a caller's back.
+    const opened = await Promise.allSettled(shards.map(config => this.#openShard(config, clusterId)))
+    for (const result of opened) if (result.status === 'rejected') throw result.reason
+    const known = shards.filter((_, index) => opened[index]?.status === 'fulfilled' && opened[index].value)
+    await this.state.remember(
+      clusterId,
+      node,
+      known.map(({ id }) => id),
+    )
   }
 
   async #openShard({ id }: ShardConfig, clusterId: string): Promise<boolean> {

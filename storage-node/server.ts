@@ -25,7 +25,7 @@ export class WireServer {
   readonly #context: RouteContext
   readonly #aborter = new AbortController()
   readonly #agent: Agent
-  #inFlight = 0
+  readonly #inFlight = new Set<ServerResponse>()
   #onIdle: (() => void) | undefined
 
   constructor(node: StorageNode, log: Logger) {
@@ -70,7 +70,8 @@ export class WireServer {
   async close(drainMs: number): Promise<void> {
     this.#server.close()
     this.#server.closeIdleConnections()
-    if (this.#inFlight > 0) await this.#idleWithin(drainMs)
+    for (const response of this.#inFlight) if (!response.headersSent) response.setHeader('Connection', 'close')
+    if (this.#inFlight.size > 0) await this.#idleWithin(drainMs)
     this.#aborter.abort()
     this.#server.closeAllConnections()
     await this.#agent.destroy()
@@ -89,7 +90,7 @@ export class WireServer {
   #serve(request: IncomingMessage, response: ServerResponse): void {
     response.sendDate = false
     if (this.#node.draining) response.setHeader('Connection', 'close')
-    this.#inFlight += 1
+    this.#inFlight.add(response)
     response.once('close', this.#onClose)
     if (!wireAuthorized(headerOf(request, 'authorization'), this.#expected)) {
       sendError(response, new HoldfastError('WIRE_UNAUTHORIZED', 'not authorized on this wire'))
@@ -98,10 +99,14 @@ export class WireServer {
     if (!this.#serveBlob(request, response)) this.#serveRoute(request, response)
   }
 
-  readonly #onClose = (): void => {
-    this.#inFlight -= 1
-    if (this.#inFlight === 0) this.#onIdle?.()
-  }
+  /** A method of the response, so that a request costs no closure. */
+  readonly #onClose = (() => {
+    const server = this // eslint-disable-line @typescript-eslint/no-this-alias -- `this` is the response below
+    return function (this: ServerResponse): void {
+      server.#inFlight.delete(this)
+      if (server.#inFlight.size === 0) server.#onIdle?.()
+    }
+  })()
 
   /** The hot path: GET and HEAD of a blob. False if the request is something else. */
   #serveBlob(request: IncomingMessage, response: ServerResponse): boolean {

@@ -120,8 +120,7 @@ async function findProblems(shard: Shard, story: Story, acknowledged: readonly s
     const found = await shard.reference(first.partition, `raw/path/${path}`).catch(() => undefined)
     if (promised !== undefined && (found?.version ?? 0) < promised + 1) problems.push(`reference ${promised} is lost`)
     const expected = found === undefined ? undefined : story.references[found.version - 1]
-    if (found !== undefined && !isDeepStrictEqual(found, expected))
-      problems.push(`reference ${path} differs`)
+    if (found !== undefined && !isDeepStrictEqual(found, expected)) problems.push(`reference ${path} differs`)
   }
   return problems
 }
