@@ -34,13 +34,15 @@ export interface NodeClientsDeps {
   /** Monotonic milliseconds; the process's own unless told. */
   readonly now?: () => number
   readonly readLimits?: Partial<ReadLimits>
+  /** What reads go into, shared by all nodes; 64 MiB at most unless told. */
+  readonly buffers?: ReadBuffers
 }
 
 /** One client per node of the newest cluster map, made when first asked for. */
 export class NodeClients {
   readonly #deps: NodeClientsDeps
   readonly #authorization: string
-  readonly #buffers = new ReadBuffers()
+  readonly #buffers: ReadBuffers
   readonly #clients = new Map<NodeId, NodeClient>()
   readonly #unsubscribe: () => void
   #closing: Promise<unknown>[] = []
@@ -49,6 +51,7 @@ export class NodeClients {
   constructor(deps: NodeClientsDeps) {
     this.#deps = deps
     this.#authorization = wireAuthorization(deps.clusterSecret)
+    this.#buffers = deps.buffers ?? new ReadBuffers()
     deps.health.setNodes(deps.view.current().map.nodes.map(node => node.id))
     this.#unsubscribe = deps.view.onReplace(view => {
       deps.health.setNodes(view.map.nodes.map(node => node.id))

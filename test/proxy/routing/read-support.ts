@@ -7,6 +7,7 @@ import { ReplicatedBlobReader, type BlobReaderDeps } from '../../../proxy/routin
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { HealthTable } from '../../../proxy/routing/health.ts'
 import { NodeClients } from '../../../proxy/routing/node-client.ts'
+import { ReadBuffers } from '../../../proxy/routing/read-buffers.ts'
 import type { ReadLimits } from '../../../proxy/routing/node-reader.ts'
 import type { BlobLocation, ByteRange } from '../../../proxy/routing/types.ts'
 import { type FakeNode, fakeMap, locate, startFakeNodes, testSecret } from '../../support/fake-node.ts'
@@ -28,13 +29,24 @@ export const quickTimes = { hedgeMsMin: 30, hedgeMsMax: 60, stallMs: 150, dropMs
 
 export async function startCluster(
   t: Test,
-  options: Partial<BlobReaderDeps> & { nodeCount?: number; replicas?: number; readLimits?: Partial<ReadLimits> } = {},
+  options: Partial<BlobReaderDeps> & {
+    nodeCount?: number
+    replicas?: number
+    readLimits?: Partial<ReadLimits>
+    buffers?: ReadBuffers
+  } = {},
 ): Promise<TestCluster> {
   const nodes = await startFakeNodes(options.nodeCount ?? 3)
   const view = new ClusterView(fakeMap(nodes, options.replicas ?? 3))
   const health = new HealthTable({ now: () => performance.now() })
-  const { readLimits } = options
-  const clients = new NodeClients({ clusterSecret: testSecret, view, health, ...(readLimits && { readLimits }) })
+  const { readLimits, buffers = new ReadBuffers() } = options
+  const clients = new NodeClients({
+    clusterSecret: testSecret,
+    view,
+    health,
+    buffers,
+    ...(readLimits && { readLimits }),
+  })
   const bad: TestCluster['bad'] = []
   const onBadReplica: BlobReaderDeps['onBadReplica'] = ({ digest }, shard, reason) =>
     bad.push({ digest, shard, reason })
