@@ -33,7 +33,8 @@ export class Circuit {
   /** The first probe. Rejects with what it met; unless `close` is called, probing goes on. */
   async start(): Promise<void> {
     await this.#probe()
-    if (!this.#up) throw this.error()
+    if (this.#up) return
+    throw isHoldfastError(this.#reason) ? this.#reason : this.error()
   }
 
   close(): void {
@@ -49,7 +50,6 @@ export class Circuit {
   /** Why a call cannot be served. */
   error(): HoldfastError {
     if (this.#closed) return unavailable('the connection to the database was closed')
-    if (isHoldfastError(this.#reason, 'SCHEMA_UNSUPPORTED', 'CONFIG_INVALID')) return this.#reason
     return unavailable('the database is away', this.#reason)
   }
 

@@ -123,7 +123,9 @@ export class Database implements Queryable {
   async close(): Promise<void> {
     this.#circuit.close()
     await Promise.all([this.#pool.close(), this.#commitPool.close(), this.#reader?.close()])
-    await this.#pglite?.close()
+    const pglite = this.#pglite
+    this.#pglite = undefined
+    await pglite?.close()
   }
 
   async #withSession<T>(
