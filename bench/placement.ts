@@ -20,7 +20,7 @@ interface Scenario {
   readonly after: readonly (readonly [change: string, topology: Topology])[]
 }
 
-/** Prints a markdown table; takes about half a minute, nearly all of it for 3,000 shards. */
+/** Prints a markdown table; takes about ten seconds. */
 export async function benchPlacement(): Promise<void> {
   const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? 'unknown CPU'}, ${platform()} ${arch()}`
   console.log(`Placement: 4,096 partitions, one thread, Node ${process.version}, ${machine}\n`)

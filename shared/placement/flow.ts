@@ -21,8 +21,8 @@ export const pairState = { free: 0, placed: 1, kept: 2 } as const
 
 const unreached = 0x7fffffff
 
-// Every `!` below reads an array at an index that the model or the graph's own numbering made; checking each of them
-// for undefined would double the cost of loops that run some ten million times per plan.
+// Every `!` below reads an array at an index that the model or the graph's own numbering made, so a missing
+// element could only be a bug of the numbering; `settle` and the verification of the table would both stop at it.
 
 export class PlacementFlow {
   /** By `node * partitionCount + partition`: a value of `pairState`. */
