@@ -27,12 +27,20 @@ export class LeaseCoordinator implements Coordinator {
     this.#deps = deps
     this.driver = deps.store.driver
     const holder = new LeaseHolder(deps)
-    const announcer = new Announcer(deps)
+    const { id } = deps.member
+    const announcer = new Announcer({
+      ...deps,
+      self: id,
+      alone: () => holder.alone(),
+      markLocally: keys => holder.mark(id, keys),
+      unmarkLocally: keys => holder.unmark(id, keys),
+    })
     this.#holder = holder
     this.#announcer = announcer
     this.#terms = new Terms({ ...deps, self: deps.member.id })
     this.cache = {
-      usable: () => holder.usable(),
+      usable: key => holder.usable(key),
+      prepare: keys => announcer.prepare(keys),
       invalidate: keys => announcer.invalidate(keys),
       onInvalidate: listener => holder.onInvalidate(listener),
     }
@@ -43,8 +51,9 @@ export class LeaseCoordinator implements Coordinator {
     await this.#deps.store.start({
       connected: () => holder.connected(),
       gap: reason => holder.gap(reason),
-      changed: (writer, batch, keys, last) => holder.changed(writer, batch, keys, last),
+      announced: (writer, batch, kind, keys, last) => holder.announced(writer, batch, kind, keys, last),
       acknowledged: (id, batch) => announcer.acknowledged(id, batch),
+      joined: () => holder.joined(),
       gone: instance => announcer.gone(instance),
     })
     await holder.start()

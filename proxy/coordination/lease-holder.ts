@@ -11,6 +11,9 @@ import type { Timings } from './timings.ts'
 
 type Listener = (keys: readonly string[] | 'all') => void
 
+/** More keys under change than this at once, and the cache is bypassed altogether for a while. */
+const marksMax = 100_000
+
 export interface LeaseHolderDeps {
   readonly store: Pick<LeaseStore, 'renew' | 'acknowledge' | 'release'>
   readonly timings: Timings
@@ -26,6 +29,13 @@ export class LeaseHolder {
   #wasHeld = false
   /** Grows with each gap; a renewal sent before a gap proves nothing after it. */
   #gapCount = 0
+  /** Keys that somebody is about to change: key -> writer -> monotonic time at which the mark ends by itself. */
+  readonly #marks = new Map<string, Map<string, number>>()
+  /** Set when there are too many marks to keep: until then no key may be used. */
+  #allMarkedUntil = Number.NEGATIVE_INFINITY
+  #sweep: NodeJS.Timeout | undefined
+  /** When a renewal last told that nobody else holds a lease. */
+  #aloneAt = Number.NEGATIVE_INFINITY
   #trouble: { reason: string; since: number } | undefined = { reason: 'starting', since: Date.now() }
   #running: Promise<void> | undefined
   #wake: (() => void) | undefined
@@ -37,8 +47,15 @@ export class LeaseHolder {
     this.#deps = deps
   }
 
-  usable(): boolean {
-    return performance.now() < this.#validUntil
+  usable(key?: string): boolean {
+    const now = performance.now()
+    if (now >= this.#validUntil || now < this.#allMarkedUntil) return false
+    return key === undefined || this.#marks.size === 0 || !this.#marks.has(key)
+  }
+
+  /** Did nobody else hold a lease a moment ago? */
+  alone(): boolean {
+    return performance.now() - this.#aloneAt < this.#deps.timings.leaseRenewMs * 1.25
   }
 
   /** Why the lease is not held, and since when. */
@@ -56,6 +73,11 @@ export class LeaseHolder {
     this.#running = this.#renewForever(again)
   }
 
+  /** Somebody else is there. */
+  joined(): void {
+    this.#aloneAt = Number.NEGATIVE_INFINITY
+  }
+
   connected(): void {
     this.#wake?.()
   }
@@ -66,9 +88,41 @@ export class LeaseHolder {
   }
 
   /** The cache hears of it first, the writer after that. */
-  changed(writer: string, batch: number, keys: readonly string[] | 'all', last: boolean): void {
-    this.#tell(keys)
+  announced(
+    writer: string,
+    batch: number,
+    kind: 'changing' | 'changed',
+    keys: readonly string[] | 'all',
+    last: boolean,
+  ): void {
+    this.joined()
+    if (kind === 'changing' && keys !== 'all') this.mark(writer, keys)
+    else this.#tell(keys)
+    if (kind === 'changed' && keys !== 'all') this.#unmark(writer, keys)
     if (last) this.#deps.store.acknowledge(writer, batch)
+  }
+
+  /** From now on reads of these keys ask PostgreSQL, until the writer says that they have changed or the mark ends. */
+  mark(writer: string, keys: readonly string[]): void {
+    const until = performance.now() + this.#deps.timings.markMs
+    if (this.#marks.size + keys.length > marksMax) this.#allMarkedUntil = until
+    else {
+      for (const key of keys) {
+        const ofKey = this.#marks.get(key)
+        if (ofKey === undefined) this.#marks.set(key, new Map([[writer, until]]))
+        else ofKey.set(writer, until)
+      }
+    }
+    this.#tell(keys)
+    this.#sweep ??= setTimeout(() => this.#endMarks(), this.#deps.timings.markMs / 4).unref()
+  }
+
+  /** For this worker's own writes: drops what was read in between, then ends the mark. */
+  unmark(writer: string, keys: readonly string[]): void {
+    const marked = keys.filter(key => this.#marks.get(key)?.has(writer))
+    if (marked.length === 0) return
+    this.#tell(marked)
+    this.#unmark(writer, marked)
   }
 
   /** Gives the lease back, so that no writer waits for it. */
@@ -76,10 +130,35 @@ export class LeaseHolder {
     if (this.#closed) return
     this.#closed = true
     this.#validUntil = Number.NEGATIVE_INFINITY
+    clearTimeout(this.#sweep)
     this.#wake?.()
     await this.#running
     // A lease that cannot be given back runs out by itself.
     await this.#deps.store.release(this.#instance).catch(() => undefined)
+  }
+
+  #unmark(writer: string, keys: readonly string[]): void {
+    for (const key of keys) {
+      const ofKey = this.#marks.get(key)
+      if (ofKey?.delete(writer) === true && ofKey.size === 0) this.#marks.delete(key)
+    }
+  }
+
+  /** What was read under a mark may be from before the write: it goes when the mark goes, also if the writer died. */
+  #endMarks(): void {
+    const now = performance.now()
+    const ended: string[] = []
+    for (const [key, ofKey] of this.#marks) {
+      for (const [writer, until] of ofKey) if (until <= now) ofKey.delete(writer)
+      if (ofKey.size === 0) ended.push(key)
+    }
+    if (ended.length > 0) this.#tell(ended)
+    for (const key of ended) this.#marks.delete(key)
+    const overflowEnded = this.#allMarkedUntil > 0 && this.#allMarkedUntil <= now
+    if (overflowEnded) this.#tell('all')
+    if (overflowEnded) this.#allMarkedUntil = Number.NEGATIVE_INFINITY
+    const more = this.#marks.size > 0 || this.#allMarkedUntil > 0
+    this.#sweep = more ? setTimeout(() => this.#endMarks(), this.#deps.timings.markMs / 4).unref() : undefined
   }
 
   async #renewForever(firstPauseMs: number): Promise<void> {
@@ -110,11 +189,14 @@ export class LeaseHolder {
       this.#instance = newInstance()
       this.#wasHeld = false
     }
-    const outcome = await store.renew(this.#instance, fresh).catch(reasonOf)
+    const renewal = await store.renew(this.#instance, fresh).catch(reasonOf)
+    const outcome = typeof renewal === 'string' ? renewal : renewal.outcome
     const receivedAt = performance.now()
     if (this.#closed) return 0
     if (gapCount !== this.#gapCount) return timings.leaseRenewMs / 10
     if (outcome !== 'held') return this.#notHeld(outcome)
+    const alone = typeof renewal === 'object' && renewal.others === 0
+    this.#aloneAt = alone ? sentAt : Number.NEGATIVE_INFINITY
     if (fresh) {
       if (!this.#tell('all')) return timings.leaseRenewMs
       this.#wasHeld = true

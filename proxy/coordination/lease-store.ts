@@ -17,11 +17,35 @@ export interface Holder {
   readonly instance: string
 }
 
+export const nameOf = ({ id, instance }: Holder): string => `${id} ${instance}`
+
+export interface ListedHolder extends Holder {
+  /** Set if it was revoked: it acknowledges nothing, and its lease has run out so many ms from now. */
+  readonly revokedLeftMs?: number
+}
+
+export interface Changes {
+  /** Keys whose entries must neither be used nor kept until they are told as changed. */
+  readonly changing: readonly string[]
+  readonly changed: readonly string[]
+}
+
+/** A batch that needs more is told as 'all'. */
+export interface MessageLimits {
+  readonly bytesMax: number
+  readonly messagesMax: number
+}
+
 export interface Announcement {
   /** Everyone else whose lease may be live, as of one moment after the call. */
-  readonly holders: readonly Holder[]
+  readonly holders: readonly ListedHolder[]
   /** The server may have forgotten leases that are still valid: they have run out so many ms from now. */
   readonly waitMs: number
+}
+
+export interface Renewal {
+  readonly outcome: 'held' | 'refused' | 'suspended'
+  readonly others: number
 }
 
 export interface StoreEvents {
@@ -29,8 +53,17 @@ export interface StoreEvents {
   connected(): void
   /** Announcements may have been missed, or will be. */
   gap(reason: string): void
-  changed(writer: string, batch: number, keys: readonly string[] | 'all', last: boolean): void
+  /** Part of a batch; `last` asks for its acknowledgement. */
+  announced(
+    writer: string,
+    batch: number,
+    kind: 'changing' | 'changed',
+    keys: readonly string[] | 'all',
+    last: boolean,
+  ): void
   acknowledged(holder: string, batch: number): void
+  /** Somebody else registered a lease. */
+  joined(): void
   /** This instance ended: it can answer nothing from its cache any more. */
   gone(holder: Holder): void
 }
@@ -47,11 +80,13 @@ export interface LeaseStore {
   trouble(): string | undefined
   /**
    * Extends the lease of this instance, or registers it (`fresh`: the caller answers nothing from its cache until then).
-   * 'refused': revoked, expired or forgotten; 'suspended': caching is suspended for everybody.
+   * 'refused': revoked, expired or forgotten; 'suspended': caching is suspended for everybody. `others` counts the workers
+   * that hold a lease beside us.
    */
-  renew(instance: string, fresh: boolean): Promise<'held' | 'refused' | 'suspended'>
-  /** Publishes a batch and lists the holders, in this order or at once. Numbers grow; a retry takes a new one. */
-  announce(batch: number, keys: readonly string[] | 'all'): Promise<Announcement>
+  renew(instance: string, fresh: boolean): Promise<Renewal>
+  readonly messageLimits: MessageLimits
+  /** Publishes the messages, which are at least one, and lists the holders of a moment not before the call. */
+  announce(messages: readonly string[]): Promise<Announcement>
   /** Best effort: a lost acknowledgement costs the writer time, never correctness. */
   acknowledge(writer: string, batch: number): void
   /** Forbids this instance to renew. Resolves with the ms from now after which its lease has run out. */
@@ -72,7 +107,8 @@ export interface LeaseStore {
 
 /** Messages between workers, as JSON. Unknown ones are ignored, so that a newer release may add some. */
 export type Message =
-  | readonly ['changed', writer: string, batch: number, last: 0 | 1, keys: readonly string[] | 'all']
+  | readonly [kind: 'changing' | 'changed', writer: string, batch: number, last: 0 | 1, keys: readonly string[] | 'all']
+  | readonly ['joined', holder: string]
   | readonly ['gone', holder: string, instance: string]
   | readonly ['acknowledged', holder: string, batch: number]
 
@@ -90,14 +126,17 @@ export function deliver(text: string, self: string, events: StoreEvents): boolea
   const [kind, from, third, fourth, fifth] = message as readonly unknown[]
   if (typeof from !== 'string') return false
   if (from === self) return true
-  if (kind === 'changed' && typeof third === 'number' && (Array.isArray(fifth) || fifth === 'all')) {
-    events.changed(from, third, fifth as readonly string[] | 'all', fourth === 1)
+  const isChange = kind === 'changing' || kind === 'changed'
+  if (isChange && typeof third === 'number' && (Array.isArray(fifth) || fifth === 'all')) {
+    events.announced(from, third, kind, fifth as readonly string[] | 'all', fourth === 1)
   } else if (kind === 'acknowledged' && typeof third === 'number') {
     events.acknowledged(from, third)
+  } else if (kind === 'joined') {
+    events.joined()
   } else if (kind === 'gone' && typeof third === 'string') {
     events.gone({ id: from, instance: third })
   } else {
-    return kind !== 'changed'
+    return !isChange
   }
   return true
 }

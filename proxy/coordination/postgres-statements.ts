@@ -8,6 +8,9 @@ const leaseColumns = `
   holder, instance, revoked,
   (extract(epoch from expires_at - clock_timestamp()) * 1000)::float8 as left_ms,
   (extract(epoch from clock_timestamp() - registered_at) * 1000)::float8 as age_ms`
+const others = `(
+  select count(*)::int from cache_leases
+  where holder not in ('', $1) and expires_at > clock_timestamp()) as others`
 const durable = `set_config('synchronous_commit', 'on', true)`
 
 export const statements = {
@@ -17,9 +20,9 @@ export const statements = {
     text: `
       update cache_leases set expires_at = clock_timestamp() + ${ms('$3')}
       where holder = $1 and instance = $2 and not revoked and expires_at > clock_timestamp()
-      returning ${nowMs}`,
+      returning ${nowMs}, ${others}`,
   },
-  /** worker, instance, ttl, member, channel, message that the former instance is gone. */
+  /** worker, instance, ttl, member, channel, messages: the former instance (%s) is gone; somebody joined. */
   register: {
     name: 'lease-register',
     text: `
@@ -38,7 +41,7 @@ export const statements = {
           instance = excluded.instance, revoked = false, member = excluded.member,
           registered_at = excluded.registered_at, expires_at = clock_timestamp() + ${ms('$3')}
         returning 1)
-      select ${nowMs}, (select * from put), (select * from gone)`,
+      select ${nowMs}, ${others}, (select * from put), (select * from gone), pg_notify($5, $7)`,
   },
   /** worker, channel, messages. Sends nothing, and so writes nothing, when nobody else is there. */
   announce: {

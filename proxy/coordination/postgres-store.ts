@@ -7,6 +7,8 @@ import {
   type CoordinationLog,
   type Holder,
   type LeaseStore,
+  type ListedHolder,
+  type Renewal,
   type StoreEvents,
 } from './lease-store.ts'
 import { PostgresSession, type Statement } from './postgres-session.ts'
@@ -22,10 +24,10 @@ export interface PostgresStoreOptions {
   readonly log: CoordinationLog
 }
 
-/** NOTIFY takes less than 8,000 bytes; a batch that needs more messages than this is told as 'all'. */
-const payloadBytesMax = 7_900
-const messagesMax = 64
-
+interface RenewedRow {
+  now_ms: number
+  others: number
+}
 interface LeaseRow {
   holder: string
   instance: string
@@ -37,6 +39,8 @@ interface LeaseRow {
 
 export class PostgresStore implements LeaseStore {
   readonly driver = 'postgres'
+  /** NOTIFY takes less than 8,000 bytes. */
+  readonly messageLimits = { bytesMax: 7_900, messagesMax: 64 }
   readonly #options: PostgresStoreOptions
   readonly #memory = new ServerMemory()
   readonly #session: PostgresSession
@@ -75,32 +79,31 @@ export class PostgresStore implements LeaseStore {
     return this.#session.connected ? undefined : 'postgresql is not connected'
   }
 
-  async renew(instance: string, fresh: boolean): Promise<'held' | 'refused'> {
+  async renew(instance: string, fresh: boolean): Promise<Renewal> {
     const { member, timings } = this.#options
     if (!fresh) {
-      const rows = await this.#run(statements.renew, [member.id, instance, timings.leaseTtlMs])
-      return rows.length === 1 ? 'held' : 'refused'
+      const rows = await this.#run<RenewedRow>(statements.renew, [member.id, instance, timings.leaseTtlMs])
+      return rows[0] === undefined ? { outcome: 'refused', others: 0 } : { outcome: 'held', others: rows[0].others }
     }
     const gone = encodeMessage(['gone', member.id, '%s'])
-    const values = [member.id, instance, timings.leaseTtlMs, JSON.stringify(member), channel, gone]
-    await this.#run(statements.register, values)
-    return 'held'
+    const joined = encodeMessage(['joined', member.id])
+    const values = [member.id, instance, timings.leaseTtlMs, JSON.stringify(member), channel, gone, joined]
+    const rows = await this.#run<RenewedRow>(statements.register, values)
+    return { outcome: 'held', others: rows[0]?.others ?? 0 }
   }
 
-  async announce(batch: number, keys: readonly string[] | 'all'): Promise<Announcement> {
+  async announce(messages: readonly string[]): Promise<Announcement> {
     const { member, timings } = this.#options
     if (!this.#session.connected) await this.#session.connect()
-    const messages = splitAnnouncement(member.id, batch, keys)
     const rows = await this.#run<LeaseRow>(statements.announce, [member.id, channel, messages])
     const bornMsAgo = rows.find(row => row.holder === '')?.age_ms ?? 0
-    let waitMs = timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now())
-    const holders: Holder[] = []
-    for (const { holder, instance, revoked, left_ms: leftMs } of rows) {
-      if (holder === '' || holder === member.id || leftMs <= 0) continue
-      if (revoked) waitMs = Math.max(waitMs, leftMs)
-      else holders.push({ id: holder, instance })
+    const waitMs = Math.max(0, timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now()))
+    const holders: ListedHolder[] = []
+    for (const { holder: id, instance, revoked, left_ms: leftMs } of rows) {
+      if (id === '' || id === member.id || leftMs <= 0) continue
+      holders.push(revoked ? { id, instance, revokedLeftMs: leftMs } : { id, instance })
     }
-    return { holders, waitMs: Math.max(0, waitMs) }
+    return { holders, waitMs }
   }
 
   acknowledge(writer: string, batch: number): void {
@@ -180,27 +183,6 @@ export class PostgresStore implements LeaseStore {
     if (this.#events === undefined) return
     if (!deliver(payload, this.#options.member.id, this.#events)) this.#events.gap('announcement not understood')
   }
-}
-
-/** Messages that fit into NOTIFY, in order; only the last one asks for an acknowledgement. Pure. */
-export function splitAnnouncement(writer: string, batch: number, keys: readonly string[] | 'all'): string[] {
-  const all = [encodeMessage(['changed', writer, batch, 1, 'all'])]
-  if (keys === 'all') return all
-  const room = payloadBytesMax - Buffer.byteLength(encodeMessage(['changed', writer, batch, 0, []]))
-  const parts: string[][] = [[]]
-  let used = 0
-  for (const key of keys) {
-    const bytes = Buffer.byteLength(JSON.stringify(key)) + 1
-    if (bytes > room) return all
-    if (used + bytes > room) {
-      if (parts.length === messagesMax) return all
-      parts.push([])
-      used = 0
-    }
-    used += bytes
-    parts.at(-1)?.push(key)
-  }
-  return parts.map((part, at) => encodeMessage(['changed', writer, batch, at === parts.length - 1 ? 1 : 0, part]))
 }
 
 /** Names of channels have at most 63 bytes; worker ids may be longer. A database serves one cluster. */

@@ -33,19 +33,29 @@ local function put(id, instance, expires, revoked, member)
 end
 `
 
-/** ARGV: worker, instance, fresh, ttl, member, message that the former instance is gone (with %s for it). */
+/** ARGV: worker, instance, fresh, ttl, member, messages: the former instance (%s) is gone; somebody joined. */
 const renew = `${prelude}
 local id, instance, fresh, ttl, member, gone = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local joined = ARGV[7]
 local old = holder(id)
 if not fresh and (not old or old.instance ~= instance or old.revoked or old.expires <= now) then
-  return { now, now - born, 0 }
+  return { now, now - born, 0, 0 }
 end
 if old and old.instance ~= instance then publish((string.gsub(gone, '%%s', old.instance))) end
 put(id, instance, now + ttl, '0', member)
-return { now, now - born, 1 }
+if fresh then publish(joined) end
+local others = 0
+local all = redis.call('HGETALL', key)
+for at = 1, #all, 2 do
+  if string.sub(all[at], 1, 2) == 'h:' and all[at] ~= 'h:' .. id then
+    local expires = string.match(all[at + 1], '^%S+ (%d+)')
+    if tonumber(expires) > now then others = others + 1 end
+  end
+end
+return { now, now - born, 1, others }
 `
 
-/** ARGV: worker, message. What has expired is removed, so that no clock can bring it back to life. */
+/** ARGV: worker, messages. What has expired is removed, so that no clock can bring it back to life. */
 const announce = `${prelude}
 local all = redis.call('HGETALL', key)
 local result = { now, now - born }
@@ -66,7 +76,9 @@ for at = 1, #all, 2 do
     end
   end
 end
-if live then publish(ARGV[2]) end
+if live then
+  for at = 2, #ARGV do publish(ARGV[at]) end
+end
 return result
 `
 

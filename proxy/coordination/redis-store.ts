@@ -8,6 +8,8 @@ import {
   type CoordinationLog,
   type Holder,
   type LeaseStore,
+  type ListedHolder,
+  type Renewal,
   type StoreEvents,
 } from './lease-store.ts'
 import { PostgresSession } from './postgres-session.ts'
@@ -26,11 +28,10 @@ export interface RedisStoreOptions {
   readonly log: CoordinationLog
 }
 
-/** A larger message is told as 'all': Redis would keep it in the output buffer of each subscriber. */
-const messageBytesMax = 1024 * 1024
-
 export class RedisStore implements LeaseStore {
   readonly driver = 'redis'
+  /** Redis keeps messages in the output buffer of each subscriber, whose limit is 32 MiB by default. */
+  readonly messageLimits = { bytesMax: 512 * 1024, messagesMax: 4 }
   readonly #options: RedisStoreOptions
   readonly #keys: readonly [hash: string, channel: string]
   readonly #inbox: (worker: string) => string
@@ -77,34 +78,34 @@ export class RedisStore implements LeaseStore {
     return this.#silent
   }
 
-  async renew(instance: string, fresh: boolean): Promise<'held' | 'refused' | 'suspended'> {
+  async renew(instance: string, fresh: boolean): Promise<Renewal> {
     if (!this.#subscribed) throw new Error(this.trouble() ?? 'redis subscription is not confirmed')
     const { member, timings } = this.#options
     const gone = encodeMessage(['gone', member.id, '%s'])
-    const renewal = this.#run('renew', member.id, instance, fresh ? 1 : 0, timings.leaseTtlMs, this.#member, gone)
+    const joined = encodeMessage(['joined', member.id])
+    const values = [member.id, instance, fresh ? 1 : 0, timings.leaseTtlMs, this.#member, gone, joined]
+    const renewal = this.#run('renew', ...values)
     // The ping proves that the subscription is alive, and that all that was published before has come.
     const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#suspension.check()])
     if (this.#silent !== undefined) this.#suspension.relax()
     this.#silent = undefined
-    if (reply[2] !== 1) return 'refused'
-    return caching === 'suspended' ? 'suspended' : 'held'
+    const others = Number(reply[3])
+    if (reply[2] !== 1) return { outcome: 'refused', others }
+    return { outcome: caching === 'suspended' ? 'suspended' : 'held', others }
   }
 
-  async announce(batch: number, keys: readonly string[] | 'all'): Promise<Announcement> {
+  async announce(messages: readonly string[]): Promise<Announcement> {
     const trouble = this.trouble()
     if (trouble !== undefined) throw new Error(trouble)
     const { id } = this.#options.member
-    let message = encodeMessage(['changed', id, batch, 1, keys])
-    if (message.length > messageBytesMax) message = encodeMessage(['changed', id, batch, 1, 'all'])
-    const [, bornMsAgo, ...rows] = await this.#run('announce', id, message)
-    let waitMs = this.#forgottenMs(Number(bornMsAgo))
-    const holders: Holder[] = []
+    const [, bornMsAgo, ...rows] = await this.#run('announce', id, ...messages)
+    const holders: ListedHolder[] = []
     for (let at = 0; at < rows.length; at += 4) {
       const [holder, instance, leftMs, revoked] = rows.slice(at, at + 4)
-      if (revoked === '0') holders.push({ id: String(holder), instance: String(instance) })
-      else waitMs = Math.max(waitMs, Number(leftMs))
+      const listed = { id: String(holder), instance: String(instance) }
+      holders.push(revoked === '0' ? listed : { ...listed, revokedLeftMs: Number(leftMs) })
     }
-    return { holders, waitMs }
+    return { holders, waitMs: this.#forgottenMs(Number(bornMsAgo)) }
   }
 
   acknowledge(writer: string, batch: number): void {

@@ -7,6 +7,8 @@ export interface Timings {
   readonly leaseMarginMs: number
   /** A holder that has not acknowledged after this is revoked. */
   readonly acknowledgeMs: number
+  /** How long a holder bypasses its cache for a key that somebody announced to change, if nothing more is heard. */
+  readonly markMs: number
   /** For so long a writer hopes that Redis comes back before it suspends caching. Less than `commandMs`. */
   readonly suspendAfterMs: number
   /** How long a suspension lasts after its last refresh, and how often it is refreshed. More than the TTL. */
@@ -29,6 +31,7 @@ export const defaultTimings: Timings = {
   leaseRenewMs: 1_000,
   leaseMarginMs: 250,
   acknowledgeMs: 1_000,
+  markMs: 10_000,
   suspendAfterMs: 400,
   suspendMs: 6_000,
   suspendRefreshMs: 1_000,

@@ -15,10 +15,19 @@ export interface Member {
 
 export interface CacheLease {
   /**
-   * May entries of the metadata cache be used without asking PostgreSQL? O(1), no I/O: compares the worker's own monotonic clock
-   * with the end of a lease whose renewal was *sent* less than the TTL (3 s) ago.
+   * May entries of the metadata cache, and the entry of this key, be used without asking PostgreSQL? O(1), no I/O: compares the
+   * worker's own monotonic clock with the end of a lease whose renewal was *sent* less than the TTL (3 s) ago, and looks
+   * whether somebody is about to change the key. Ask in the same turn of the event loop in which the entry is looked up.
    */
-  usable(): boolean
+  usable(key?: string): boolean
+  /**
+   * Announces a write before its commit: once it resolves, nobody answers these keys from its cache until `invalidate` was
+   * called, or 10 s have passed. Without it, a read through one proxy may show the new version and a later one through
+   * another the old one, until the write is acknowledged. Costs the round of acknowledgements that `invalidate` then need
+   * not wait for; so call it while the bytes are on their way to the shards. Each call is followed by one `invalidate` of
+   * the same keys, also if the commit was refused or failed. Never rejects; with nobody else there it does nothing.
+   */
+  prepare(keys: readonly string[]): Promise<void>
   /**
    * Tells all other holders that these keys changed. Resolves once each has acknowledged or its lease has certainly run out, so
    * that no worker can answer from an older entry any more (I37). Calls are batched; with no other holder it costs one round
@@ -27,7 +36,7 @@ export interface CacheLease {
    * of reach for 8 s since the commit, or with SHUTTING_DOWN: the write is committed then, but must not be acknowledged.
    */
   invalidate(keys: readonly string[]): Promise<void>
-  /** Called before the acknowledgement is sent; 'all' after a gap (reconnect, lost messages). */
+  /** Called before the acknowledgement is sent; 'all' after a gap (reconnect, lost messages), before the cache is usable again. */
   onInvalidate(listener: (keys: readonly string[] | 'all') => void): void
 }
 

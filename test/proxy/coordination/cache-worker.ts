@@ -16,6 +16,8 @@ export interface WorkerSetup extends Pick<CoordinatorOptions, 'redisUrl' | 'post
   readonly keys: number
   /** Mean pause between two writes. */
   readonly writePauseMs: number
+  /** Without it, only acknowledged writes are promised to be seen. */
+  readonly prepare: boolean
   /** Role it tries to hold; undefined: none. */
   readonly role?: string
 }
@@ -73,7 +75,7 @@ async function run(setup: WorkerSetup): Promise<void> {
 
   const read = async (key: number): Promise<void> => {
     const from = clock()
-    const entry: CachedPath | undefined = coordinator.cache.usable() ? cache.get(`k${key}`) : undefined
+    const entry: CachedPath | undefined = coordinator.cache.usable(`k${key}`) ? cache.get(`k${key}`) : undefined
     const artifact = entry?.artifact
     if (artifact) return report({ kind: 'read', key, version: artifact.version, from, to: clock(), cached: true })
     const ticket = cache.ticket(`k${key}`)
@@ -91,6 +93,7 @@ async function run(setup: WorkerSetup): Promise<void> {
   const write = async (key: number): Promise<void> => {
     const from = clock()
     let version: number | undefined
+    if (setup.prepare) await coordinator.cache.prepare([`k${key}`])
     try {
       const { rows } = await pool.query<{ version: number }>(
         'update model set version = version + 1 where key = $1 returning version',
@@ -101,7 +104,7 @@ async function run(setup: WorkerSetup): Promise<void> {
       report({ kind: 'failed', what: 'write', reason: String(error) })
     }
     cache.invalidate([`k${key}`]) // also when nobody knows whether it was committed
-    if (version === undefined) return
+    if (version === undefined) return void coordinator.cache.invalidate([`k${key}`]).catch(() => undefined)
     const committedAt = clock()
     try {
       await coordinator.cache.invalidate([`k${key}`])

@@ -27,6 +27,7 @@ export const fastTimings: Timings = {
   leaseRenewMs: 250,
   leaseMarginMs: 60,
   acknowledgeMs: 250,
+  markMs: 1_000,
   suspendAfterMs: 80,
   suspendMs: 1_500,
   suspendRefreshMs: 250,
@@ -139,6 +140,26 @@ export function coordinatorContract(t: Test, openWorker: OpenWorker): void {
       }
     }
     await Promise.all([write(0), write(1), write(2)])
+  })
+
+  t.test('I37: a prepared key is not answered from any cache until its write is told, or given up', async t => {
+    const [a, b] = [await openWorker(t, 'a'), await openWorker(t, 'b')]
+    await a.cache.invalidate(['warm'])
+    await b.cache.invalidate(['warm']) // by now both know that they are two
+    const told = recordTold(b)
+    await Promise.all([a.cache.prepare(['k', 'l']), a.cache.prepare(['k'])])
+    for (const worker of [a, b]) {
+      t.ok(worker.cache.usable('other'))
+      t.notOk(worker.cache.usable('k'))
+    }
+    t.same(new Set(told.flat()), new Set(['k', 'l']), 'entries went before the commit')
+    told.length = 0
+    await a.cache.invalidate(['k'])
+    t.notOk(a.cache.usable('k'), 'the second write of the same key is still under way')
+    await a.cache.invalidate(['k', 'l'])
+    await eventually('the marks are gone', () => b.cache.usable('k') && b.cache.usable('l'))
+    t.ok(a.cache.usable('k') && a.cache.usable('l'))
+    t.same(new Set(told.flat()), new Set(['k', 'l']), 'and what was read in between')
   })
 
   t.test('a worker that closes is waited for no longer', async t => {
