@@ -134,7 +134,9 @@ export class ChaosRelay {
   #reset(pair: { client: Socket; server: Socket }): void {
     if (!this.#pairs.delete(pair)) return
     for (const socket of [pair.client, pair.server]) {
-      if (!socket.destroyed) socket.resetAndDestroy()
+      // A reset of a socket that has begun to close fails, and would leave it open for ever.
+      if (socket.writableEnded || socket.connecting) socket.destroy()
+      else if (!socket.destroyed) socket.resetAndDestroy()
     }
   }
 }

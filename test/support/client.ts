@@ -79,7 +79,8 @@ export class Client {
     const called = performance.now()
     const answer = await this.request('GET', path, { headers })
     const returned = performance.now()
-    const note = `GET ${answer.status}`
+    const source = answer.headers['holdfast-metadata']
+    const note = `GET ${answer.status}${source === undefined ? '' : ` (${String(source)})`}`
     if (answer.status === 200) {
       const value = hash('sha256', answer.body)
       if (answer.headers['etag'] !== `"${value}"`) {

@@ -10,6 +10,7 @@ import { parseShardId, type ShardId } from '../../shared/ids.ts'
 import { wireAuthorization } from '../../shared/wire.ts'
 import { ChaosRelay } from './chaos.ts'
 import { Client, type ClientOptions } from './client.ts'
+import { eventually } from './eventually.ts'
 import { startTestPostgres, type TestPostgres } from './postgres.ts'
 import { TestProcess } from './process.ts'
 import { startTestRedis, type TestRedis } from './redis.ts'
@@ -153,6 +154,16 @@ export class Cluster {
   async placement(): Promise<PlacementView> {
     const { stateFolder } = present(this.proxies[0], 'proxy')
     return new PlacementView(decodeClusterMap(await readFile(join(stateFolder, 'cluster-map.json'), 'utf8')))
+  }
+
+  /** Resolves when every proxy believes that every node is well. */
+  async allNodesUp(): Promise<void> {
+    for (const { url } of this.proxies) {
+      const client = new Client(url)
+      await eventually(`all nodes up, as ${url} sees it`, async () => {
+        return (await client.metric('holdfast_node_up')) === this.nodes.length
+      }).finally(() => client.close())
+    }
   }
 
   /** Processes that ended although nobody had asked them to. */

@@ -59,6 +59,12 @@ export class Load {
     )
   }
 
+  /** The failures since the last call: the first ones in words, the rest counted. */
+  takeFailures(): string[] {
+    const all = this.failures.splice(0)
+    return all.length <= 8 ? all : [...all.slice(0, 8), `and ${all.length - 8} more`]
+  }
+
   async stop(): Promise<void> {
     this.#stopping = true
     await Promise.all(this.#workers)

@@ -1,0 +1,101 @@
+import t, { type Test } from 'tap'
+import { startCluster, type Cluster, type NodeHandle } from '../support/cluster.ts'
+import { waitForFullCopies } from '../support/copies.ts'
+import { History } from '../support/history.ts'
+import { Load, tallyText } from '../support/load.ts'
+import { seededRandom } from '../support/random.ts'
+
+/** One fault: what happens to which nodes, and how it ends. */
+interface Fault {
+  readonly name: string
+  readonly begin: (nodes: readonly NodeHandle[]) => Promise<unknown>
+  readonly end: (nodes: readonly NodeHandle[]) => Promise<unknown>
+}
+
+const each = async (nodes: readonly NodeHandle[], act: (node: NodeHandle) => unknown): Promise<void> => {
+  await Promise.all(nodes.map(act))
+}
+const startAgain = (nodes: readonly NodeHandle[]): Promise<void> => each(nodes, node => node.process.start())
+
+const killed: Fault = {
+  name: 'killed',
+  begin: nodes => each(nodes, node => node.process.kill()),
+  end: startAgain,
+}
+const stopped: Fault = {
+  name: 'stopped',
+  begin: nodes => each(nodes, node => node.process.stop()),
+  end: nodes => each(nodes, node => node.process.cont()),
+}
+const restarted: Fault = {
+  name: 'restarted',
+  begin: nodes => each(nodes, node => node.process.terminate()),
+  end: startAgain,
+}
+const partitioned: Fault = {
+  name: 'cut off by a network that swallows everything',
+  begin: nodes => each(nodes, node => (node.chaos!.mode = 'blackhole')),
+  end: nodes => each(nodes, node => (node.chaos!.mode = 'pass')),
+}
+
+/** Faults one after another under load; in between every acknowledged write gets its R copies back. */
+async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; nodes: readonly NodeHandle[] }[]) {
+  const random = seededRandom(t)
+  const history = new History()
+  // The bound of every operation, reads and writes alike: what takes longer than the client's patience has failed.
+  const clients = [cluster.client({ history, timeoutMs: 10_000 })]
+  const load = new Load({ random, clients })
+  await load.progress(60, 30)
+  for (const { fault, nodes } of plan) {
+    const name = `${nodes.map(node => node.id).join(' and ')} ${fault.name}`
+    load.phase(name)
+    await fault.begin(nodes)
+    // Enough operations begun after the fault that every path of the load meets it.
+    await load.progress(150, 80, 60_000)
+    load.phase(`${name}, and back`)
+    await fault.end(nodes)
+    // One fault at a time: the next one waits until the proxy believes that all nodes are well.
+    await cluster.allNodesUp()
+    await load.progress(60, 30)
+    t.comment(`${name}: ${tallyText(load.current)}`)
+    t.strictSame(load.takeFailures(), [], `no operation fails while ${name}`)
+  }
+  await load.stop()
+  t.comment(`${tallyText(load.total)}, ${history.size} operations in the history`)
+  t.strictSame(load.wrong, [], 'I5: no wrong answer')
+  t.strictSame(load.takeFailures(), [], 'no failed operation')
+  await waitForFullCopies(cluster, history.paths)
+  const reader = cluster.client({ history })
+  for (const path of history.paths) {
+    const { status } = await reader.get(path)
+    if (status !== 200 && status !== 404) t.fail(`${path}: ${status} at the end`)
+  }
+  t.strictSame(history.problems(), [], 'I1, I7: every answer is explained by the acknowledged writes')
+  t.strictSame(cluster.crashes(), [], 'no process ended by itself')
+}
+
+t.test(
+  'I1, I2, I7, I30: one node is killed, stopped, restarted, cut off: reads and writes go on, R copies come back',
+  async t => {
+    const cluster = await startCluster(t, { chaos: true })
+    const [a, b, c] = cluster.nodes as [NodeHandle, NodeHandle, NodeHandle]
+    await endure(t, cluster, [
+      { fault: killed, nodes: [a] },
+      { fault: stopped, nodes: [b] },
+      { fault: restarted, nodes: [c] },
+      { fault: partitioned, nodes: [a] },
+    ])
+  },
+)
+
+t.test(
+  'I1, I2, I7, I30: a whole zone is killed, stopped, restarted: reads and writes go on, R copies come back',
+  async t => {
+    const cluster = await startCluster(t, { nodesPerZone: 2, shardsPerNode: 1 })
+    await endure(t, cluster, [
+      { fault: killed, nodes: cluster.inZone('a') },
+      { fault: stopped, nodes: cluster.inZone('b') },
+      { fault: restarted, nodes: cluster.inZone('c') },
+    ])
+  },
+)
