@@ -18,7 +18,7 @@ export interface RunningStorageNode {
   /** Where the wire is served. */
   readonly url: string
   /** Drains (`drainMs`, else the configured one), makes everything durable, frees it. Safe to call twice. */
-  close(drainMs?: number): Promise<void>
+  readonly close: (drainMs?: number) => Promise<void>
 }
 
 const systemClock: Clock = { now: () => Date.now(), monotonic: () => performance.now() }

@@ -1,4 +1,5 @@
 /** A storage node: its shards, their uploads, its state folder, and what happens by itself in the background. */
+import assert from 'node:assert/strict'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, wireVersion } from '../shared/wire.ts'
@@ -140,22 +141,22 @@ export class StorageNode {
     const { node, shards } = this.config
     // All of them, before the first problem is reported: nothing is left half-open behind a caller's back.
     const opened = await Promise.allSettled(shards.map(config => this.#openShard(config, clusterId)))
-    for (const result of opened) if (result.status === 'rejected') throw result.reason
-    const known = shards.filter((_, index) => opened[index]?.status === 'fulfilled' && opened[index].value)
-    await this.state.remember(
-      clusterId,
-      node,
-      known.map(({ id }) => id),
-    )
+    const known: string[] = []
+    for (const result of opened) {
+      if (result.status === 'rejected') throw result.reason
+      if (result.value.health.state !== 'failed') known.push(result.value.id)
+    }
+    await this.state.remember(clusterId, node, known)
   }
 
-  async #openShard({ id }: ShardConfig, clusterId: string): Promise<boolean> {
+  async #openShard({ id }: ShardConfig, clusterId: string): Promise<Shard> {
     const { node, replacedShards = [] } = this.config
+    const served = this.shards.get(id)
+    assert(served !== undefined, 'every configured shard is served')
     const marker: ShardMarker = { format: 1, clusterId, node, shard: id }
     const isNew = this.state.record?.shards.includes(id) !== true
-    const shard = this.shards.get(id)?.shard
-    await shard?.start(marker, isNew || replacedShards.includes(id))
-    return shard?.health.state !== 'failed'
+    await served.shard.start(marker, isNew || replacedShards.includes(id))
+    return served.shard
   }
 
   /** One shard after the other; a failure is logged and keeps no other shard from its turn. */

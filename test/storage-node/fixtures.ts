@@ -132,7 +132,7 @@ export class NodeClient {
     headers: Record<string, string> = {},
   ): Promise<Answer> {
     const answer = await request(this.url + path, {
-      method: method as Dispatcher.HttpMethod,
+      method,
       headers: { authorization: wireAuthorization(secret), ...headers },
       ...(body === undefined ? {} : { body }),
       dispatcher: this.#agent,

@@ -16,6 +16,7 @@ import {
   blobFrame,
   clusterId,
   never,
+  NodeClient,
   nodeConfig,
   quiet,
   secret,
@@ -494,9 +495,10 @@ t.test('the cluster map only grows, survives a restart, and must be of this clus
 
 t.test('a node without a cluster joins the one whose map it is given first', async t => {
   const folder = t.testdir()
-  const { clusterId: _, ...config } = nodeConfig(folder)
+  const { clusterId: known, ...config } = nodeConfig(folder)
+  t.equal(known, clusterId)
   const running = await runStorageNode(config, quiet)
-  const client = new (await import('./fixtures.ts')).NodeClient(running.url)
+  const client = new NodeClient(running.url)
   t.match((await client.call('GET', wirePath.status)).json, { clusterId: '', shards: [{ state: 'failed' }, {}] })
   t.match(await client.appendBlob(shardA, testBlob(1)), { code: 'SHARD_FAILED' })
   t.equal((await client.call('PUT', wirePath.clusterMap, testMap(1))).status, 200)
