@@ -42,6 +42,7 @@ export class Authenticator {
   readonly #deps: AuthenticatorDeps
   readonly #users: UserCache
   readonly #salt = randomBytes(32).toString('base64')
+  readonly #lastSaid = new WeakMap<object, { readonly authorization: string; readonly key: string }>()
   readonly #verified = new LRUCache<string, Verified>({ max: verifiedMax })
   /** One verification per header at a time: a client that opens fifty connections costs one hash. */
   readonly #running = new Map<string, Promise<Principal>>()
@@ -53,10 +54,18 @@ export class Authenticator {
     this.#users = new UserCache(deps)
   }
 
-  /** The principal if that is known without asking anybody: no header, or credentials verified lately. Hot path. */
-  authenticateCached(authorization: string | undefined): Principal | undefined {
+  /**
+   * The principal if that is known without asking anybody: no header, or credentials verified lately. Hot path: a connection that
+   * repeats its header (`connection`: its socket) is not hashed again; what it said is forgotten with it.
+   */
+  authenticateCached(authorization: string | undefined, connection: object): Principal | undefined {
     if (authorization === undefined) return anonymous
-    const entry = this.#verified.get(this.#key(authorization))
+    let said = this.#lastSaid.get(connection)
+    if (said === undefined || said.authorization !== authorization) {
+      said = { authorization, key: this.#key(authorization) }
+      this.#lastSaid.set(connection, said)
+    }
+    const entry = this.#verified.get(said.key)
     return entry !== undefined && this.#deps.now() - entry.checkedAt < trustMs ? entry.principal : undefined
   }
 

@@ -65,7 +65,7 @@ export class ArtifactRoutes {
     const target = parseArtifactTarget(request.url ?? '')
     const repository = this.#deps.repositories.peek(target.repository)
     if (repository === undefined || repository === 'ask') return 0
-    const principal = this.#deps.authenticator.authenticateCached(headers.authorization)
+    const principal = this.#deps.authenticator.authenticateCached(headers.authorization, request.socket)
     if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return 0
     const entry = this.#deps.resolver.peek(`${target.repository}/${target.path}`)
     if (entry?.artifact == null) return 0

@@ -12,6 +12,8 @@ const actions: readonly Action[] = ['read', 'write', 'delete', 'admin']
 const ann: Principal = { name: 'ann', admin: false, anonymous: false }
 const root: Principal = { name: 'admin', admin: true, anonymous: false }
 
+const connection = {}
+
 t.test('access is denied unless a rule allows it', async t => {
   for (const action of actions) {
     for (const repository of [undefined, { anonymousRead: false }, { anonymousRead: true }]) {
@@ -192,15 +194,15 @@ function setUp() {
 t.test('credentials are verified once and then known without asking', async t => {
   const { world, authenticator } = setUp()
   const ann = header('ann', 'secret')
-  t.equal(authenticator.authenticateCached(undefined), anonymous)
+  t.equal(authenticator.authenticateCached(undefined, connection), anonymous)
   t.equal(await authenticator.authenticate(undefined, ''), anonymous)
-  t.equal(authenticator.authenticateCached(ann), undefined)
+  t.equal(authenticator.authenticateCached(ann, connection), undefined)
   const all = await Promise.all(Array.from({ length: 50 }, () => authenticator.authenticate(ann, '1.1.1.1')))
   t.same(all[49], { name: 'ann', admin: false, anonymous: false })
   t.equal(world.hashes, 1, 'fifty connections, one hash')
-  t.same(authenticator.authenticateCached(ann), all[0])
+  t.same(authenticator.authenticateCached(ann, connection), all[0])
   world.now += 60_000
-  t.equal(authenticator.authenticateCached(ann), undefined, 'believed for a minute')
+  t.equal(authenticator.authenticateCached(ann, connection), undefined, 'believed for a minute')
   world.users.set('ann', { name: 'ann', passwordHash: 'secret', admin: true })
   t.equal((await authenticator.authenticate(ann, '1.1.1.1')).admin, true, 'the row is read again')
   t.equal(world.hashes, 1, 'but nothing hashed')
@@ -231,7 +233,7 @@ t.test('a new password ends the old one at once, also for a login that is under 
   await authenticator.authenticate(old, '1.1.1.1')
   users.set('ann', { name: 'ann', passwordHash: 'better', admin: false })
   authenticator.forget('ann')
-  t.equal(authenticator.authenticateCached(old), undefined)
+  t.equal(authenticator.authenticateCached(old, connection), undefined)
   await t.rejects(authenticator.authenticate(old, '1.1.1.1'), { code: 'UNAUTHORIZED' })
   t.equal((await authenticator.authenticate(header('ann', 'better'), '1.1.1.1')).name, 'ann')
 
@@ -242,7 +244,7 @@ t.test('a new password ends the old one at once, also for a login that is under 
   authenticator.forget('admin')
   go()
   t.equal((await underway).name, 'admin', 'began before the change')
-  t.equal(authenticator.authenticateCached(header('admin', 'root')), undefined, 'but is not remembered')
+  t.equal(authenticator.authenticateCached(header('admin', 'root'), connection), undefined, 'but is not remembered')
   await t.rejects(authenticator.authenticate(header('admin', 'root'), '1.1.1.1'), { code: 'UNAUTHORIZED' })
 })
 
@@ -253,7 +255,7 @@ t.test('without PostgreSQL those who are known go on for a day, others get 503',
   world.down = true
   await t.rejects(authenticator.authenticate(header('admin', 'root'), '1.1.1.1'), { code: 'METADATA_UNAVAILABLE' })
   authenticator.forget()
-  t.equal(authenticator.authenticateCached(ann), undefined, 'after a gap everybody is asked again')
+  t.equal(authenticator.authenticateCached(ann, connection), undefined, 'after a gap everybody is asked again')
   t.equal((await authenticator.authenticate(ann, '1.1.1.1')).name, 'ann')
   const reads = world.reads
   for (let i = 0; i < 20; i++) {
