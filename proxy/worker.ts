@@ -81,7 +81,10 @@ export async function startProxyWorker(options: WorkerOptions): Promise<ProxyWor
 
 type Closers = (() => Promise<void> | void)[]
 
-async function build({ config, log, signal, metricsText }: WorkerOptions, closers: Closers): Promise<Omit<ProxyWorker, 'close'>> {
+async function build(
+  { config, log, signal, metricsText }: WorkerOptions,
+  closers: Closers,
+): Promise<Omit<ProxyWorker, 'close'>> {
   const now = (): number => performance.now()
   const metadata = await waitForDatabase(config, log, signal)
   closers.push(() => metadata.close())
@@ -95,7 +98,8 @@ async function build({ config, log, signal, metricsText }: WorkerOptions, closer
   const view = new ClusterView(map)
   const health = new HealthTable({
     now,
-    onChange: (node, state, reason) => log[state === 'up' ? 'info' : 'warn']({ node, state, reason }, 'storage node changed state'),
+    onChange: (node, state, reason) =>
+      log[state === 'up' ? 'info' : 'warn']({ node, state, reason }, 'storage node changed state'),
   })
   const clients = new NodeClients({ clusterSecret: config.secret, view, health })
   closers.push(() => clients.close())
@@ -119,15 +123,16 @@ async function build({ config, log, signal, metricsText }: WorkerOptions, closer
   // artifacts
   const cache = new PathCache({ entriesMax: config.pathCacheEntries })
   const bodies = new BodyCache({ bytesMax: config.hotCacheBytes, bodyBytesMax: wholeBytesMax })
-  const leaseUsable = (): boolean => coordinator.cache.usable()
-  const repositories = new Repositories({ metadata, leaseUsable, now })
+  const leaseUsable = (key?: string): boolean => coordinator.cache.usable(key)
+  const repositories = new Repositories({ metadata, leaseUsable: () => leaseUsable(repositoriesKey), now })
   const limiter = new LoginLimiter(now)
   const authenticator = new Authenticator({ metadata, passwords, limiter, now })
   const invalidateLocal = (keys: readonly string[] | 'all'): void => {
     const settingsChanged = keys === 'all' || keys.includes(repositoriesKey)
     if (settingsChanged) repositories.invalidate()
     if (keys === 'all') authenticator.forget()
-    else for (const key of keys) if (key.startsWith(userKeyPrefix)) authenticator.forget(key.slice(userKeyPrefix.length))
+    else
+      for (const key of keys) if (key.startsWith(userKeyPrefix)) authenticator.forget(key.slice(userKeyPrefix.length))
     // Prepared heads depend on the repository's settings.
     cache.invalidate(settingsChanged ? 'all' : keys)
   }
@@ -171,7 +176,22 @@ async function build({ config, log, signal, metricsText }: WorkerOptions, closer
 
   // edge
   const metrics = new Metrics()
-  const parts = { metadata, coordinator, view, health, cache, bodies, reader, writes, writer, publisher, resolver, primary, repair, reclaim }
+  const parts = {
+    metadata,
+    coordinator,
+    view,
+    health,
+    cache,
+    bodies,
+    reader,
+    writes,
+    writer,
+    publisher,
+    resolver,
+    primary,
+    repair,
+    reclaim,
+  }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
     authenticator,
@@ -258,7 +278,8 @@ function readiness({ resolver, coordinator, health }: ReadinessParts): { ready: 
   const problems: string[] = []
   if (!resolver.metadataAvailable) problems.push('the database is away: reads only')
   const { up, reason } = coordinator.state()
-  if (!up) problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
+  if (!up)
+    problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
   const nodes = health.nodes()
   const away = nodes.filter(node => node.state !== 'up')
   for (const { node, state } of away) problems.push(`storage node ${node} is ${state}`)

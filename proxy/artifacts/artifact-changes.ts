@@ -39,20 +39,25 @@ export class ArtifactChanges {
   /** ARTIFACT_NOT_FOUND if there is none, PRECONDITION_FAILED if it is not one of `match`. */
   async deleteArtifact({ repository, path }: Place, user: string, match?: WriteConditions['match']): Promise<void> {
     const target = { repositoryId: repository.id, repository: repository.name, path, user }
-    const deleted = await this.#deps.metadata.deleteArtifact(target, match === undefined ? undefined : { match })
-    if (deleted === undefined) throw notFound(repository, path)
-    await this.#deps.publisher.publish(this.#tombstones(repository, [deleted], user))
+    await this.#announced([`${repository.name}/${path}`], async () => {
+      const deleted = await this.#deps.metadata.deleteArtifact(target, match === undefined ? undefined : { match })
+      if (deleted === undefined) throw notFound(repository, path)
+      return this.#tombstones(repository, [deleted], user)
+    })
   }
 
-  /** Everything below the folder; resolves with how many there were. */
+  /** A page at a time, each as a whole; resolves with how many there were. */
   async deleteFolder({ repository, path }: Place, user: string): Promise<number> {
     const target = { repositoryId: repository.id, repository: repository.name, prefix: path, user }
     let count = 0
     for (;;) {
-      const deleted = await this.#deps.metadata.deleteFolder(target, pageSize)
-      await this.#deps.publisher.publish(this.#tombstones(repository, deleted, user))
-      count += deleted.length
-      if (deleted.length < pageSize) return count
+      const page = await this.#deps.metadata.listArtifacts(repository.id, path, '', pageSize)
+      const keys = page.map(artifact => `${repository.name}/${artifact.path}`)
+      const deleted = await this.#announced(keys, async () =>
+        this.#tombstones(repository, await this.#deps.metadata.deleteFolder(target, pageSize), user),
+      )
+      count += deleted
+      if (deleted < pageSize) return count
     }
   }
 
@@ -109,7 +114,19 @@ export class ArtifactChanges {
       path: source.path,
       user,
     }))
-    const { results, deleted } = await this.#deps.metadata.commitArtifacts(commits, kind === 'move' ? deletes : [])
+    const gone = kind === 'move' ? deletes : []
+    const keys = [...commits, ...gone].map(change => `${change.repository}/${change.path}`)
+    await this.#announced(keys, () => this.#commitPage(commits, gone, from, to, user))
+  }
+
+  async #commitPage(
+    commits: readonly CommitArtifact[],
+    gone: Parameters<Metadata['commitArtifacts']>[1],
+    from: Place,
+    to: Place,
+    user: string,
+  ): Promise<Publication[]> {
+    const { results, deleted } = await this.#deps.metadata.commitArtifacts(commits, gone)
     const publications: Publication[] = this.#tombstones(from.repository, deleted, user)
     for (const result of results) {
       if (result.outcome === 'refused') throw refusal(result.reason)
@@ -121,7 +138,21 @@ export class ArtifactChanges {
         publications.push({ record, outboxSeq: result.outboxSeq })
       }
     }
-    await this.#deps.publisher.publish(publications)
+    return publications
+  }
+
+  /** Announces the keys, commits, publishes; whatever comes of it, the announcement ends. Resolves with the number of changes. */
+  async #announced(keys: readonly string[], commit: () => Promise<Publication[]>): Promise<number> {
+    const { publisher } = this.#deps
+    await publisher.prepare(keys)
+    try {
+      const publications = await commit()
+      await publisher.publish(publications)
+      return publications.length
+    } catch (error) {
+      void publisher.invalidate(keys).catch(() => {}) // tells nobody anything new
+      throw error
+    }
   }
 
   #commitOf(source: Artifact, to: Place, path: string, user: string): CommitArtifact {

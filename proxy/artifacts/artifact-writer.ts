@@ -107,11 +107,7 @@ export class ArtifactWriter {
       put.verify({ sha256: source.digest, sha1: source.sha1, md5: source.md5 })
       return await this.#commit(put, source)
     } catch (error) {
-      if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) {
-        this.#deps.onMetadataUnavailable()
-        // The commit may have gone through unheard: no cache may go on with what was there before.
-        void this.#deps.publisher.invalidate([`${put.repository.name}/${put.path}`])
-      }
+      if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) this.#deps.onMetadataUnavailable()
       throw error
     } finally {
       await source.discard()
@@ -131,11 +127,19 @@ export class ArtifactWriter {
     if (blob === undefined || !(await this.#deps.metadata.digestReadable(blob.digest, readable))) return undefined
     const touched = await this.#deps.writer.touch(blob)
     if (!touched.quorum) return undefined
-    const result = await this.#deps.metadata.commitArtifact(
-      this.#commitOf(put, blob, 'existing', { missing: touched.missing, handoffs: [] }),
-    )
-    if (result.outcome === 'blob-gone' || result.outcome === 'blob-exists') return undefined
-    return this.#finish(put.repository, result)
+    const keys = [`${put.repository.name}/${put.path}`]
+    await this.#deps.publisher.prepare(keys)
+    try {
+      const copies = { missing: touched.missing, handoffs: [] }
+      const result = await this.#deps.metadata.commitArtifact(this.#commitOf(put, blob, 'existing', copies))
+      if (result.outcome !== 'blob-gone' && result.outcome !== 'blob-exists')
+        return await this.#finish(put.repository, result)
+    } catch (error) {
+      void this.#deps.publisher.invalidate(keys).catch(() => {}) // tells nobody anything new
+      throw error
+    }
+    await this.#deps.publisher.invalidate(keys)
+    return undefined
   }
 
   #bytesMax(repository: Repository): number | undefined {
@@ -177,15 +181,29 @@ export class ArtifactWriter {
   }
 
   async #commit(put: Put, source: Source): Promise<PutOutcome> {
+    const keys = [`${put.repository.name}/${put.path}`]
+    // Announced while the bytes are on their way: it costs no time of its own.
+    const announced = this.#deps.publisher.prepare(keys)
+    try {
+      const result = await this.#commitBytes(put, source, announced)
+      return await this.#finish(put.repository, result)
+    } catch (error) {
+      // A commit may have gone through unheard, and the announcement has to end either way.
+      void announced.then(() => this.#deps.publisher.invalidate(keys)).catch(() => {}) // tells nobody anything new
+      throw error
+    }
+  }
+
+  async #commitBytes(put: Put, source: Source, announced: Promise<void>): Promise<SettledCommit> {
     let existing = await this.#deps.metadata.findBlob({ sha256: source.digest })
     for (let tries = 1; tries <= commitTriesMax; tries++) {
-      const ready = existing === undefined ? await this.#writeNew(source) : await this.#verifyOrWrite(source, existing)
-      const result = await this.#deps.metadata.commitArtifact(
-        this.#commitOf(put, ready.blob, existing === undefined ? 'new' : 'existing', ready),
-      )
+      const ready = await (existing === undefined ? this.#writeNew(source) : this.#verifyOrWrite(source, existing))
+      await announced
+      const blobIs = existing === undefined ? 'new' : 'existing'
+      const result = await this.#deps.metadata.commitArtifact(this.#commitOf(put, ready.blob, blobIs, ready))
       if (result.outcome === 'blob-exists') existing = result.blob
       else if (result.outcome === 'blob-gone') existing = undefined
-      else return this.#finish(put.repository, result)
+      else return result
     }
     throw new HoldfastError('CONFLICT', 'the same bytes are being written and collected again and again; try again', {
       digest: source.digest,
@@ -232,19 +250,20 @@ export class ArtifactWriter {
     }
   }
 
-  async #finish(
-    repository: Repository,
-    result: Exclude<CommitResult, { outcome: 'blob-exists' } | { outcome: 'blob-gone' }>,
-  ): Promise<PutOutcome> {
+  async #finish(repository: Repository, result: SettledCommit): Promise<PutOutcome> {
     if (result.outcome === 'refused') throw refusal(result.reason)
     const { artifact, outcome } = result
-    if (result.outboxSeq !== null) {
+    if (result.outboxSeq === null) {
+      await this.#deps.publisher.invalidate([`${repository.name}/${artifact.path}`])
+    } else {
       const record = referenceOf(repository.name, artifact, result.incarnation)
       await this.#deps.publisher.publish([{ record, outboxSeq: result.outboxSeq }])
     }
     return { outcome, artifact }
   }
 }
+
+type SettledCommit = Exclude<CommitResult, { outcome: 'blob-exists' } | { outcome: 'blob-gone' }>
 
 interface ReadyBlob {
   readonly blob: Blob

@@ -23,7 +23,7 @@ export interface Publication {
 export interface PublisherDeps {
   readonly metadata: Pick<Metadata, 'settleOutbox' | 'addRepairs'>
   readonly references: Pick<ReferenceStore, 'append'>
-  readonly lease: Pick<CacheLease, 'invalidate'>
+  readonly lease: Pick<CacheLease, 'prepare' | 'invalidate'>
   readonly invalidateLocal: (keys: readonly string[]) => void
   readonly log: Logger
 }
@@ -47,6 +47,14 @@ export class Publisher {
     const keys = publications.map(({ record }) => `${record.repository}/${record.path}`)
     this.#deps.invalidateLocal(keys)
     await Promise.all([this.#deps.lease.invalidate(keys), ...publications.map(one => this.#append(one))])
+  }
+
+  /**
+   * Announces changes before their commit, so that no proxy shows the older state after another has shown the newer one. Each
+   * call is followed by `publish` or `invalidate` of the same keys, whatever comes of the commit.
+   */
+  async prepare(keys: readonly string[]): Promise<void> {
+    await this.#deps.lease.prepare(keys)
   }
 
   /** For changes that no reference tells, such as the list of repositories. Resolves when no worker can act on the older state. */

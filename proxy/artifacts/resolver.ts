@@ -25,7 +25,8 @@ export interface ResolverDeps {
   readonly metadata: Pick<Metadata, 'findArtifact' | 'ping'>
   readonly references: Pick<ReferenceStore, 'newest'>
   readonly cache: PathCache
-  readonly leaseUsable: () => boolean
+  /** May the cache's entry of this key be used without asking PostgreSQL? */
+  readonly leaseUsable: (key: string) => boolean
   readonly onMetadataState?: (available: boolean) => void
 }
 
@@ -45,7 +46,7 @@ export class Resolver {
 
   /** A cached answer that may be given without asking anybody. No I/O: for the hot path. */
   peek(key: string): CachedPath | undefined {
-    return this.#deps.leaseUsable() ? this.#deps.cache.get(key) : undefined
+    return this.#deps.leaseUsable(key) ? this.#deps.cache.get(key) : undefined
   }
 
   /** Rejects with REPLICAS_UNREACHABLE or METADATA_UNAVAILABLE when nobody who knows can be reached (I7). */
