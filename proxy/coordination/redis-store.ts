@@ -87,7 +87,7 @@ export class RedisStore implements LeaseStore {
     const renewal = this.#run('renew', ...values)
     // The ping proves that the subscription is alive, and that all that was published before has come.
     const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#suspension.check()])
-    if (this.#silent !== undefined) this.#suspension.relax()
+    this.#suspension.relax()
     this.#silent = undefined
     const others = Number(reply[3])
     if (reply[2] !== 1) return { outcome: 'refused', others }
