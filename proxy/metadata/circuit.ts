@@ -43,10 +43,6 @@ export class Circuit {
     clearTimeout(this.#timer)
   }
 
-  get isUp(): boolean {
-    return this.#up
-  }
-
   /** Why a call cannot be served. */
   error(): HoldfastError {
     if (this.#closed) return unavailable('the connection to the database was closed')

@@ -74,10 +74,6 @@ export class Database implements Queryable {
     return this.#circuit.start()
   }
 
-  get isUp(): boolean {
-    return this.#circuit.isUp
-  }
-
   /** One statement in a transaction of its own. Fails at once while the server is known to be away. */
   async query<Row extends object>(sql: Statement<Row>, values: Values = [], timeoutMs = callTimeoutMs): Promise<Row[]> {
     return this.#withSession(timeoutMs, (session, remainingMs) => session.query(sql, values, remainingMs()))

@@ -47,8 +47,9 @@ export interface Artifact {
   readonly blob: Blob
   readonly contentType: string | null
   readonly attributes: Readonly<Record<string, unknown>>
+  /** Who wrote this version. */
   readonly createdBy: string
-  /** Milliseconds since 1970, by PostgreSQL's clock. */
+  /** Milliseconds since 1970, by PostgreSQL's clock: since when the path exists, and when this version was written. */
   readonly createdAt: number
   readonly updatedAt: number
 }
@@ -86,7 +87,10 @@ export type CommitResult =
   | {
       readonly outcome: 'created' | 'replaced' | 'unchanged'
       readonly artifact: Artifact
-      /** Outbox entry to settle once the reference is on its owners; null for 'unchanged'. */
+      /**
+       * Outbox entry to settle once the reference is on its owners. For 'unchanged' the entry of whoever wrote it, as long
+       * as that is not settled: until then the reference may be on no majority, so append it before answering; else null.
+       */
       readonly outboxSeq: number | null
       readonly incarnation: string
     }
@@ -168,9 +172,16 @@ export interface Metadata {
   findBlob(digest: { sha256: Digest } | { sha1: string }): Promise<Blob | undefined>
   /** May some artifact in one of these repositories be read that names this digest? */
   digestReadable(digest: Digest, repositoryIds: readonly number[]): Promise<boolean>
-  /** The commit point of a write: one transaction a call, several calls at once are grouped where that is faster. */
+  /**
+   * The commit point of a write: one round trip, calls at once are grouped into a transaction, each with its own outcome.
+   * METADATA_UNAVAILABLE leaves open whether it happened: the same call again is harmless unless others wrote the path since.
+   * REPOSITORY_NOT_FOUND if the repository was deleted; OVERLOADED if too many wait.
+   */
   commitArtifact(commit: CommitArtifact): Promise<CommitResult>
-  /** One transaction for many paths (copy or move of a folder, multi-file upload): all or nothing. */
+  /**
+   * One transaction for many paths (copy or move of a folder, multi-file upload): all or nothing. If any is refused,
+   * nothing is written and `results` tells only of those that were.
+   */
   commitArtifacts(
     commits: readonly CommitArtifact[],
     deletes?: readonly { repositoryId: number; repository: string; path: string; user: string }[],
@@ -186,7 +197,7 @@ export interface Metadata {
     limit: number,
   ): Promise<readonly DeletedArtifact[]>
   listFolder(repositoryId: number, prefix: string, after: string, limit: number): Promise<FolderPage>
-  /** Artifacts below a prefix in path order, for recursive copy and move. */
+  /** Artifacts below a prefix in path order, for recursive copy and move; `after` is the last path of the page before. */
   listArtifacts(repositoryId: number, prefix: string, after: string, limit: number): Promise<readonly Artifact[]>
 
   settleOutbox(seqs: readonly number[]): Promise<void>

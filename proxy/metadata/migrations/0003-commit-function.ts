@@ -109,25 +109,27 @@ DECLARE
   it commit_item_1;
   by_path integer[];
   known integer[];
+  incomplete boolean;
   i integer;
   b blobs;
   cur artifacts;
   found_live boolean;
   at timestamptz;
 BEGIN
-  SELECT array_agg(c ORDER BY c.digest, c.ord) INTO items FROM jsonb_populate_recordset(NULL::commit_item_1, changes) c;
+  SELECT array_agg(c ORDER BY c.digest, c.ord), array_agg(DISTINCT c.repository_id), bool_or(cardinality(c.missing) > 0)
+    INTO items, known, incomplete
+    FROM jsonb_populate_recordset(NULL::commit_item_1, changes) c;
   SELECT array_agg(s ORDER BY items[s].repository_id, items[s].path COLLATE "C", items[s].ord) INTO by_path
     FROM generate_subscripts(items, 1) s;
 
   -- A repository cannot be deleted while something is committed into it.
-  PERFORM pg_advisory_xact_lock_shared(4832, d.id)
-    FROM (SELECT DISTINCT u.repository_id AS id FROM unnest(items) u ORDER BY 1) d;
-  SELECT array_agg(r.id) INTO known FROM repositories r WHERE r.id IN (SELECT u.repository_id FROM unnest(items) u);
+  PERFORM pg_advisory_xact_lock_shared(4832, id) FROM unnest(known) id;
+  known := ARRAY(SELECT r.id FROM repositories r WHERE r.id = ANY (known));
 
   -- 1. Each blob is live with the generation whose copies the caller verified, and stays so until we are done.
   FOR i IN 1 .. cardinality(items) LOOP
     it := items[i];
-    IF known IS NULL OR it.repository_id <> ALL (known) THEN
+    IF it.repository_id <> ALL (known) THEN
       it.outcome := 'no-repository';
     ELSIF it.op = 'put' THEN
       LOOP
@@ -266,10 +268,10 @@ BEGIN
   SELECT u.outbox_seq, u.repository_id, u.repository, u.path, u.op, u.version, u.user_name, u.updated_at
   FROM unnest(items) u WHERE u.outcome IN ('created', 'replaced', 'deleted');
 
-  IF EXISTS (SELECT FROM unnest(items) u WHERE cardinality(u.missing) > 0 AND u.outcome IN ('created', 'replaced', 'unchanged')) THEN
+  IF incomplete THEN
     PERFORM add_repairs_1((
-      SELECT jsonb_agg(jsonb_build_object('kind', 'blob', 'subject', encode(u.digest, 'hex') || '.' || u.generation,
-        'partition', u.partition, 'digest', u.digest, 'generation', u.generation, 'missing', u.missing, 'handoffs', u.handoffs))
+      SELECT coalesce(jsonb_agg(jsonb_build_object('kind', 'blob', 'subject', encode(u.digest, 'hex') || '.' || u.generation,
+        'partition', u.partition, 'digest', u.digest, 'generation', u.generation, 'missing', u.missing, 'handoffs', u.handoffs)), '[]')
       FROM unnest(items) u WHERE cardinality(u.missing) > 0 AND u.outcome IN ('created', 'replaced', 'unchanged')));
   END IF;
   RETURN QUERY SELECT * FROM unnest(items);

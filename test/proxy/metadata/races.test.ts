@@ -195,7 +195,17 @@ t.test('I27: a leader stopped in the middle of its transactions changes nothing 
   const child = fork(new URL('./stopped-leader.ts', import.meta.url), [url, String(entry!.id), String(old)])
   t.teardown(() => child.kill('SIGKILL'))
   await once(child, 'message') // it is at work
-  child.kill('SIGSTOP')
+  const client = await connect(t, url)
+  for (let caught = 0; caught === 0;) {
+    child.kill('SIGSTOP')
+    await sleep(20) // statements already sent come to their end
+    const { rows } = await client.query<{ n: string }>(
+      `SELECT count(*) n FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()
+        AND (query LIKE '%FOR SHARE%' OR query LIKE 'UPDATE repairs%')`,
+    )
+    caught = Number(rows[0]?.n)
+    if (caught === 0) child.kill('SIGCONT')
+  }
   const before = performance.now()
   const token = await two.issueToken('primary', 'new')
   t.ok(performance.now() - before < 2_500, 'locks of a stopped process are taken from it')

@@ -7,11 +7,15 @@ import { silent } from './fixtures.ts'
 const [url, id, token] = process.argv.slice(2)
 assert(url !== undefined)
 const metadata = await openMetadata({ url, log: silent })
-try {
+const work = async (repair: number): Promise<void> => {
   for (let i = 0; ; i++) {
-    await metadata.postponeRepair(Number(id), Number(token), 0, ['ours'])
-    if (i === 20) process.send?.('at work')
+    await metadata.postponeRepair(repair, Number(token), 0, ['ours'])
+    if (i === 10 && repair === Number(id)) process.send?.('at work')
   }
+}
+try {
+  // Several at once, so that a stop finds some between two of their statements; the others' repairs do not exist.
+  await Promise.all([work(Number(id)), work(-1), work(-2), work(-3)])
 } catch (error) {
   process.send?.({ code: isHoldfastError(error) ? error.code : String(error) })
 }
