@@ -53,9 +53,13 @@ export class AppendBatcher {
     this.#now = now
   }
 
-  /** No answer for a second although something is in flight. */
+  /** How long the node has answered nothing although something is in flight. */
+  get silentMs(): number {
+    return this.#inFlight === 0 ? 0 : this.#now() - this.#aliveAt
+  }
+
   get stalled(): boolean {
-    return this.#inFlight > 0 && this.#now() - this.#aliveAt > stalledAfterMs
+    return this.silentMs > stalledAfterMs
   }
 
   /** Appends a frame of shared/record.ts. `done` is never called before this returns; OVERLOADED when too much waits. */

@@ -3,7 +3,10 @@
  * and a shard that fails, or is silent while it is needed, is replaced by a handoff.
  *
  *     sent to R ──W durable──▶ grace (20 to 250 ms) ──▶ done, stragglers are 'missing'
- *        └──400 ms, W not reached──▶ a handoff for each silent one ──6 s──▶ QUORUM_NOT_REACHED
+ *        └──400 ms, W not reached──▶ a handoff for each silent one ──5.5 s──▶ QUORUM_NOT_REACHED
+ *
+ * Busy is told from frozen by whether the node answers anything: a busy cluster that sent handoffs for whatever is slow,
+ * and left repairs behind, would never catch up again.
  */
 import type { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
@@ -20,11 +23,13 @@ import {
   zonesOf,
 } from './write-plan.ts'
 
-/** A straggler gets as long again as the write has taken, within these bounds. */
+/** A straggler gets as long again as the write has taken, within these bounds; the full time if its node answers others. */
 const graceMsMin = 20
 const graceMsMax = 250
-/** A healthy node answers in a few ms; a handoff in vain costs one copy that repair takes home. */
-const hedgeAfterMs = 400
+/** A node that answers nothing for so long, with something in flight, may be frozen. */
+const silentMsMax = 300
+/** How often it is looked for silent nodes while the quorum is not reached. */
+const hedgeEveryMs = 400
 /** I30 allows 6 s for a write with a hung node. */
 const deadlineMs = 5_500
 
@@ -55,6 +60,7 @@ class RecordReplication {
   readonly #pending: WriteTarget[] = []
   readonly #tried: ShardId[] = []
   readonly #failedNodes: NodeId[] = []
+  readonly #hedged: WriteTarget[] = []
   readonly #errors: HoldfastError[] = []
   #timer: NodeJS.Timeout | undefined
   #inGrace = false
@@ -74,7 +80,7 @@ class RecordReplication {
   }
 
   start(): void {
-    this.#timer = setTimeout(() => this.#hedge(), hedgeAfterMs)
+    this.#timer = setTimeout(() => this.#hedge(), hedgeEveryMs)
     for (const target of this.#write.plan.targets) this.#send(target)
   }
 
@@ -113,7 +119,8 @@ class RecordReplication {
     if (this.#inGrace) return
     this.#inGrace = true
     const elapsedMs = this.#context.now() - this.#startedAt
-    const graceMs = Math.min(graceMsMax, Math.max(graceMsMin, elapsedMs))
+    const busy = this.#pending.some(target => !this.#isSilent(target))
+    const graceMs = busy ? graceMsMax : Math.min(graceMsMax, Math.max(graceMsMin, elapsedMs))
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => this.#succeed(), graceMs)
   }
@@ -136,11 +143,18 @@ class RecordReplication {
     return this.#context.question(this.#write.kind, this.#write.partition, this.#write.frame.length, true)
   }
 
-  /** The silent ones may be frozen: a handoff for each, beside them, and the rest of the time for all. */
+  #isSilent(target: WriteTarget): boolean {
+    return this.#context.uplink(target).appender.silentMs > silentMsMax
+  }
+
+  /** The silent ones may be frozen: a handoff for each, once, beside them. */
   #hedge(): void {
-    const silent = [...this.#pending]
-    this.#timer = setTimeout(() => this.#expire(), deadlineMs - hedgeAfterMs)
+    if (this.#context.now() - this.#startedAt > deadlineMs) return this.#expire()
+    this.#timer = setTimeout(() => this.#hedge(), hedgeEveryMs)
+    const silent = this.#pending.filter(target => this.#isSilent(target))
     for (const lost of silent) {
+      if (this.#hedged.includes(lost)) continue
+      this.#hedged.push(lost)
       const kept = [...this.#durable, ...this.#pending.filter(target => !silent.includes(target))]
       const spares = this.#spares().filter(({ node }) => !silent.some(target => target.node === node))
       const spare = kept.length < this.#context.placement.map.replicas ? replacementFor(lost, kept, spares) : undefined

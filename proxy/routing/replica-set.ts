@@ -1,5 +1,6 @@
 import { HoldfastError } from '../../shared/errors.ts'
-import type { ShardId } from '../../shared/ids.ts'
+import type { NodeId, ShardId } from '../../shared/ids.ts'
+import { isNodeFailure } from './append-batcher.ts'
 import { ReplicaUpload } from './replica-upload.ts'
 import type { WriteContext } from './write-context.ts'
 import {
@@ -19,9 +20,11 @@ export const bufferBytesMax = 4 * 1024 * 1024
 const windowBytes = 1024 * 1024
 /** A replica that has been more than its buffer behind for so long is dropped, if the others suffice. */
 const laggingMsMax = 5_000
-/** One that takes nothing at all is rather frozen than slow. I30 leaves 6 s, with the joiner of one that is needed. */
-const frozenMsMax = 3_000
-const frozenNeededMsMax = 4_000
+/**
+ * How long a replica may take nothing at all: if its node does not answer health checks, it is rather frozen than slow, and
+ * I30 leaves 6 s, with the joiner of one that is needed. If it does, its disk is busy, and a joiner would be no faster.
+ */
+const silentMsMax = { frozen: { dispensable: 3_000, needed: 4_000 }, lively: { dispensable: 5_000, needed: 15_000 } }
 /** A flush of a large body to a slow disk takes its time; a node that is down is noticed by its health much earlier. */
 const answerMsMax = 30_000
 
@@ -35,6 +38,8 @@ export class ReplicaSet {
   readonly #context: WriteContext
   readonly #options: ReplicaSetOptions
   readonly #tried = new Set<ShardId>()
+  /** Their other shards need not be tried either. */
+  readonly #failedNodes = new Set<NodeId>()
   readonly #errors: HoldfastError[] = []
   #members: ReplicaUpload[] = []
   #wake: (() => void) | undefined
@@ -67,8 +72,9 @@ export class ReplicaSet {
       ...this.#options,
       now: this.#context.now,
       onChange: () => this.wake(),
-      onFail: () => {
+      onFail: (error: HoldfastError) => {
         this.#context.counters.droppedReplicas += 1
+        if (isNodeFailure(error)) this.#failedNodes.add(target.node)
       },
     }
     return new ReplicaUpload(target, this.#context.uplink(target), options, fresh)
@@ -87,6 +93,7 @@ export class ReplicaSet {
   retarget(partition: number, quorum: Quorum): void {
     this.#partition = partition
     this.#tried.clear()
+    this.#failedNodes.clear()
     this.owners = this.#context.placement.owners(partition)
     this.quorum = quorum
   }
@@ -104,7 +111,8 @@ export class ReplicaSet {
     const lost = this.#members.findLast(replica => replica.failed && this.owners.includes(replica.target.shard))
     const live = this.live
     const spares = spareTargets(this.#question()).filter(
-      ({ shard, node }) => !this.#tried.has(shard) && !live.some(({ target }) => target.node === node),
+      ({ shard, node }) =>
+        !this.#tried.has(shard) && !this.#failedNodes.has(node) && !live.some(({ target }) => target.node === node),
     )
     return replacementFor(
       lost?.target,
@@ -138,6 +146,11 @@ export class ReplicaSet {
     const behind = this.live.map(replica => replica.behind).sort((a, b) => a - b)
     const last = behind[this.quorum.copiesMin - 1]
     return last !== undefined && last <= windowBytes && (behind.at(-1) ?? 0) <= bufferBytesMax
+  }
+
+  /** Is one of these, that are waited for, rather frozen than slow? */
+  anyFrozen(waitedFor: readonly ReplicaUpload[]): boolean {
+    return waitedFor.some(({ target }) => !this.#context.isLively(target))
   }
 
   /** Drops replicas that hold up the others, whose node is down, or that answered something else than was sent. */
@@ -193,14 +206,15 @@ export class ReplicaSet {
     const idleMs = now - replica.progressAt
     const waiting = replica.behind > 0 || replica.awaitingAnswer
     if (waiting && idleMs > 1_000 && this.#context.isDown(replica.target.node)) return left(replica, 'node is down')
-    const frozen = replica.behind > 0 && idleMs > frozenMsMax
+    const silentMs = replica.behind > 0 ? idleMs : 0
     const laggingMs = replica.laggingSince === undefined ? 0 : now - replica.laggingSince
-    if (!frozen && laggingMs <= laggingMsMax) return undefined
+    if (silentMs <= silentMsMax.frozen.dispensable && laggingMs <= laggingMsMax) return undefined
     const dispensable = this.suffices(this.live.filter(other => other !== replica))
-    if (frozen) return dispensable || idleMs > frozenNeededMsMax ? left(replica, 'TIMEOUT') : undefined
+    const limits = this.#context.isLively(replica.target) ? silentMsMax.lively : silentMsMax.frozen
+    if (silentMs > (dispensable ? limits.dispensable : limits.needed)) return left(replica, 'TIMEOUT')
     // Slow is not ill: the node's health hears nothing of it.
     const facts = { shard: replica.target.shard, behind: replica.behind }
-    return dispensable ? new HoldfastError('OVERLOADED', 'too slow', facts) : undefined
+    return laggingMs > laggingMsMax && dispensable ? new HoldfastError('OVERLOADED', 'too slow', facts) : undefined
   }
 
   #answerVerdict(

@@ -22,7 +22,7 @@ export interface ReplicaUploadOptions {
   /** Something changed: drained, answered, failed. */
   readonly onChange: () => void
   /** It failed, for whatever reason; told once, before `onChange`. */
-  readonly onFail: () => void
+  readonly onFail: (reason: HoldfastError) => void
 }
 
 /** One replica of an upload: the body on its way to one shard, until the shard has flushed all of it. */
@@ -121,7 +121,7 @@ export class ReplicaUpload {
     // A commit has reported by itself, and a connection that was just being closed says nothing of the node.
     if (outcome !== undefined && this.answer === undefined && !this.stale) this.uplink.client.report(outcome)
     void this.discard()
-    this.#options.onFail()
+    this.#options.onFail(reason)
     this.#options.onChange()
   }
 

@@ -13,8 +13,8 @@ const graceMsMin = 250
 const graceMsMax = 2_000
 const tickMs = 250
 const commitTimeoutMs = 15_000
-/** A needed replica that is silent for so long gets another one beside it. */
-const hedgeAfterMs = 2_000
+/** A needed replica that is silent for so long gets another one beside it: see `anyFrozen`. */
+const hedgeAfterMs = { frozen: 2_000, lively: 8_000 }
 
 /** An upload whose bytes W shards have on disk. */
 export class ReplicatedUpload implements StagedUpload {
@@ -120,7 +120,8 @@ export class ReplicatedUpload implements StagedUpload {
         await this.#replicas.changed(graceMs - (now - reachedAt))
         continue
       }
-      const late: boolean = now - startedAt > hedgeAfterMs
+      const limitMs = this.#replicas.anyFrozen(run.pending) ? hedgeAfterMs.frozen : hedgeAfterMs.lively
+      const late: boolean = now - startedAt > limitMs
       if ((late && !hedged) || !this.#replicas.suffices(this.#replicas.live)) {
         hedged ||= late
         if (await this.#joinAnother(run)) continue

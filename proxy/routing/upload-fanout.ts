@@ -1,8 +1,8 @@
 /**
  * A large body on its way to R shards at once. It is read once; each replica has a bounded buffer; the client is read as
  * fast as the best W replicas take it. One that dies, freezes or lags is left behind, and nobody notices while W remain.
- * When they do not, another shard joins late: it gets what has gone by from memory (up to 1 MiB) or from a survivor, while
- * the client is held.
+ * When they do not, another shard joins late: it gets what has gone by from a survivor, and the last 1 MiB from memory,
+ * while the client is held.
  */
 import { HoldfastError } from '../../shared/errors.ts'
 import { BodyDigests, type BodyFacts } from './body-digests.ts'
@@ -13,11 +13,14 @@ import type { StagedUpload } from './types.ts'
 import type { WriteContext } from './write-context.ts'
 import type { WriteTarget } from './write-plan.ts'
 
-/** The start of the body is kept so that a shard which refuses early costs nothing but another connection. */
-const prefixBytesMax = 1024 * 1024
+/**
+ * The latest bytes are kept: nodes write in steps of 1 MiB, so a survivor cannot yet hand these over, and a shard that refuses
+ * early costs nothing but another connection.
+ */
+const recentBytesMin = 1024 * 1024
 const tickMs = 250
-/** When the body is complete and a needed replica does not answer, another one is filled beside it. */
-const hedgeAfterMs = 3_000
+/** When the body is complete and a needed replica does not answer, another one is filled beside it: see `anyFrozen`. */
+const hedgeAfterMs = { frozen: 3_000, lively: 10_000 }
 
 export interface FanoutOptions {
   readonly partition: number
@@ -52,8 +55,8 @@ class UploadFanout {
   readonly #replicas: ReplicaSet
   readonly #options: FanoutOptions
   readonly #digests = new BodyDigests()
-  /** The body so far, while it is short. */
-  #prefix: Buffer[] | undefined = []
+  readonly #recent: Buffer[] = []
+  #recentBytes = 0
   #wanted = 0
   #ended = false
 
@@ -66,7 +69,7 @@ class UploadFanout {
   async run(targets: readonly WriteTarget[], body: AsyncIterator<Buffer>): Promise<BodyFacts> {
     this.#wanted = targets.length
     // A kept connection may turn out closed only when the start of a longer body is no longer at hand.
-    const fresh = (this.#options.expectedBytes ?? Infinity) > prefixBytesMax
+    const fresh = (this.#options.expectedBytes ?? Infinity) > recentBytesMin
     for (const target of targets) this.#replicas.add(this.#replicas.open(target, fresh))
     for (;;) {
       await this.#room()
@@ -97,9 +100,24 @@ class UploadFanout {
     const { bytes } = this.#digests
     if (bytesMax !== undefined && bytes > bytesMax) throw new HoldfastError('TOO_LARGE', 'body too large', { bytesMax })
     if (expectedBytes !== undefined && bytes > expectedBytes) throw lengthMismatch(expectedBytes, bytes)
-    if (bytes > prefixBytesMax) this.#prefix = undefined
-    this.#prefix?.push(chunk)
+    this.#remember(chunk)
     for (const replica of this.#replicas.live) replica.write(chunk)
+  }
+
+  #remember(chunk: Buffer): void {
+    this.#recent.push(chunk)
+    this.#recentBytes += chunk.length
+    for (;;) {
+      const oldestBytes = this.#recent[0]?.length ?? 0
+      if (this.#recentBytes - oldestBytes < recentBytesMin) return
+      this.#recent.shift()
+      this.#recentBytes -= oldestBytes
+    }
+  }
+
+  /** Bytes that are no longer at hand. */
+  get #goneBytes(): number {
+    return this.#digests.bytes - this.#recentBytes
   }
 
   /** Resolves when there are enough replicas and another chunk may be taken. */
@@ -115,13 +133,13 @@ class UploadFanout {
 
   #lacksReplicas(): boolean {
     const { live } = this.#replicas
-    return !this.#replicas.suffices(live) || (this.#prefix !== undefined && live.length < this.#wanted)
+    return !this.#replicas.suffices(live) || (this.#goneBytes === 0 && live.length < this.#wanted)
   }
 
   /** Lets shards join until there are enough; as many as at the start while that costs only memory. */
   async #fillUp(): Promise<void> {
     while (this.#lacksReplicas()) {
-      const stale = this.#prefix === undefined ? undefined : this.#replicas.takeStale()
+      const stale = this.#goneBytes === 0 ? this.#replicas.takeStale() : undefined
       const target = stale ?? this.#replicas.nextSpare()
       if (target !== undefined) {
         await this.#join(target, stale !== undefined)
@@ -135,12 +153,11 @@ class UploadFanout {
 
   async #join(target: WriteTarget, fresh: boolean): Promise<void> {
     const replica = this.#replicas.open(target, fresh)
-    if (this.#prefix !== undefined) {
-      for (const chunk of this.#prefix) replica.write(chunk)
-    } else if (!(await this.#copy(replica))) {
+    if (!(await this.#copy(replica))) {
       this.#replicas.noteFailure(replica.failure)
       return
     }
+    for (const chunk of this.#recent) replica.write(chunk)
     if (!fresh) this.#context.counters.lateJoins += 1
     this.#replicas.add(replica)
     if (this.#ended) replica.end()
@@ -149,7 +166,7 @@ class UploadFanout {
   async #copy(replica: ReturnType<ReplicaSet['open']>): Promise<boolean> {
     try {
       return await copyInto(replica, {
-        bytes: this.#digests.bytes,
+        bytes: this.#goneBytes,
         sources: () => this.#replicas.live,
         now: this.#context.now,
         changed: ms => this.#replicas.changed(ms),
@@ -177,7 +194,7 @@ class UploadFanout {
       if (this.#replicas.suffices(answered)) return facts
       if (this.#lacksReplicas()) {
         await this.#fillUp()
-      } else if (!hedged && answered.length > 0 && this.#context.now() - expected.sinceMs > hedgeAfterMs) {
+      } else if (!hedged && answered.length > 0 && this.#isLate(expected.sinceMs)) {
         hedged = true
         const spare = this.#replicas.nextSpare(answered)
         if (spare !== undefined) await this.#join(spare, false)
@@ -185,6 +202,12 @@ class UploadFanout {
         await this.#replicas.changed(tickMs)
       }
     }
+  }
+
+  #isLate(sinceMs: number): boolean {
+    const silent = this.#replicas.live.filter(({ answer }) => answer === undefined)
+    const limitMs = this.#replicas.anyFrozen(silent) ? hedgeAfterMs.frozen : hedgeAfterMs.lively
+    return this.#context.now() - sinceMs > limitMs
   }
 }
 

@@ -84,6 +84,14 @@ export class WriteContext {
   }
 
   /**
+   * Has the node answered its last health check? If so silence means a busy disk rather than a frozen process, and work
+   * that is moved elsewhere would make a busy cluster busier still.
+   */
+  isLively({ node, shard }: WriteTarget): boolean {
+    return this.#deps.health.state(node) === 'up' && this.#deps.health.shardStatus(shard) !== undefined
+  }
+
+  /**
    * The question behind a plan. `lenient` also takes nodes that asked for no new work or have been silent for a second:
    * better than refusing the write.
    */
