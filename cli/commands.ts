@@ -30,6 +30,11 @@ export const commands: Readonly<Record<string, Command>> = {
     run: async source => (await import('./status.ts')).status(source),
     help: async () => configHelp((await import('./client.ts')).clientOptions),
   },
+  doctor: {
+    summary: 'Look whether this machine is fit for a cluster, and whether the one here answers',
+    run: async source => (await import('./doctor.ts')).doctor(source),
+    help: async () => configHelp((await import('./doctor.ts')).doctorOptions),
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

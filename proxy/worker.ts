@@ -203,7 +203,7 @@ async function build(
     changes,
     metadata,
     uploadsMax: config.uploadsMax,
-    onReceived: bytes => metrics.received(bytes),
+    metrics,
   })
   const api = await buildApi({
     authenticator,

@@ -21,6 +21,7 @@ import { compareChecksums, parseDeclaredChecksums, type DeclaredChecksums } from
 import { parseEntityTags } from './conditions.ts'
 import { declaredContentType } from './content-types.ts'
 import { listingHtml, listingJson } from './listing.ts'
+import type { Metrics } from './metrics.ts'
 import { newRequestId } from './request-id.ts'
 import { serveArtifact } from './serve-artifact.ts'
 
@@ -37,7 +38,7 @@ export interface ArtifactRoutesDeps {
   readonly changes: ArtifactChanges
   readonly metadata: Pick<Metadata, 'listFolder' | 'audit'>
   readonly uploadsMax: number
-  readonly onReceived: (bytes: number) => void
+  readonly metrics: Pick<Metrics, 'receivedBytes' | 'sentBytes'>
 }
 
 export class ArtifactRoutes {
@@ -83,6 +84,7 @@ export class ArtifactRoutes {
     if (body === undefined) return 0
     response.writeHead(200, head.whole.concat('X-Request-Id', requestId))
     response.end(body)
+    this.#deps.metrics.sentBytes += body.length
     return 200
   }
 
@@ -239,7 +241,7 @@ export class ArtifactRoutes {
         signal: exchange.signal,
         observe: chunk => {
           sha512?.update(chunk)
-          this.#deps.onReceived(chunk.length)
+          this.#deps.metrics.receivedBytes += chunk.length
         },
         verify: actual =>
           compareChecksums(declared, sha512 === undefined ? actual : { ...actual, sha512: sha512.digest('hex') }),

@@ -26,11 +26,11 @@ export interface Reading {
 export class Metrics {
   readonly registry = new Registry()
   readonly #seconds = new Map<string, (seconds: number) => void>()
-  readonly #bytesIn: Counter
-  readonly #bytesOut: Counter
+  /** Artifact bytes from and to clients. */
+  receivedBytes = 0
+  sentBytes = 0
 
   constructor() {
-    const registers = [this.registry]
     const seconds = new LatencyHistogram({
       name: 'holdfast_request_seconds',
       help: 'Time from request head to the end of the answer',
@@ -40,28 +40,24 @@ export class Metrics {
     for (const route of routes) {
       for (const outcome of outcomes) this.#seconds.set(route + outcome, seconds.series({ route, outcome }))
     }
-    this.#bytesIn = new Counter({
-      name: 'holdfast_received_bytes_total',
-      help: 'Artifact bytes received from clients',
-      registers,
-    })
-    this.#bytesOut = new Counter({
-      name: 'holdfast_sent_bytes_total',
-      help: 'Artifact bytes sent to clients',
-      registers,
-    })
+    this.add([
+      {
+        name: 'holdfast_received_bytes_total',
+        help: 'Artifact bytes received from clients',
+        type: 'counter',
+        read: () => this.receivedBytes,
+      },
+      {
+        name: 'holdfast_sent_bytes_total',
+        help: 'Bytes of answers sent to clients',
+        type: 'counter',
+        read: () => this.sentBytes,
+      },
+    ])
   }
 
   observe(route: Route, outcome: Outcome, seconds: number): void {
     this.#seconds.get(route + outcome)?.(seconds)
-  }
-
-  received(bytes: number): void {
-    this.#bytesIn.inc(bytes)
-  }
-
-  sent(bytes: number): void {
-    this.#bytesOut.inc(bytes)
   }
 
   /** Adds values that are read at scrape time. */

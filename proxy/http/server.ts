@@ -130,10 +130,13 @@ export class EdgeServer {
     const left = new AbortController()
     const exchange = { request, response, requestId: requestIdOf(request.headers['x-request-id']), signal: left.signal }
     const route = routeOf(request)
+    const { socket } = request
+    const sentBefore = socket.bytesWritten
     this.#answering.add(response)
     response.once('close', () => {
       this.#answering.delete(response)
       left.abort()
+      this.#deps.metrics.sentBytes += socket.bytesWritten - sentBefore
       this.#account(exchange, route, startedAt)
     })
     this.#dispatch(exchange, expectContinue).catch((thrown: unknown) => this.#fail(exchange, thrown))
