@@ -44,7 +44,7 @@ async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; 
   const history = new History()
   // The bound of every operation, reads and writes alike: what takes longer than the client's patience has failed.
   const clients = [cluster.client({ history, timeoutMs: 10_000 })]
-  const load = new Load({ random, clients })
+  const load = new Load(t, { random, clients })
   await load.progress(60, 30)
   for (const { fault, nodes } of plan) {
     const name = `${nodes.map(node => node.id).join(' and ')} ${fault.name}`

@@ -1,4 +1,5 @@
 /** Mixed load on a cluster, written down so that it can be judged afterwards. */
+import type { Test } from 'tap'
 import { WrongAnswer, type Answer, type Client } from './client.ts'
 import { eventually } from './eventually.ts'
 import type { Random } from './random.ts'
@@ -36,8 +37,10 @@ export class Load {
   current: Tally = newTally()
   phaseName = 'calm'
 
-  constructor(options: LoadOptions) {
+  /** Ends with the test at the latest. */
+  constructor(t: Pick<Test, 'teardown'>, options: LoadOptions) {
     this.#options = options
+    t.teardown(() => this.stop())
     const { random, concurrency = 12 } = options
     // The same bytes under many paths: what deduplication is for.
     this.#shared = [random.bytes(900), random.bytes(40_000), random.bytes(300_000), random.bytes(1_500_000)]
