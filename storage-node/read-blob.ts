@@ -142,7 +142,9 @@ async function readBlockCrcs(request: BlobRequest, location: BlobLocation): Prom
   })
   try {
     const table = Buffer.alloc(Math.ceil(location.bytes / blockBytes) * 4)
-    const read = await readFully(open.file, table, location.offset)
+    const read = await readFully(open.file, table, location.offset).catch((error: unknown) => {
+      throw readError(shard, error)
+    })
     if (read !== table.length || crc32(table) !== location.crc) throw corrupt(request, 'block checksums')
     return table
   } finally {

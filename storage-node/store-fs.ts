@@ -24,20 +24,20 @@ export type ReadCallback = (error: NodeJS.ErrnoException | null, bytesRead: numb
 export type OpenMode = 'read' | 'create' | 'update'
 
 export interface StoreFs {
-  open(path: string, mode: OpenMode): Promise<StoreFile>
-  rename(from: string, to: string): Promise<void>
+  readonly open: (path: string, mode: OpenMode) => Promise<StoreFile>
+  readonly rename: (from: string, to: string) => Promise<void>
   /** Resolves also when there is no such file. */
-  unlink(path: string): Promise<void>
+  readonly unlink: (path: string) => Promise<void>
   /** Creates the folder (not its parents); false if it was there. Durable only after `syncFolder` of its parent. */
-  makeFolder(path: string): Promise<boolean>
+  readonly makeFolder: (path: string) => Promise<boolean>
   /** Removes an empty folder. */
-  removeFolder(path: string): Promise<void>
-  syncFolder(path: string): Promise<void>
+  readonly removeFolder: (path: string) => Promise<void>
+  readonly syncFolder: (path: string) => Promise<void>
   /** Names in the folder, sorted; empty if there is no such folder. */
-  list(path: string): Promise<string[]>
+  readonly list: (path: string) => Promise<string[]>
   /** Length of the file, or undefined if there is none. */
-  size(path: string): Promise<number | undefined>
-  space(path: string): Promise<{ bytesTotal: number; bytesFree: number }>
+  readonly size: (path: string) => Promise<number | undefined>
+  readonly space: (path: string) => Promise<{ bytesTotal: number; bytesFree: number }>
 }
 
 const openFlags = { read: 'r', create: 'wx+', update: 'r+' } as const
