@@ -77,6 +77,15 @@ export class ShardFiles {
     return this.#move(name, join(folder, `${fileName(name)}.${now.getTime()}`), folder)
   }
 
+  /** Partitions that have a folder. */
+  async blobFolders(): Promise<string[]> {
+    return (await this.#fs.list(this.blobs)).filter(name => /^[0-9a-f]{3}$/.test(name))
+  }
+
+  blobsIn(partition: string): Promise<string[]> {
+    return this.#fs.list(join(this.blobs, partition))
+  }
+
   /** Empties the folder of uploads: none of them can be committed any more. */
   async clearTemporary(): Promise<void> {
     const folder = join(this.folder, 'tmp')

@@ -71,30 +71,33 @@ export function readBody(request: IncomingMessage, bytesMax: number, timeoutMs: 
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = []
     let bytes = 0
-    const timer = setTimeout(() => {
-      request.destroy()
-      settle(() => reject(new HoldfastError('REQUEST_TIMEOUT', 'the request came too slowly')))
-    }, timeoutMs)
-    const settle = (action: () => void) => {
-      clearTimeout(timer)
-      request.off('data', onData)
-      action()
+    const fail = (code: ErrorCode, message: string, cause?: unknown) => {
+      settle()
+      reject(new HoldfastError(code, message, { bytesMax }, { cause }))
     }
     const onData = (chunk: Buffer) => {
       bytes += chunk.length
-      if (bytes > bytesMax) {
-        settle(() => reject(new HoldfastError('TOO_LARGE', 'the request is too large', { bytesMax })))
-        request.resume()
-      } else chunks.push(chunk)
+      chunks.push(chunk)
+      if (bytes <= bytesMax) return
+      fail('TOO_LARGE', 'the request is too large')
+      request.resume()
     }
-    request.on('data', onData)
-    request.once('end', () =>
-      settle(() => resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks))),
-    )
-    request.once('error', cause => {
-      settle(() => reject(new HoldfastError('BAD_REQUEST', 'the request was cut off', {}, { cause })))
-    })
-    request.once('close', () => settle(() => reject(new HoldfastError('BAD_REQUEST', 'the request was cut off'))))
+    const onEnd = () => {
+      settle()
+      resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks))
+    }
+    const onError = (cause: unknown) => fail('BAD_REQUEST', 'the request was cut off', cause)
+    const onClose = () => fail('BAD_REQUEST', 'the request was cut off')
+    const timer = setTimeout(() => {
+      fail('REQUEST_TIMEOUT', 'the request came too slowly')
+      request.destroy()
+    }, timeoutMs)
+    const settle = () => {
+      clearTimeout(timer)
+      // What happens to the request from here on is the server's business.
+      request.off('data', onData).off('end', onEnd).off('close', onClose)
+    }
+    request.on('data', onData).on('end', onEnd).on('close', onClose).on('error', onError)
   })
 }
 

@@ -5,6 +5,7 @@ import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, wireVersion } from '../shared/wire.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
 import { Every } from './every.ts'
+import { Leftovers } from './leftovers.ts'
 import { NodeState } from './node-state.ts'
 import { type Clock, Shard } from './shard.ts'
 import { readMarker, type ShardMarker } from './shard-marker.ts'
@@ -25,6 +26,7 @@ export interface ServedShard {
   readonly shard: Shard
   readonly uploads: Uploads
   readonly trash: Trash
+  readonly leftovers: Leftovers
 }
 
 const expireMs = 600_000
@@ -48,7 +50,8 @@ export class StorageNode {
     this.shards = new Map(
       config.shards.map(shardConfig => {
         const shard = new Shard(shardDeps, shardConfig)
-        return [shard.id, { shard, uploads: new Uploads(deps.fs, shard), trash: new Trash(shard) }]
+        const uploads = new Uploads(deps.fs, shard)
+        return [shard.id, { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard) }]
       }),
     )
   }
@@ -183,7 +186,8 @@ async function recover({ shard }: ServedShard): Promise<void> {
   if (shard.health.state === 'read-only') await shard.probe()
 }
 
-async function expire({ uploads, trash }: ServedShard): Promise<void> {
+async function expire({ uploads, trash, leftovers }: ServedShard): Promise<void> {
   await uploads.expire()
+  await leftovers.clear()
   await trash.empty()
 }

@@ -15,6 +15,10 @@ import { errnoOf, type StoreFs } from './store-fs.ts'
 const bigDiskBytes = 40 * 1024 ** 3
 const reserveRatioMax = 0.02
 const probeBytes = 4096
+/** A shard without room for this much is full: refusing every other request would only send proxies back and forth. */
+const smallBytes = 128 * 1024
+/** Room must have grown by this much before a full shard takes blobs again, for the same reason. */
+const leaveFullRatio = 1.2
 
 export class ShardHealth {
   bytesTotal = 0
@@ -67,7 +71,9 @@ export class ShardHealth {
     this.checkReadable()
     if (this.#readOnly !== undefined) throw new HoldfastError('SHARD_READ_ONLY', this.#readOnly)
     if (what === 'record') return
-    if (this.#full || bytes > this.bytesFree - this.#freeMin()) {
+    const room = this.bytesFree - this.#freeMin()
+    if (room < smallBytes) this.#full = true
+    if (this.#full || bytes > room) {
       throw new HoldfastError('INSUFFICIENT_STORAGE', 'the shard has no room', { bytesFree: this.bytesFree })
     }
   }
@@ -76,7 +82,7 @@ export class ShardHealth {
     const { bytesTotal, bytesFree } = await this.#fs.space(this.#folder)
     this.bytesTotal = bytesTotal
     this.bytesFree = bytesFree
-    this.#full = bytesFree < this.#freeMin()
+    this.#full = bytesFree < this.#freeMin() * (this.#full ? leaveFullRatio : 1)
   }
 
   /** Sets the reserve aside if there is room for it; its blocks are written, since a sparse file reserves nothing. Idempotent. */

@@ -61,6 +61,8 @@ export class Shard {
   /** Found corrupt, their drop perhaps not yet in the log (it may be unwritable): never served again all the same (I5). */
   readonly #corrupt = new Set<string>()
   readonly #names = new KeyLock()
+  /** As many as the disk has segments of 256 MiB. */
+  readonly #segmentPaths = new Map<number, string>()
   #index: ShardIndex | undefined
   #log: ShardLog | undefined
   #marker: ShardMarker | undefined
@@ -158,7 +160,12 @@ export class Shard {
 
   /** The file that holds a location's payload. */
   segmentPath(segment: number): string {
-    return segmentPath(this.files.log, segment)
+    let path = this.#segmentPaths.get(segment)
+    if (path === undefined) {
+      path = segmentPath(this.files.log, segment)
+      this.#segmentPaths.set(segment, path)
+    }
+    return path
   }
 
   /** Appends an encoded record. Rejects with SHARD_FAILED, SHARD_READ_ONLY, INSUFFICIENT_STORAGE or OVERLOADED. */
@@ -207,6 +214,16 @@ export class Shard {
       this.openFiles.forget(this.files.blob(name))
       if (location.kind === 'file') await this.files.discard(name, new Date(this.clock.now()))
       return 'dropped'
+    })
+  }
+
+  /** Moves a blob's file to the trash if the index does not know it. True if it was so. */
+  async discardLeftover(name: string): Promise<boolean> {
+    if ((await this.locate(name)) !== undefined) return false
+    return this.#names.run(name, async () => {
+      // A corrupt copy's file is evidence, and on its way to the quarantine.
+      if (this.#corrupt.has(name) || (await this.locate(name)) !== undefined) return false
+      return this.files.discard(name, new Date(this.clock.now()))
     })
   }
 

@@ -139,7 +139,7 @@ for (const point of crashPoints satisfies readonly CrashPoint[]) {
     t.equal(second.process.signalCode, 'SIGKILL')
     const third = await startChild(t, folder)
     t.same(await promises.problems(third.client), [])
-    t.same(await readdir(join(folder, shardA, 'tmp')), [], 'no leftovers')
+    t.same(await readdir(join(folder, shardA, 'tmp')), [], 'no uploads left')
     await work(third.client, promises, 'after', 5)
     t.ok(promises.references.get('after'), 'takes writes')
     third.process.kill('SIGTERM')

@@ -1,0 +1,33 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Shard } from './shard.ts'
+
+const pauseMs = 5
+const namePattern = /^[0-9a-f]{64}\.[0-9a-z]{12}$/
+
+/**
+ * Blob files without a record: a crash came between rename and record, or between the record of a drop and the move. Nobody was
+ * promised them. Looked for once after each start, a folder at a time, and moved to the trash.
+ */
+export class Leftovers {
+  readonly #shard: Shard
+  #done = false
+
+  constructor(shard: Shard) {
+    this.#shard = shard
+  }
+
+  async clear(): Promise<void> {
+    if (this.#done) return
+    let count = 0
+    for (const partition of await this.#shard.files.blobFolders()) {
+      for (const file of await this.#shard.files.blobsIn(partition)) {
+        if (this.#shard.health.state !== 'ok' && this.#shard.health.state !== 'full') return
+        if (namePattern.test(file) && (await this.#shard.discardLeftover(`${partition}/${file}`))) count += 1
+      }
+      // A large shard has thousands of folders; requests come first.
+      await sleep(pauseMs, undefined, { ref: false })
+    }
+    this.#done = true
+    if (count > 0) this.#shard.log.info({ count }, 'files without a record moved to the trash')
+  }
+}
