@@ -7,6 +7,7 @@ import { type AppendAnswer, type DropAnswer, type TouchAnswer, uploadIdPattern, 
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
 import { blobName } from './apply-records.ts'
 import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
+import { findReference, listBlobs, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
 import { parseCommit, parseDrop, parseTouch, parseTransfer } from './requests.ts'
 import { serveUpload } from './serve-upload.ts'
@@ -45,7 +46,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'POST drop 0': drop,
   'GET cluster-map 0': getClusterMap,
   'PUT cluster-map 0': putClusterMap,
-  'GET blobs 2': listBlobs,
+  'GET blobs 2': blobs,
   'GET references 2': references,
   'PUT uploads 2': putUpload,
   'GET uploads 2': getUpload,
@@ -134,26 +135,22 @@ async function putClusterMap(call: Call): Promise<void> {
   answer(call, { epoch: node.state.epoch })
 }
 
-async function listBlobs(call: Call): Promise<void> {
+async function blobs(call: Call): Promise<void> {
   const { shard, partition } = shardAndPartition(call)
-  answer(call, await shard.listBlobs(partition, call.query.get('after') ?? undefined, pageLimit(call)))
+  answer(call, await listBlobs(shard, partition, pageOf(call)))
 }
 
 async function references(call: Call): Promise<void> {
   const { shard, partition } = shardAndPartition(call)
   const key = call.query.get('key')
-  if (key === null) {
-    answer(call, await shard.listReferences(partition, call.query.get('after') ?? undefined, pageLimit(call)))
-  } else {
-    if (Buffer.byteLength(key) > pathKeyBytesMax) throw new HoldfastError('BAD_REQUEST', 'the key is too long')
-    answer(call, await shard.reference(partition, key))
-  }
+  if (key === null) return answer(call, await listReferences(shard, partition, pageOf(call)))
+  if (Buffer.byteLength(key) > pathKeyBytesMax) throw new HoldfastError('BAD_REQUEST', 'the key is too long')
+  answer(call, await findReference(shard, partition, key))
 }
 
 async function unconfirmed(call: Call): Promise<void> {
   const { shard } = shardNamed(call.node, call.parts[0])
-  const olderThanMs = wholeNumber(call, 'olderThanMs', 0)
-  answer(call, await shard.listUnconfirmed(olderThanMs, call.query.get('after') ?? undefined, pageLimit(call)))
+  answer(call, await listUnconfirmed(shard, wholeNumber(call, 'olderThanMs', 0), pageOf(call)))
 }
 
 async function putUpload(call: Call): Promise<void> {
@@ -207,8 +204,9 @@ function uploadId({ parts }: Call): string {
   return id
 }
 
-function pageLimit(call: Call): number {
-  return Math.min(Math.max(1, wholeNumber(call, 'limit', pageDefault)), pageMax)
+function pageOf(call: Call): Page {
+  const limit = Math.min(Math.max(1, wholeNumber(call, 'limit', pageDefault)), pageMax)
+  return { after: call.query.get('after') ?? undefined, limit }
 }
 
 function wholeNumber({ query }: Call, name: string, fallback: number): number {

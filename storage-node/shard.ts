@@ -6,22 +6,13 @@ import { LRUCache } from 'lru-cache'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import type { Digest, Generation, ShardId } from '../shared/ids.ts'
-import { decodeRecord, encodeRecord, type ReferenceRecord, type ShardRecord } from '../shared/record.ts'
-import { partitionName } from '../shared/partition.ts'
-import type { BlobKey, BlobListing, ReferenceListing, ShardStatus, UnconfirmedAnswer } from '../shared/wire.ts'
+import { encodeRecord, type ShardRecord } from '../shared/record.ts'
+import type { BlobKey, ShardStatus } from '../shared/wire.ts'
 import { blobName, planApply } from './apply-records.ts'
 import { ShardFiles } from './blob-file.ts'
 import type { ShardConfig, StorageNodeLimits } from './config.ts'
 import { crashPoint } from './crash-point.ts'
-import {
-  type BlobLocation,
-  blobKey,
-  decodeBlobLocation,
-  decodeReferenceLocation,
-  referenceKey,
-  ShardIndex,
-  timeText,
-} from './index.ts'
+import { type BlobLocation, blobKey, decodeBlobLocation, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
 import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.ts'
 import type { LoggedRecord } from './log-segment.ts'
@@ -29,7 +20,7 @@ import { OpenFiles } from './open-files.ts'
 import { indexFits, replayLog } from './replay.ts'
 import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
-import { errnoOf, makeFolders, readFully, type StoreFs } from './store-fs.ts'
+import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
 
 /** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
 const emptyDiskEntries = ['lost+found', 'holdfast.json.new']
@@ -151,11 +142,16 @@ export class Shard {
     const cached = this.#locations.get(name)
     if (cached !== undefined) return cached
     const changeCount = this.#changeCount
-    const value = await this.#lookUp(index => index.get(blobKey(name)))
+    const value = await this.lookUp(index => index.get(blobKey(name)))
     const location = value === undefined ? undefined : decodeBlobLocation(value)
     if (this.#corrupt.has(name)) return undefined
     if (location !== undefined && changeCount === this.#changeCount) this.#locations.set(name, location)
     return location
+  }
+
+  /** Was this copy found corrupt, though the index may still have it? */
+  isCorrupt(name: string): boolean {
+    return this.#corrupt.has(name)
   }
 
   /** The file that holds a location's payload. */
@@ -247,71 +243,13 @@ export class Shard {
       })
   }
 
-  /** The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, or RECORD_DAMAGED when this copy of it is. */
-  async reference(partition: number, key: string): Promise<ReferenceRecord> {
-    this.health.checkReadable()
-    const indexKey = referenceKey(partitionName(partition), key)
-    const value = await this.#lookUp(index => index.get(indexKey))
-    if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
-    const record = await this.#readReference(value)
-    if (record !== undefined) return record
-    // Forgotten, so that the copy a repair brings is not taken for known.
-    await this.#index?.write([{ type: 'del', key: indexKey }])
-    this.damagedCount += 1
-    this.log.error({ partition, key }, 'damaged reference record')
-    throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
-  }
-
-  async listReferences(partition: number, after: string | undefined, limit: number): Promise<ReferenceListing> {
-    this.health.checkReadable()
-    const prefix = referenceKey(partitionName(partition), '')
-    const range = { prefix, limit, ...(after === undefined ? {} : { after: prefix + after }) }
-    const entries = await this.#lookUp(index => index.list(range))
-    const references: ReferenceRecord[] = []
-    for (const [key, value] of entries) {
-      const record = await this.#readReference(value)
-      if (record !== undefined) references.push(record)
-      else this.log.error({ key }, 'damaged reference record')
-    }
-    return { references, ...nextPage(entries, limit, prefix) }
-  }
-
-  async listBlobs(partition: number, after: string | undefined, limit: number): Promise<BlobListing> {
-    this.health.checkReadable()
-    const prefix = blobKey(`${partitionName(partition)}/`)
-    const range = { prefix, limit, ...(after === undefined ? {} : { after: prefix + after }) }
-    const entries = await this.#lookUp(index => index.list(range))
-    const blobs = entries.map(([key, value]) => ({
-      ...parseBlobName(key.slice(2)),
-      bytes: decodeBlobLocation(value)?.bytes ?? 0,
-    }))
-    return { blobs: blobs.filter(blob => !this.#corrupt.has(blobName(blob))), ...nextPage(entries, limit, prefix) }
-  }
-
-  /** Blobs that no reference has named, oldest first. */
-  async listUnconfirmed(olderThanMs: number, after: string | undefined, limit: number): Promise<UnconfirmedAnswer> {
-    this.health.checkReadable()
-    const now = this.clock.now()
-    const before = `u/${timeText(now - olderThanMs)}/`
-    const range = { prefix: 'u/', before, limit, ...(after === undefined ? {} : { after: `u/${after}` }) }
-    const entries = await this.#lookUp(index => index.list(range))
-    const blobs: UnconfirmedAnswer['blobs'][number][] = []
-    for (const [key] of entries) {
-      const name = key.slice(16)
-      const location = await this.locate(name)
-      if (location === undefined) continue
-      blobs.push({ ...parseBlobName(name), bytes: location.bytes, ageMs: Math.max(0, now - Number(key.slice(2, 15))) })
-    }
-    return { blobs, ...nextPage(entries, limit, 'u/') }
-  }
-
   /** Makes the index durable up to what it has applied, so that the next start need not replay it. */
   async checkpoint(): Promise<void> {
     const position = this.#checkpoint
     if (position === undefined || this.#index === undefined) return
     this.#checkpoint = undefined
     this.#checkpointBytes = 0
-    await this.#lookUp(index => index.setCheckpoint(position))
+    await this.lookUp(index => index.setCheckpoint(position))
   }
 
   /** Compares the marker on disk; another one, or none, fails the shard at once. */
@@ -349,6 +287,25 @@ export class Shard {
   /** Is somebody about to make, move or remove this blob's file? */
   isBusy(name: string): boolean {
     return this.#names.has(name)
+  }
+
+  /**
+   * Uses the index. Rejects with SHARD_FAILED; any failure of the index fails the shard, and the next recovery opens it
+   * again, from the log.
+   */
+  async lookUp<Result>(use: (index: ShardIndex) => Promise<Result>): Promise<Result> {
+    const index = this.#index
+    if (index === undefined) throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'the shard is closed')
+    try {
+      return await use(index)
+    } catch (cause) {
+      if (this.#index !== index) throw new HoldfastError('SHARD_FAILED', 'the shard is closed', {}, { cause })
+      // Of anything but rot (a full disk, say) the checkpoint remains good, and the log from there on.
+      this.#rebuildIndex = isCorruption(cause)
+      this.health.fail('the index failed')
+      this.log.error({ err: cause }, 'the index failed')
+      throw new HoldfastError('SHARD_FAILED', 'the index failed', {}, { cause })
+    }
   }
 
   async #open(marker: ShardMarker, mayCreate: boolean): Promise<void> {
@@ -410,7 +367,7 @@ export class Shard {
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs } = await this.#lookUp(async index => {
+    const { changes, blobs } = await this.lookUp(async index => {
       const plan = await planApply(records, keys => index.getMany(keys))
       await index.write(plan.changes)
       return plan
@@ -426,36 +383,6 @@ export class Shard {
     if (changes.length > 0 && this.#checkpointBytes > this.limits.checkpointBytes) await this.checkpoint()
   }
 
-  /** Any failure of the index fails the shard: it is opened again, from the log, by the next recovery. */
-  async #lookUp<Result>(use: (index: ShardIndex) => Promise<Result>): Promise<Result> {
-    const index = this.#index
-    if (index === undefined) throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'the shard is closed')
-    try {
-      return await use(index)
-    } catch (cause) {
-      if (this.#index !== index) throw new HoldfastError('SHARD_FAILED', 'the shard is closed', {}, { cause })
-      this.#rebuildIndex = true
-      this.health.fail('the index failed')
-      this.log.error({ err: cause }, 'the index failed')
-      throw new HoldfastError('SHARD_FAILED', 'the index failed', {}, { cause })
-    }
-  }
-
-  async #readReference(value: Buffer): Promise<ReferenceRecord | undefined> {
-    const location = decodeReferenceLocation(value)
-    if (location === undefined) return undefined
-    const open = await this.openFiles.open(this.segmentPath(location.segment))
-    try {
-      const frame = Buffer.allocUnsafe(location.frameBytes)
-      const bytes = await readFully(open.file, frame, location.frameOffset)
-      const decoded = decodeRecord(frame.subarray(0, bytes))
-      if (typeof decoded === 'string' || decoded.record.kind !== 'reference') return undefined
-      return decoded.record
-    } finally {
-      this.openFiles.release(open)
-    }
-  }
-
   async #release(): Promise<void> {
     const index = this.#index
     this.#index = undefined
@@ -465,6 +392,11 @@ export class Shard {
     this.openFiles.clear()
     await index?.close()
   }
+}
+
+function isCorruption(error: unknown): boolean {
+  const code = errnoOf(error) ?? (error instanceof Error ? errnoOf(error.cause) : undefined)
+  return code === 'LEVEL_CORRUPTION'
 }
 
 /** A record of our own making, encoded. */
@@ -480,9 +412,4 @@ export function parseBlobName(name: string): BlobKey {
     digest: name.slice(4, 68) as Digest,
     generation: name.slice(69) as Generation,
   }
-}
-
-function nextPage(entries: readonly [string, Buffer][], limit: number, prefix: string): { next?: string } {
-  const last = entries.at(-1)
-  return last === undefined || entries.length < limit ? {} : { next: last[0].slice(prefix.length) }
 }

@@ -6,6 +6,7 @@ import { crc32 } from 'node:zlib'
 import { encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
 import { blobName } from '../../storage-node/apply-records.ts'
 import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
+import { findReference } from '../../storage-node/lists.ts'
 import { newRecord, Shard } from '../../storage-node/shard.ts'
 import { type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
@@ -117,7 +118,7 @@ async function findProblems(shard: Shard, story: Story, acknowledged: readonly s
     const indices = story.references.flatMap((_, index) => (index % 4 === path && index < 8 ? [index] : []))
     const promised = indices.filter(index => acknowledged.includes(`reference ${index}`)).at(-1)
     const first = story.references[path] as ReferenceRecord
-    const found = await shard.reference(first.partition, `raw/path/${path}`).catch(() => undefined)
+    const found = await findReference(shard, first.partition, `raw/path/${path}`).catch(() => undefined)
     if (promised !== undefined && (found?.version ?? 0) < promised + 1) problems.push(`reference ${promised} is lost`)
     const expected = found === undefined ? undefined : story.references[found.version - 1]
     if (found !== undefined && !isDeepStrictEqual(found, expected)) problems.push(`reference ${path} differs`)

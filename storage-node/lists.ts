@@ -1,0 +1,105 @@
+/** What a shard has: its references, and its blobs page by page. All reject with SHARD_FAILED when it cannot be read. */
+import { HoldfastError } from '../shared/errors.ts'
+import { decodeRecord, type ReferenceRecord } from '../shared/record.ts'
+import { partitionName } from '../shared/partition.ts'
+import type { BlobListing, ReferenceListing, UnconfirmedAnswer } from '../shared/wire.ts'
+import { blobName } from './apply-records.ts'
+import {
+  blobKey,
+  decodeBlobLocation,
+  decodeReferenceLocation,
+  type ListRange,
+  referenceKey,
+  timeText,
+} from './index.ts'
+import { parseBlobName, type Shard } from './shard.ts'
+import { readFully } from './store-fs.ts'
+
+export interface Page {
+  /** `next` of the page before. */
+  readonly after: string | undefined
+  readonly limit: number
+}
+
+/** The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, or RECORD_DAMAGED when this copy of it is. */
+export async function findReference(shard: Shard, partition: number, key: string): Promise<ReferenceRecord> {
+  shard.health.checkReadable()
+  const indexKey = referenceKey(partitionName(partition), key)
+  const value = await shard.lookUp(index => index.get(indexKey))
+  if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
+  const record = await readReference(shard, value)
+  if (record !== undefined) return record
+  // Forgotten, so that the copy a repair brings is not taken for known.
+  await shard.lookUp(index => index.write([{ type: 'del', key: indexKey }]))
+  shard.damagedCount += 1
+  shard.log.error({ partition, key }, 'damaged reference record')
+  throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+}
+
+/** Damaged ones are left out, and logged. */
+export async function listReferences(shard: Shard, partition: number, page: Page): Promise<ReferenceListing> {
+  const prefix = referenceKey(partitionName(partition), '')
+  const entries = await listEntries(shard, { prefix }, page)
+  const references: ReferenceRecord[] = []
+  for (const [key, value] of entries) {
+    const record = await readReference(shard, value)
+    if (record !== undefined) references.push(record)
+    else shard.log.error({ key }, 'damaged reference record')
+  }
+  return { references, ...nextPage(entries, page, prefix) }
+}
+
+export async function listBlobs(shard: Shard, partition: number, page: Page): Promise<BlobListing> {
+  const prefix = blobKey(`${partitionName(partition)}/`)
+  const entries = await listEntries(shard, { prefix }, page)
+  const blobs = entries.map(([key, value]) => {
+    return { ...parseBlobName(key.slice(2)), bytes: decodeBlobLocation(value)?.bytes ?? 0 }
+  })
+  return { blobs: blobs.filter(blob => !shard.isCorrupt(blobName(blob))), ...nextPage(entries, page, prefix) }
+}
+
+/** Blobs that no reference has named, oldest first. */
+export async function listUnconfirmed(shard: Shard, olderThanMs: number, page: Page): Promise<UnconfirmedAnswer> {
+  const now = shard.clock.now()
+  const prefix = 'u/'
+  const entries = await listEntries(shard, { prefix, before: `${prefix}${timeText(now - olderThanMs)}/` }, page)
+  const blobs: UnconfirmedAnswer['blobs'][number][] = []
+  for (const [key] of entries) {
+    const [time = '', partition = '', file = ''] = key.slice(prefix.length).split('/')
+    const name = `${partition}/${file}`
+    const location = await shard.locate(name)
+    if (location === undefined) continue
+    blobs.push({ ...parseBlobName(name), bytes: location.bytes, ageMs: Math.max(0, now - Number(time)) })
+  }
+  return { blobs, ...nextPage(entries, page, prefix) }
+}
+
+function listEntries(
+  shard: Shard,
+  range: Pick<ListRange, 'prefix' | 'before'>,
+  { after, limit }: Page,
+): Promise<[string, Buffer][]> {
+  shard.health.checkReadable()
+  const start = after === undefined ? {} : { after: range.prefix + after }
+  return shard.lookUp(index => index.list({ ...range, ...start, limit }))
+}
+
+function nextPage(entries: readonly [string, Buffer][], { limit }: Page, prefix: string): { next?: string } {
+  const last = entries.at(-1)
+  return last === undefined || entries.length < limit ? {} : { next: last[0].slice(prefix.length) }
+}
+
+/** The record from the log, or undefined if it is damaged. */
+async function readReference(shard: Shard, value: Buffer): Promise<ReferenceRecord | undefined> {
+  const location = decodeReferenceLocation(value)
+  if (location === undefined) return undefined
+  const open = await shard.openFiles.open(shard.segmentPath(location.segment))
+  try {
+    const frame = Buffer.allocUnsafe(location.frameBytes)
+    const bytes = await readFully(open.file, frame, location.frameOffset)
+    const decoded = decodeRecord(frame.subarray(0, bytes))
+    return typeof decoded === 'string' || decoded.record.kind !== 'reference' ? undefined : decoded.record
+  } finally {
+    shard.openFiles.release(open)
+  }
+}
