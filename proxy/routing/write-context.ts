@@ -107,6 +107,8 @@ export class WriteContext {
           return 'unavailable'
         if (health.writable(node, shard, bytes)) return 'ok'
         const state = health.shardState(shard)
+        // Full disks keep a reserve for references: deletes go on (I31).
+        if (kind === 'reference' && (state === 'ok' || state === 'full')) return 'ok'
         return state === 'ok' || state === 'full' ? 'no-room' : 'unavailable'
       },
     }
