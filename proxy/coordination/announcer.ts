@@ -161,13 +161,20 @@ export class Announcer {
         if (unsuspended === undefined) return
       }
       log.debug({ reason: failure, suspension: unsuspended }, 'invalidation could not be announced yet')
-      if (inTrouble && !mustTell) return // unprepared, the writes will wait after their commit
+      if (inTrouble) this.#giveUpPreparing(calls)
+      if (inTrouble && !mustTell) return
       if (this.#closed || performance.now() - startedAt > timings.unreachableMs) {
         const message = 'other proxies could not be told of a change'
         throw new HoldfastError('COORDINATION_UNAVAILABLE', message, { reason: failure })
       }
       await sleep(timings.suspendAfterMs / 8)
     }
+  }
+
+  /** Unprepared, these writes wait after their commit instead, if there is one: nobody hangs here as long as an `invalidate` may. */
+  #giveUpPreparing(calls: readonly Call[]): void {
+    for (const call of [...calls, ...this.#next]) if (call.kind === 'prepare') call.settle()
+    this.#next = this.#next.filter(call => call.kind === 'invalidate')
   }
 
   async #suspend(suspend: () => Promise<number>): Promise<string | undefined> {
