@@ -1,7 +1,6 @@
 /** One fault at a time, with the product's own times where the time is the promise. */
 import { Redis } from 'ioredis'
 import { fork } from 'node:child_process'
-import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -76,7 +75,7 @@ for (const driver of ['postgres', 'redis'] as const) {
       prepare: false,
     }
     child.send(setup)
-    await once(child, 'message')
+    await eventually('it holds a lease', async () => (await a.members()).length === 2)
     await a.cache.invalidate(['warm'])
     child.kill('SIGSTOP')
     await eventually('it stands still', async () =>
