@@ -1,4 +1,5 @@
 import { readConfig, type ConfigOf, type ConfigSource } from '../shared/config.ts'
+import { badNetworks } from './http/client-address.ts'
 
 const MiB = 2 ** 20
 const GiB = 2 ** 30
@@ -128,6 +129,9 @@ export function readProxyConfig(source: ConfigSource): ProxyConfig {
     }
     if (new Set(config.storageNodes).size < config.storageNodes.length) {
       problems.push('HOLDFAST_STORAGE_NODES names a node twice')
+    }
+    for (const text of badNetworks(config.trustProxy)) {
+      problems.push(`HOLDFAST_TRUST_PROXY contains '${text}', but wants addresses or networks such as 10.0.0.0/8`)
     }
     if (config.uploadsMax > config.requestsMax) problems.push('uploadsMax must not be above requestsMax')
     if (!/^(postgres(ql)?:\/\/|pglite:)/.test(config.postgresUrl))

@@ -27,6 +27,7 @@ import { openCoordinator } from './coordination/open-coordinator.ts'
 import type { Coordinator } from './coordination/types.ts'
 import { prepareFirstStart } from './first-start.ts'
 import { ArtifactRoutes } from './http/artifact-routes.ts'
+import { ClientAddresses } from './http/client-address.ts'
 import { Metrics } from './http/metrics.ts'
 import { wholeBytesMax } from './http/serve-artifact.ts'
 import { EdgeServer } from './http/server.ts'
@@ -176,6 +177,7 @@ async function build(
 
   // edge
   const metrics = new Metrics()
+  const addressOf = new ClientAddresses(config.trustProxy).of
   const parts = {
     metadata,
     coordinator,
@@ -203,10 +205,12 @@ async function build(
     changes,
     metadata,
     uploadsMax: config.uploadsMax,
+    addressOf,
     metrics,
   })
   const api = await buildApi({
     authenticator,
+    addressOf,
     passwords,
     metadata,
     repositories,

@@ -47,7 +47,7 @@ declare module 'fastify' {
 /** Installs the gate; call it before any route is added. */
 export function installAccessControl(
   app: FastifyInstance,
-  deps: Pick<ApiDeps, 'authenticator' | 'repositories'>,
+  deps: Pick<ApiDeps, 'authenticator' | 'addressOf' | 'repositories'>,
 ): void {
   const routes: DeclaredRoute[] = []
   app.decorate('declaredRoutes', routes)
@@ -61,7 +61,7 @@ export function installAccessControl(
     const { demands } = accessOf(request)
     refuseForgery(request)
     if (demands === 'none') return
-    const address = request.socket.remoteAddress ?? ''
+    const address = deps.addressOf(request.raw)
     request.principal = await deps.authenticator.authenticate(request.headers.authorization, address)
     if (typeof demands !== 'function') return decideAll(request.principal, demands, deps)
     if (request.principal.anonymous) throw new HoldfastError('UNAUTHORIZED', 'log in first')

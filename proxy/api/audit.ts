@@ -18,13 +18,16 @@ declare module 'fastify' {
  * Writes down every change and every refusal (but plain reads without credentials, which anybody can make by the million). An entry that cannot
  * be written fails no request: it goes to the log instead.
  */
-export function installAudit(app: FastifyInstance, { metadata, log }: Pick<ApiDeps, 'metadata' | 'log'>): void {
+export function installAudit(
+  app: FastifyInstance,
+  { metadata, addressOf, log }: Pick<ApiDeps, 'metadata' | 'addressOf' | 'log'>,
+): void {
   let writing = 0
   app.decorateRequest('refusal')
   app.decorateRequest('auditSubject')
   app.addHook('onSend', async (request, reply) => {
     if (!worthAnEntry(request)) return
-    const entry = entryOf(request, reply)
+    const entry = { ...entryOf(request, reply), address: addressOf(request.raw) }
     if (writing >= writingMax) {
       log.warn({ audit: entry }, 'audit entry not written: too many at once')
       return
@@ -46,12 +49,13 @@ function worthAnEntry({ routeOptions, refusal, headers, is404 }: FastifyRequest)
   return refusal === 'FORBIDDEN' || (refusal === 'UNAUTHORIZED' && headers.authorization !== undefined)
 }
 
-function entryOf(request: FastifyRequest, reply: FastifyReply): Parameters<ApiDeps['metadata']['audit']>[0] {
+type AuditEntry = Parameters<ApiDeps['metadata']['audit']>[0]
+
+function entryOf(request: FastifyRequest, reply: FastifyReply): Omit<AuditEntry, 'address'> {
   return {
     user: request.principal.name,
     action: request.routeOptions.config.audit ?? 'api.read',
     subject: request.auditSubject ?? request.url.split('?', 1)[0]?.slice(0, 500) ?? '',
     outcome: request.refusal ?? (reply.statusCode < 400 ? 'done' : String(reply.statusCode)),
-    address: request.socket.remoteAddress ?? '',
   }
 }

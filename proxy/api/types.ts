@@ -3,6 +3,7 @@ import type { Logger } from 'pino'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
+import type { ClientAddresses } from '../http/client-address.ts'
 import type { Metadata, Repository } from '../metadata/types.ts'
 import type { ClusterStatus } from './schemas.ts'
 
@@ -24,6 +25,8 @@ export interface ArtifactOperations {
 
 export interface ApiDeps {
   readonly authenticator: Pick<Authenticator, 'authenticate'>
+  /** The client's address, for limits and audit. */
+  readonly addressOf: ClientAddresses['of']
   readonly passwords: Pick<Passwords, 'hash'>
   readonly metadata: Pick<
     Metadata,

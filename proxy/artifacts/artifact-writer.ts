@@ -157,12 +157,14 @@ export class ArtifactWriter {
     }
   }
 
-  async #staged(partition: number, put: Put, chunks: AsyncIterable<Buffer>): Promise<Source> {
-    const staged = await this.#deps.writer.stage(partition, chunks, {
-      expectedBytes: put.expectedBytes,
-      bytesMax: undefined, // counted by readUpload
-      signal: put.signal,
-      requestId: put.requestId,
+  async #staged(partition: number, put: Put, chunks: AsyncIterableIterator<Buffer>): Promise<Source> {
+    const { expectedBytes, signal, requestId } = put
+    const bytesMax = undefined // counted by readUpload
+    const options = { expectedBytes, bytesMax, signal, requestId }
+    const staged = await this.#deps.writer.stage(partition, chunks, options).catch((error: unknown) => {
+      // It may have been refused before its first chunk was read. Not awaited: a client that sends nothing would hold us here.
+      void chunks.return?.().catch(() => undefined)
+      throw error
     })
     let committed = false
     return {

@@ -3,7 +3,8 @@ import { HoldfastError } from '../../shared/errors.ts'
 
 export type UploadBody =
   | { readonly kind: 'small'; readonly bytes: Buffer }
-  | { readonly kind: 'large'; readonly chunks: AsyncIterable<Buffer> }
+  /** Whoever does not read `chunks` to their end calls their `return`. */
+  | { readonly kind: 'large'; readonly chunks: AsyncIterableIterator<Buffer> }
 
 /**
  * Reads until the body has ended or is larger than `smallBytesMax`. The length, where the client declared one, is checked:
@@ -55,11 +56,20 @@ async function* counted(
   }
 }
 
-async function* resumed(head: Buffer[], rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
-  try {
-    while (head.length > 0) yield head.shift() as Buffer
-    for (let next = await rest.next(); next.done !== true; next = await rest.next()) yield next.value
-  } finally {
-    await rest.return?.()
+/** No generator: the `return` of one that has not begun would not reach the source. */
+function resumed(head: Buffer[], rest: AsyncIterator<Buffer>): AsyncIterableIterator<Buffer> {
+  return {
+    async next() {
+      const value = head.shift()
+      return value === undefined ? rest.next() : { done: false, value }
+    },
+    async return() {
+      head.length = 0
+      await rest.return?.()
+      return { done: true, value: undefined }
+    },
+    [Symbol.asyncIterator]() {
+      return this
+    },
   }
 }

@@ -12,16 +12,30 @@ export interface Exchange {
   readonly signal: AbortSignal
 }
 
+/** After the head was sent, the connection is cut: too late to say so in any other way. */
 export function sendError({ request, response, requestId }: Exchange, error: HoldfastError): void {
   if (response.headersSent) {
-    // Too late to say so: a cut connection is the only honest answer.
     response.destroy()
     return
   }
   const headers: Record<string, string> = errorHeaders(error)
-  if (!request.complete && bodyExpected(request)) headers['connection'] = 'close'
-  sendJson(response, httpStatus[error.code], errorBody(error, requestId), requestId, headers, request.method === 'HEAD')
-  if (!request.complete) drain(request)
+  const status = httpStatus[error.code]
+  const body = errorBody(error, requestId)
+  const headOnly = request.method === 'HEAD'
+  if (request.complete || !bodyExpected(request)) {
+    sendJson(response, status, body, requestId, headers, headOnly)
+    return
+  }
+  headers['connection'] = 'close'
+  // The answer is all there, but not ended: node closes the connection with its end, and a client that is still sending would see
+  // a reset, perhaps before it has read why.
+  const text = Buffer.from(JSON.stringify(body) + '\n')
+  response.writeHead(status, headOf('application/json', text.length, requestId, headers))
+  if (headOnly) response.flushHeaders()
+  else response.write(text)
+  // Not asked for, not sent: there is nothing to wait for.
+  if (request.headers.expect !== undefined && !request.readableDidRead) response.end()
+  else drain(request, () => response.end())
 }
 
 export function sendJson(
@@ -45,29 +59,46 @@ export function sendText(
   headOnly = false,
 ): void {
   const body = Buffer.from(text)
-  response.writeHead(status, {
+  response.writeHead(status, headOf(contentType, body.length, requestId, headers))
+  response.end(headOnly ? undefined : body)
+}
+
+function headOf(
+  contentType: string,
+  bytes: number,
+  requestId: string,
+  headers: Record<string, string>,
+): Record<string, string | number> {
+  return {
     'content-type': contentType,
-    'content-length': body.length,
+    'content-length': bytes,
     'x-content-type-options': 'nosniff',
     'x-request-id': requestId,
     ...headers,
-  })
-  response.end(headOnly ? undefined : body)
+  }
 }
 
 /** How much of a refused body is read so that the client sees the answer instead of a reset connection. */
 const drainBytesMax = 4 * 1024 * 1024
 const drainMs = 2_000
 
-function drain(request: IncomingMessage): void {
+/** Reads on, within limits, and says when that is over: the body ended, the client left, or it is enough. */
+function drain(request: IncomingMessage, over: () => void): void {
   let bytes = 0
-  const timer = setTimeout(() => request.destroy(), drainMs)
-  request.on('data', (chunk: Buffer) => {
+  const end = (): void => {
+    clearTimeout(timer)
+    request.off('data', count)
+    over()
+  }
+  const count = (chunk: Buffer): void => {
     bytes += chunk.length
-    if (bytes > drainBytesMax) request.destroy()
-  })
-  request.once('close', () => clearTimeout(timer))
-  request.on('error', () => clearTimeout(timer)) // the client left: nothing to tell it any more
+    if (bytes > drainBytesMax) end()
+  }
+  const timer = setTimeout(end, drainMs)
+  request.on('data', count)
+  request.on('error', () => {}) // the client left: 'close' tells
+  request.once('end', end)
+  request.once('close', end)
 }
 
 function bodyExpected(request: IncomingMessage): boolean {

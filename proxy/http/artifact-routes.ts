@@ -17,12 +17,13 @@ import { parseDigest, type Digest } from '../../shared/ids.ts'
 import { prepareHead, type AnswerHead } from './answer-head.ts'
 import { sendJson, sendText, type Exchange } from './answers.ts'
 import { artifactTarget, parseArtifactTarget, type ArtifactTarget } from './artifact-path.ts'
+import type { ClientAddresses } from './client-address.ts'
 import { compareChecksums, parseDeclaredChecksums, type DeclaredChecksums } from './checksums.ts'
 import { parseEntityTags } from './conditions.ts'
 import { declaredContentType } from './content-types.ts'
 import { listingHtml, listingJson } from './listing.ts'
 import type { Metrics } from './metrics.ts'
-import { newRequestId } from './request-id.ts'
+import { requestIdOf } from './request-id.ts'
 import { serveArtifact } from './serve-artifact.ts'
 
 const allowedMethods = ['GET', 'HEAD', 'PUT', 'DELETE'] as const
@@ -38,6 +39,8 @@ export interface ArtifactRoutesDeps {
   readonly changes: ArtifactChanges
   readonly metadata: Pick<Metadata, 'listFolder' | 'audit'>
   readonly uploadsMax: number
+  /** The client's address, for limits and audit. */
+  readonly addressOf: ClientAddresses['of']
   readonly metrics: Pick<Metrics, 'receivedBytes' | 'sentBytes'>
 }
 
@@ -71,8 +74,7 @@ export class ArtifactRoutes {
     const entry = this.#deps.resolver.peek(`${target.repository}/${target.path}`)
     if (entry?.artifact == null) return 0
     const head = headOf(entry, repository, entry.artifact)
-    const requestId = headers['x-request-id'] === undefined ? newRequestId() : undefined
-    if (requestId === undefined) return 0
+    const requestId = requestIdOf(headers['x-request-id'])
     const ifNoneMatch = headers['if-none-match']
     if (ifNoneMatch !== undefined) {
       if (ifNoneMatch !== head.etag) return 0
@@ -116,8 +118,8 @@ export class ArtifactRoutes {
   }
 
   async #access(exchange: Exchange, target: ArtifactTarget, action: Action): Promise<Access> {
-    const { authenticator, repositories, metadata } = this.#deps
-    const address = exchange.request.socket.remoteAddress ?? ''
+    const { authenticator, repositories, metadata, addressOf } = this.#deps
+    const address = addressOf(exchange.request)
     const principal = await authenticator.authenticate(exchange.request.headers.authorization, address)
     const repository = (await repositories.all()).get(target.repository)
     const verdict = decide(principal, action, repository)
@@ -156,12 +158,13 @@ export class ArtifactRoutes {
   async #virtualChecksum(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
     const match = /^(.+)\.(sha256|sha1|md5)$/s.exec(path)
     if (match === null) return false
-    const { entry } = await this.#deps.resolver.resolve(repository, match[1] ?? '')
+    const { entry, source } = await this.#deps.resolver.resolve(repository, match[1] ?? '')
     if (entry.artifact === null) return false
     const { digest, sha1, md5 } = entry.artifact.blob
     const hex = { sha256: digest, sha1, md5 }[match[2] as 'sha256' | 'sha1' | 'md5']
     const { request, response, requestId } = exchange
-    sendText(response, 200, 'text/plain', hex, requestId, { 'cache-control': 'no-cache' }, request.method === 'HEAD')
+    const headers = { 'cache-control': 'no-cache', ...(source === 'current' ? {} : { 'holdfast-metadata': source }) }
+    sendText(response, 200, 'text/plain', hex, requestId, headers, request.method === 'HEAD')
     return true
   }
 
@@ -236,7 +239,8 @@ export class ArtifactRoutes {
       const sha512 = declared.sha512 === undefined ? undefined : createHash('sha512')
       const outcome = await writer.put({
         ...facts,
-        body: request as AsyncIterable<Buffer>,
+        // Whoever stops reading wants to answer: the connection must outlive that.
+        body: request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>,
         expectedBytes,
         signal: exchange.signal,
         observe: chunk => {

@@ -60,9 +60,12 @@ export function contentTypeOf(path: string, stored: string | null): string {
   return known ?? 'application/octet-stream'
 }
 
-/** Types that a browser would run in our origin: they are served as downloads, in a sandbox. */
+/**
+ * Types that a browser would run in our origin: they are served as downloads, in a sandbox. Any XML may hold XHTML with scripts, and a
+ * multipart any of these.
+ */
 export function isActiveContent(contentType: string): boolean {
-  return /^(?:text\/html|image\/svg\+xml|application\/xhtml\+xml|text\/xml|application\/xml|text\/xsl)\b/i.test(
+  return /^(?:text\/(?:html|xml|xsl)\b|application\/xml\b|multipart\/|message\/|[^;]*\+xml\s*(?:;|$))/i.test(
     contentType,
   )
 }

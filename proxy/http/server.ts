@@ -55,8 +55,13 @@ export class EdgeServer {
   readonly #deps: EdgeServerDeps
   readonly #options: EdgeServerOptions
   readonly #server: Server
-  readonly #answering = new Set<ServerResponse>()
+  /** Answers that are not complete, and their connections. */
+  readonly #answering = new Map<ServerResponse, Socket>()
+  readonly #connections = new Set<Socket>()
   #draining = false
+  #closing: Promise<void> | undefined
+  /** Called when the last connection has gone. */
+  #onDeserted: (() => void) | undefined
 
   constructor(deps: EdgeServerDeps, options: EdgeServerOptions) {
     this.#deps = deps
@@ -78,7 +83,13 @@ export class EdgeServer {
     this.#server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) =>
       this.#onRequest(request, response, true),
     )
-    this.#server.on('clientError', refuseBrokenRequest)
+    this.#server.on('clientError', (error: Error & { code?: string }, socket: Socket) => {
+      // Bytes written now would become part of the answer that is under way.
+      const begun = [...this.#answering].some(([response, one]) => one === socket && response.headersSent)
+      if (begun) socket.destroy()
+      else refuseBrokenRequest(error, socket)
+    })
+    this.#server.on('connection', (socket: Socket) => this.#onConnection(socket))
   }
 
   get requestsInFlight(): number {
@@ -96,24 +107,57 @@ export class EdgeServer {
       this.#server.once('error', reject)
       this.#server.listen({ host, port, backlog: 4096 }, () => {
         this.#server.off('error', reject)
+        // A connection that could not be accepted (no file descriptor left) is no reason to end.
+        this.#server.on('error', error => this.#deps.log.error({ err: error }, 'could not accept a connection'))
         resolve()
       })
     })
   }
 
-  /** Tells balancers by /readyz that this proxy is about to go; requests are still answered. */
+  /** Tells balancers by /readyz that this proxy is about to go; requests are still answered, the last one of each connection. */
   drain(): void {
     this.#draining = true
+    for (const response of this.#answering.keys()) if (!response.headersSent) response.shouldKeepAlive = false
   }
 
-  /** Takes no new connections, ends kept ones between two answers, waits up to `drainMs` for what is in flight. */
-  async close(drainMs: number): Promise<void> {
+  /**
+   * Drains, waits a moment for requests that are on their way on kept connections, then takes no new connections and waits up to
+   * `drainMs` for what is in flight (I39). Safe to call twice.
+   */
+  close(drainMs: number): Promise<void> {
+    this.#closing ??= this.#close(drainMs)
+    return this.#closing
+  }
+
+  async #close(drainMs: number): Promise<void> {
     this.drain()
-    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
-    this.#server.closeIdleConnections()
     const late = setTimeout(() => this.#server.closeAllConnections(), drainMs)
-    await closed
+    await this.#deserted(Math.min(lingerMs, drainMs))
+    // Ends idle connections too; #end does so with those that become idle from now on.
+    await new Promise<void>(resolve => this.#server.close(() => resolve()))
     clearTimeout(late)
+  }
+
+  /** Resolves when no connection is left, after `withinMs` at the latest. */
+  #deserted(withinMs: number): Promise<void> {
+    return new Promise(resolve => {
+      const timer = setTimeout(resolve, withinMs)
+      this.#onDeserted = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+      if (this.#connections.size === 0) this.#onDeserted()
+    })
+  }
+
+  #onConnection(socket: Socket): void {
+    this.#connections.add(socket)
+    // Each request on it listens for its end, and there may be many, pipelined.
+    socket.setMaxListeners(0)
+    socket.once('close', () => {
+      this.#connections.delete(socket)
+      if (this.#connections.size === 0) this.#onDeserted?.()
+    })
   }
 
   #onRequest(request: IncomingMessage, response: ServerResponse, expectContinue: boolean): void {
@@ -132,13 +176,17 @@ export class EdgeServer {
     const route = routeOf(request)
     const { socket } = request
     const sentBefore = socket.bytesWritten
-    this.#answering.add(response)
-    response.once('close', () => {
-      this.#answering.delete(response)
+    this.#answering.set(response, socket)
+    const end = (): void => {
+      response.off('close', end)
+      socket.off('close', end)
       left.abort()
       this.#deps.metrics.sentBytes += socket.bytesWritten - sentBefore
-      this.#account(exchange, route, startedAt)
-    })
+      this.#end(exchange, route, startedAt)
+    }
+    response.once('close', end)
+    // A pipelined answer that never had its turn hears nothing of the end of its connection.
+    socket.once('close', end)
     this.#dispatch(exchange, expectContinue).catch((thrown: unknown) => this.#fail(exchange, thrown))
   }
 
@@ -146,19 +194,23 @@ export class EdgeServer {
     try {
       return this.#deps.artifacts.answerFromMemory(request, response)
     } catch (error) {
-      if (isHoldfastError(error)) return 0 // the slow path meets the same error and tells the client
-      throw error
+      // Either way the slow path answers: it meets the same error, or the client is cut off.
+      if (!isHoldfastError(error)) this.#deps.log.error({ err: error, url: request.url?.slice(0, 300) }, 'request failed')
+      return 0
     }
   }
 
   async #dispatch(exchange: Exchange, expectContinue: boolean): Promise<void> {
     const { request, response, requestId } = exchange
-    if (this.#answering.size > this.#options.requestsMax) {
-      throw new HoldfastError('OVERLOADED', 'too many requests at once', { retryAfterSeconds: 1 })
-    }
     const target = originForm(request.url ?? '')
     const path = target.split('?', 1)[0] ?? ''
-    switch (prefixOf(path)) {
+    const prefix = prefixOf(path)
+    // Whoever watches over this process is answered also then: a busy proxy is not a dead one.
+    const limited = prefix === '/repository/' || prefix === '/api/v1/'
+    if (limited && this.#answering.size > this.#options.requestsMax) {
+      throw new HoldfastError('OVERLOADED', 'too many requests at once', { retryAfterSeconds: 1 })
+    }
+    switch (prefix) {
       case '/repository/':
         return this.#deps.artifacts.handle(exchange, expectContinue)
       case '/api/v1/':
@@ -210,6 +262,14 @@ export class EdgeServer {
       else this.#deps.log.warn(facts, 'request refused')
     }
     sendError(exchange, error)
+    // It is answered; that the rest of its body is still listened to is a courtesy that takes no place from others.
+    this.#answering.delete(exchange.response)
+  }
+
+  #end(exchange: Exchange, route: Route, startedAt: number): void {
+    this.#answering.delete(exchange.response)
+    this.#account(exchange, route, startedAt)
+    if (this.#closing !== undefined) setImmediate(() => this.#server.closeIdleConnections())
   }
 
   #account({ request, response, requestId }: Exchange, route: Route, startedAt: number): void {
@@ -229,6 +289,9 @@ export class EdgeServer {
     this.#deps.log.debug(facts, 'request')
   }
 }
+
+/** How long a proxy that ends listens for requests that its clients sent before they could know, in ms. */
+const lingerMs = 1_000
 
 const welcome = `Holdfast. Artifacts: /repository/<repository>/<path>  API: /api/v1/openapi.json  Health: /healthz /readyz  Metrics: /metrics
 `

@@ -29,7 +29,7 @@ t.test('repositories: created, shown, changed, deleted, and every proxy hears of
   t.match((await call('GET', '/repositories/new')).json(), { code: 'REPOSITORY_NOT_FOUND' })
   t.same(announced, [repositoriesKey, repositoriesKey, repositoriesKey])
   t.match(audit, [
-    { user: 'admin', action: 'repository.create', subject: 'new', outcome: 'done', address: '127.0.0.1' },
+    { user: 'admin', action: 'repository.create', subject: 'new', outcome: 'done', address: '192.0.2.1' },
     { action: 'repository.create', outcome: 'CONFLICT' },
     { action: 'repository.change', subject: '/api/v1/repositories/new', outcome: 'done' },
     { action: 'repository.delete', outcome: 'done' },
@@ -160,6 +160,7 @@ t.test('I41: a route that does not say who may use it cannot be registered', asy
   const app = fastify()
   t.teardown(() => app.close())
   installAccessControl(app, {
+    addressOf: () => '',
     authenticator: { authenticate: async () => anonymous },
     repositories: { all: async () => new Map() },
   })

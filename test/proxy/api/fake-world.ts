@@ -93,6 +93,7 @@ export async function setUp(t: Test): Promise<World> {
   })
   const api = await buildApi({
     authenticator,
+    addressOf: () => '192.0.2.1',
     passwords: { hash: async password => password },
     metadata,
     repositories: { all: async () => repositories },
