@@ -1,4 +1,5 @@
 /** The heads of artifact answers, prepared once per cached path as raw header lists: the hot path only joins lists. */
+import assert from 'node:assert/strict'
 import type { Artifact, Repository } from '../metadata/types.ts'
 import { contentTypeOf, isActiveContent } from './content-types.ts'
 
@@ -10,6 +11,8 @@ export interface AnswerHead {
   readonly common: readonly string[]
   /** The complete head of a 200: `common`, type and length. */
   readonly whole: readonly string[]
+  /** The same as text, for the memory lane; X-Request-Id, Date and Connection follow. */
+  readonly lane: { readonly whole: string; readonly notModified: string }
 }
 
 export function prepareHead(repository: Repository, artifact: Artifact): AnswerHead {
@@ -40,7 +43,19 @@ export function prepareHead(repository: Repository, artifact: Artifact): AnswerH
     common.push('Content-Disposition', 'attachment', 'Content-Security-Policy', 'sandbox')
   }
   const whole = [...common, 'Content-Type', contentType, 'Content-Length', String(blob.bytes)]
-  return { etag, lastModifiedMs, contentType, common, whole }
+  const lane = {
+    whole: 'HTTP/1.1 200 OK\r\n' + lines(whole),
+    notModified: 'HTTP/1.1 304 Not Modified\r\n' + lines(common),
+  }
+  return { etag, lastModifiedMs, contentType, common, whole, lane }
+}
+
+/** Values come from us, from a digest, or from a content type that was checked at its upload: none has a line break. */
+function lines(headers: readonly string[]): string {
+  let text = ''
+  for (let index = 0; index + 1 < headers.length; index += 2) text += `${headers[index]}: ${headers[index + 1]}\r\n`
+  assert(!/[^\r]\n|\r[^\n]/.test(text), 'a header with a line break')
+  return text
 }
 
 /** Under 'once' a path never changes; otherwise every use must be revalidated (a 304 costs little). */

@@ -1,6 +1,7 @@
 /** `/repository/<repository>/<path>`: what each method means, in the order access, policy, work. */
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
 import { decide, type Action } from '../access/decide.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Principal } from '../access/principal.ts'
@@ -19,12 +20,13 @@ import { sendJson, sendText, type Exchange } from './answers.ts'
 import { artifactTarget, parseArtifactTarget, type ArtifactTarget } from './artifact-path.ts'
 import type { ClientAddresses } from './client-address.ts'
 import { compareChecksums, parseDeclaredChecksums, type DeclaredChecksums } from './checksums.ts'
-import { parseEntityTags } from './conditions.ts'
+import { evaluateConditions, parseEntityTags } from './conditions.ts'
 import { declaredContentType } from './content-types.ts'
 import { listingHtml, listingJson } from './listing.ts'
+import type { LaneAnswer, LaneRequest } from './fast-lane.ts'
 import type { Metrics } from './metrics.ts'
-import { requestIdOf } from './request-id.ts'
-import { serveArtifact } from './serve-artifact.ts'
+import { newRequestId } from './request-id.ts'
+import { serveArtifact, wholeBody, wholeBytesMax } from './serve-artifact.ts'
 
 const allowedMethods = ['GET', 'HEAD', 'PUT', 'DELETE'] as const
 const folderPageSize = 1_000
@@ -47,47 +49,68 @@ export interface ArtifactRoutesDeps {
 export class ArtifactRoutes {
   readonly #deps: ArtifactRoutesDeps
   #uploads = 0
+  readonly #refusedInLane = new WeakMap<
+    Socket,
+    { readonly authorization: string | undefined; readonly error: unknown }
+  >()
 
   constructor(deps: ArtifactRoutesDeps) {
     this.#deps = deps
   }
 
   /**
-   * Answers a GET from memory if nothing has to be asked: access, path and bytes are all cached, and of the conditions
-   * only a matching If-None-Match is there. No promise, no closure: this is the hot path. Returns the status, or 0 if it did not answer.
+   * The answer to a plain GET if nothing has to be asked: access, path and bytes are all in memory. No promise, no closure: this is
+   * the hot path. Throws PATH_INVALID as the other paths do.
    */
-  answerFromMemory(request: IncomingMessage, response: Exchange['response']): number {
-    const { headers } = request
-    if (
-      headers.range !== undefined ||
-      headers['if-match'] !== undefined ||
-      headers['if-modified-since'] !== undefined ||
-      headers['if-unmodified-since'] !== undefined
-    ) {
-      return 0
-    }
-    const target = parseArtifactTarget(request.url ?? '')
-    const repository = this.#deps.repositories.peek(target.repository)
-    if (repository === undefined || repository === 'ask') return 0
-    const principal = this.#deps.authenticator.authenticateCached(headers.authorization, request.socket)
-    if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return 0
-    const entry = this.#deps.resolver.peek(`${target.repository}/${target.path}`)
-    if (entry?.artifact == null) return 0
+  fromMemory({ target, authorization, ifNoneMatch }: LaneRequest, connection: object): LaneAnswer | undefined {
+    const { repository: name, path } = parseArtifactTarget(target)
+    const repository = this.#deps.repositories.peek(name)
+    if (repository === undefined || repository === 'ask') return undefined
+    const principal = this.#deps.authenticator.authenticateCached(authorization, connection)
+    if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
+    const entry = this.#deps.resolver.peek(`${name}/${path}`)
+    if (entry?.artifact == null) return undefined
     const head = headOf(entry, repository, entry.artifact)
-    const requestId = requestIdOf(headers['x-request-id'])
-    const ifNoneMatch = headers['if-none-match']
-    if (ifNoneMatch !== undefined) {
-      if (ifNoneMatch !== head.etag) return 0
-      response.writeHead(304, head.common.concat('X-Request-Id', requestId))
-      response.end()
-      return 304
-    }
+    if (ifNoneMatch === head.etag) return this.#laneAnswer(head, undefined)
+    if (ifNoneMatch !== undefined) return undefined
     const body = this.#deps.bodies.get(entry.artifact.blob.digest)
-    if (body === undefined) return 0
-    response.writeHead(200, head.whole.concat('X-Request-Id', requestId))
-    response.end(body)
+    return body === undefined ? undefined : this.#laneAnswer(head, body)
+  }
+
+  /** The same with asking whoever has to be asked; undefined for all but the plain success of a small artifact. Rejects like `handle`. */
+  async fromReplicas(request: LaneRequest, socket: Socket): Promise<LaneAnswer | undefined> {
+    const { repository: name, path } = parseArtifactTarget(request.target)
+    if (path === '' || path.endsWith('/')) return undefined
+    const principal = await this.#authenticateInLane(request, socket)
+    const repository = (await this.#deps.repositories.all()).get(name)
+    if (repository === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
+    const { entry, source } = await this.#deps.resolver.resolve(repository, path)
+    if (entry.artifact === null || source !== 'current' || entry.artifact.blob.bytes > wholeBytesMax) return undefined
+    const head = headOf(entry, repository, entry.artifact)
+    const verdict = evaluateConditions('GET', { 'if-none-match': request.ifNoneMatch }, head)
+    if (verdict === 'failed') return undefined
+    return this.#laneAnswer(
+      head,
+      verdict === 'not-modified' ? undefined : await wholeBody(this.#deps, entry.artifact.blob),
+    )
+  }
+
+  #laneAnswer({ lane }: AnswerHead, body: Buffer | undefined): LaneAnswer {
+    const id = `X-Request-Id: ${newRequestId()}\r\n`
+    if (body === undefined) return { status: 304, head: lane.notModified + id, body }
     this.#deps.metrics.sentBytes += body.length
-    return 200
+    return { status: 200, head: lane.whole + id, body }
+  }
+
+  /** A login refused here is told to the client by `handle`, which must not count it a second time. */
+  async #authenticateInLane({ authorization, forwardedFor }: LaneRequest, socket: Socket): Promise<Principal> {
+    const address = this.#deps.addressOf({ socket, headers: { 'x-forwarded-for': forwardedFor } })
+    try {
+      return await this.#deps.authenticator.authenticate(authorization, address)
+    } catch (error) {
+      this.#refusedInLane.set(socket, { authorization, error })
+      throw error
+    }
   }
 
   /** Rejects with what the client shall be told. */
@@ -120,6 +143,9 @@ export class ArtifactRoutes {
   async #access(exchange: Exchange, target: ArtifactTarget, action: Action): Promise<Access> {
     const { authenticator, repositories, metadata, addressOf } = this.#deps
     const address = addressOf(exchange.request)
+    const refused = this.#refusedInLane.get(exchange.request.socket)
+    this.#refusedInLane.delete(exchange.request.socket)
+    if (refused !== undefined && refused.authorization === exchange.request.headers.authorization) throw refused.error
     const principal = await authenticator.authenticate(exchange.request.headers.authorization, address)
     const repository = (await repositories.all()).get(target.repository)
     const verdict = decide(principal, action, repository)

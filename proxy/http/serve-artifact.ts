@@ -107,13 +107,18 @@ async function sendBytes(
     await reader.stream(blob, range, sink, { onStart, signal })
     return
   }
-  let body = bodies.get(blob.digest)
-  if (body === undefined) {
-    body = await reader.readWhole(blob, signal)
-    bodies.put(blob.digest, body)
-  }
+  const body = await wholeBody({ reader, bodies }, blob, signal)
   onStart()
   sink.end(range === undefined ? body : body.subarray(range.first, range.last + 1))
+}
+
+/** A body of at most `wholeBytesMax` bytes, verified; from memory, or from a replica and then kept. */
+export async function wholeBody({ reader, bodies }: ServeDeps, blob: Blob, signal?: AbortSignal): Promise<Buffer> {
+  const kept = bodies.get(blob.digest)
+  if (kept !== undefined) return kept
+  const body = await reader.readWhole(blob, signal)
+  bodies.put(blob.digest, body)
+  return body
 }
 
 /** The same sink, but `end` only writes: more parts follow. */

@@ -10,6 +10,7 @@ import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
 import { originForm } from './artifact-path.ts'
 import type { ArtifactRoutes } from './artifact-routes.ts'
 import { errorBody, httpStatus } from './http-errors.ts'
+import { FastLane, type LaneAnswer, type LaneRequest } from './fast-lane.ts'
 import { outcomeOf, type Metrics, type Route } from './metrics.ts'
 import { requestIdOf } from './request-id.ts'
 
@@ -51,13 +52,18 @@ export interface EdgeServerDeps {
   readonly log: Logger
 }
 
+const keepAliveMs = 75_000
+
 export class EdgeServer {
   readonly #deps: EdgeServerDeps
   readonly #options: EdgeServerOptions
   readonly #server: Server
+  readonly #lane: FastLane
   /** Answers that are not complete, and their connections. */
   readonly #answering = new Map<ServerResponse, Socket>()
   readonly #connections = new Set<Socket>()
+  /** Requests of the fast lane that wait for an answer. */
+  #asking = 0
   #draining = false
   #closing: Promise<void> | undefined
   /** Called when the last connection has gone. */
@@ -69,11 +75,17 @@ export class EdgeServer {
     this.#server = createServer({
       maxHeaderSize: options.requestHeadBytesMax,
       // Longer than any client keeps an idle connection: the client closes first, so nothing is sent into a closing one.
-      keepAliveTimeout: 75_000,
+      keepAliveTimeout: keepAliveMs,
       headersTimeout: 20_000,
       requestTimeout: 0, // long uploads live; idle ones end by `timeout`
       connectionsCheckingInterval: 5_000,
       noDelay: true,
+    })
+    this.#lane = new FastLane(this.#server, {
+      answer: (request, socket) => this.#fromMemory(request, socket),
+      answerLater: (request, socket) => this.#fromReplicas(request, socket),
+      open: () => !this.#draining,
+      idleMs: keepAliveMs,
     })
     this.#server.maxConnections = options.connectionsMax
     this.#server.timeout = options.idleMs
@@ -93,7 +105,7 @@ export class EdgeServer {
   }
 
   get requestsInFlight(): number {
-    return this.#answering.size
+    return this.#answering.size + this.#asking
   }
 
   get port(): number {
@@ -117,6 +129,7 @@ export class EdgeServer {
   /** Tells balancers by /readyz that this proxy is about to go; requests are still answered, the last one of each connection. */
   drain(): void {
     this.#draining = true
+    this.#lane.close()
     for (const response of this.#answering.keys()) if (!response.headersSent) response.shouldKeepAlive = false
   }
 
@@ -163,14 +176,6 @@ export class EdgeServer {
   #onRequest(request: IncomingMessage, response: ServerResponse, expectContinue: boolean): void {
     const startedAt = performance.now()
     if (this.#draining) response.shouldKeepAlive = false
-    const isArtifact = request.url?.startsWith('/repository/') === true
-    if (isArtifact && request.method === 'GET' && !this.#draining) {
-      const status = this.#fromMemory(request, response)
-      if (status !== 0) {
-        this.#deps.metrics.observe('get', outcomeOf(status), (performance.now() - startedAt) / 1000)
-        return
-      }
-    }
     const left = new AbortController()
     const exchange = { request, response, requestId: requestIdOf(request.headers['x-request-id']), signal: left.signal }
     const route = routeOf(request)
@@ -190,14 +195,35 @@ export class EdgeServer {
     this.#dispatch(exchange, expectContinue).catch((thrown: unknown) => this.#fail(exchange, thrown))
   }
 
-  #fromMemory(request: IncomingMessage, response: ServerResponse): number {
+  #fromMemory(request: LaneRequest, socket: Socket): LaneAnswer | undefined {
+    const startedAt = performance.now()
     try {
-      return this.#deps.artifacts.answerFromMemory(request, response)
+      const answer = this.#deps.artifacts.fromMemory(request, socket)
+      if (answer !== undefined) this.#observeLane(answer, startedAt)
+      return answer
     } catch (error) {
-      // Either way the slow path answers: it meets the same error, or the client is cut off.
-      if (!isHoldfastError(error)) this.#deps.log.error({ err: error, url: request.url?.slice(0, 300) }, 'request failed')
-      return 0
+      if (isHoldfastError(error)) return undefined // node:http's path meets the same error and tells the client
+      throw error
     }
+  }
+
+  async #fromReplicas(request: LaneRequest, socket: Socket): Promise<LaneAnswer | undefined> {
+    if (this.#asking + this.#answering.size >= this.#options.requestsMax) return undefined
+    const startedAt = performance.now()
+    this.#asking++
+    try {
+      const answer = await this.#deps.artifacts.fromReplicas(request, socket)
+      if (answer !== undefined) this.#observeLane(answer, startedAt)
+      return answer
+    } catch {
+      return undefined // node:http's path meets the same trouble, tells the client and the log
+    } finally {
+      this.#asking--
+    }
+  }
+
+  #observeLane({ status }: LaneAnswer, startedAt: number): void {
+    this.#deps.metrics.observe('get', outcomeOf(status), (performance.now() - startedAt) / 1000)
   }
 
   async #dispatch(exchange: Exchange, expectContinue: boolean): Promise<void> {
