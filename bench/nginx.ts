@@ -52,7 +52,9 @@ async function end(child: ChildProcess): Promise<void> {
 }
 
 function configText(folder: string, root: string, [front, back]: [number, number]): string {
-  return `worker_processes 2; daemon off; pid ${folder}/nginx.pid; error_log ${folder}/error.log;
+  // The folder is private: as root its workers must stay root to read it.
+  const user = process.getuid?.() === 0 ? 'user root;' : ''
+  return `${user} worker_processes 2; daemon off; pid ${folder}/nginx.pid; error_log ${folder}/error.log;
 events { worker_connections 2048; }
 http {
   access_log off; sendfile on; keepalive_requests 100000000;

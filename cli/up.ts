@@ -122,7 +122,12 @@ class LocalCluster {
 
   async #storageNodes(cluster: ClusterFolder): Promise<void> {
     for (const node of cluster.nodes) {
-      const env = { HOLDFAST_SECRET: cluster.secret, HOLDFAST_CLUSTER_ID: cluster.clusterId }
+      const env = {
+        HOLDFAST_SECRET: cluster.secret,
+        HOLDFAST_CLUSTER_ID: cluster.clusterId,
+        // Each sync of a shard holds one of libuv's threads: with its default of four, reads would wait for writes.
+        UV_THREADPOOL_SIZE: process.env['UV_THREADPOOL_SIZE'] ?? '12',
+      }
       this.#nodes.push(await this.#process(node.id, ['storage-node', ...nodeFlags(this.#folder, node)], env))
     }
     await Promise.all(this.#nodes.map(node => node.start()))
