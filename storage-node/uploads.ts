@@ -158,6 +158,8 @@ export class Uploads {
       })
       body.once('error', cause => fail(new HoldfastError('BAD_REQUEST', 'the body broke off', {}, { cause })))
       body.once('close', () => fail(new HoldfastError('BAD_REQUEST', 'the body broke off')))
+      // It broke off while the file was being made: there will be no event any more.
+      if (body.destroyed) fail(new HoldfastError('BAD_REQUEST', 'the body broke off'))
     })
   }
 

@@ -336,6 +336,25 @@ t.test('an upload that breaks off, or is given up, leaves nothing', async t => {
   t.equal((await client.call('DELETE', wirePath.upload(shardA, other))).status, 200, 'again')
 })
 
+t.test('uploads that break off before their file is there leave nothing', async t => {
+  const { client, folder, url } = await startNode(t)
+  const { port } = new URL(url)
+  const head = (id: string) =>
+    `PUT ${wirePath.upload(shardA, id)} HTTP/1.1\r\nhost: x\r\nauthorization: ${wireAuthorization(secret)}\r\n`
+  const sockets = Array.from({ length: 40 }, () => connect(Number(port), '127.0.0.1'))
+  await Promise.all(sockets.map(socket => once(socket, 'connect')))
+  // All in one turn: each is reset while the node opens its file.
+  for (const socket of sockets) {
+    socket.write(`${head(uploadId())}content-length: 1000000\r\n\r\n`, () => socket.resetAndDestroy())
+  }
+  await Promise.all(sockets.map(socket => once(socket, 'close')))
+  // One that comes behind them: by its answer they have all begun.
+  const last = uploadId()
+  await client.upload(shardA, last, Buffer.alloc(100))
+  await client.call('DELETE', wirePath.upload(shardA, last))
+  await until(async () => (await readdir(join(folder, shardA, 'tmp'))).length === 0)
+})
+
 t.test('what an upload in flight has written so far can be read by a late joiner', async t => {
   const { client } = await startNode(t)
   const blob = testBlob(5_000_000)
