@@ -26,6 +26,7 @@ import type { ProxyConfig } from './config.ts'
 import { openCoordinator } from './coordination/open-coordinator.ts'
 import type { Coordinator } from './coordination/types.ts'
 import { prepareFirstStart } from './first-start.ts'
+import { checkArtifactPath } from './http/artifact-path.ts'
 import { ArtifactRoutes } from './http/artifact-routes.ts'
 import { ClientAddresses } from './http/client-address.ts'
 import { Metrics } from './http/metrics.ts'
@@ -159,7 +160,7 @@ async function build(
     metadataAvailable: () => resolver.metadataAvailable,
     artifactBytesMax: config.artifactBytesMax,
   })
-  const changes = new ArtifactChanges({ metadata, publisher })
+  const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath })
 
   // tasks
   const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })

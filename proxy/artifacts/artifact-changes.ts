@@ -8,7 +8,7 @@ import type {
   Repository,
   WriteConditions,
 } from '../metadata/types.ts'
-import { refusal } from './artifact-writer.ts'
+import { refusal, tooLarge } from './artifact-writer.ts'
 import type { Publication, Publisher } from './publisher.ts'
 import { referenceOf, tombstoneOf } from './reference.ts'
 
@@ -26,7 +26,9 @@ export interface ArtifactChangesDeps {
     Metadata,
     'findArtifact' | 'deleteArtifact' | 'deleteFolder' | 'listArtifacts' | 'commitArtifacts' | 'incarnation'
   >
-  readonly publisher: Publisher
+  readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'withdraw'>
+  /** Throws if no client could name this path. */
+  readonly checkPath: (path: string) => void
 }
 
 export class ArtifactChanges {
@@ -145,17 +147,18 @@ export class ArtifactChanges {
   async #announced(keys: readonly string[], commit: () => Promise<Publication[]>): Promise<number> {
     const { publisher } = this.#deps
     await publisher.prepare(keys)
-    try {
-      const publications = await commit()
-      await publisher.publish(publications)
-      return publications.length
-    } catch (error) {
-      void publisher.invalidate(keys).catch(() => {}) // tells nobody anything new
+    const publications = await commit().catch((error: unknown) => {
+      publisher.withdraw(keys, error)
       throw error
-    }
+    })
+    await publisher.publish(publications, keys)
+    return publications.length
   }
 
   #commitOf(source: Artifact, to: Place, path: string, user: string): CommitArtifact {
+    const { artifactBytesMax: bytesMax } = to.repository
+    this.#deps.checkPath(path)
+    if (bytesMax !== null && source.blob.bytes > bytesMax) throw tooLarge(to.repository, source.blob.bytes, bytesMax)
     return {
       repositoryId: to.repository.id,
       repository: to.repository.name,

@@ -49,7 +49,7 @@ export interface PutOutcome {
 export interface ArtifactWriterDeps {
   readonly metadata: Pick<Metadata, 'findBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'>
   readonly writer: BlobWriter
-  readonly publisher: Publisher
+  readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'invalidate' | 'withdraw'>
   readonly onMetadataUnavailable: () => void
   readonly metadataAvailable: () => boolean
   readonly artifactBytesMax: number | undefined
@@ -81,13 +81,7 @@ export class ArtifactWriter {
     }
     const bytesMax = this.#bytesMax(repository)
     if (expectedBytes !== undefined && bytesMax !== undefined && expectedBytes > bytesMax) {
-      throw new HoldfastError(
-        'TOO_LARGE',
-        `${expectedBytes} bytes are more than the ${bytesMax} that repository '${repository.name}' accepts`,
-        {
-          bytesMax,
-        },
-      )
+      throw tooLarge(repository, expectedBytes, bytesMax)
     }
     if (!this.#deps.metadataAvailable()) {
       throw new HoldfastError('METADATA_UNAVAILABLE', 'the database is away: artifacts can be read, not written')
@@ -106,9 +100,6 @@ export class ArtifactWriter {
     try {
       put.verify({ sha256: source.digest, sha1: source.sha1, md5: source.md5 })
       return await this.#commit(put, source)
-    } catch (error) {
-      if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) this.#deps.onMetadataUnavailable()
-      throw error
     } finally {
       await source.discard()
     }
@@ -125,20 +116,19 @@ export class ArtifactWriter {
   ): Promise<PutOutcome | undefined> {
     const blob = await this.#deps.metadata.findBlob(checksum)
     if (blob === undefined || !(await this.#deps.metadata.digestReadable(blob.digest, readable))) return undefined
+    const bytesMax = this.#bytesMax(put.repository)
+    if (bytesMax !== undefined && blob.bytes > bytesMax) throw tooLarge(put.repository, blob.bytes, bytesMax)
     const touched = await this.#deps.writer.touch(blob)
     if (!touched.quorum) return undefined
     const keys = [`${put.repository.name}/${put.path}`]
     await this.#deps.publisher.prepare(keys)
-    try {
-      const copies = { missing: touched.missing, handoffs: [] }
-      const result = await this.#deps.metadata.commitArtifact(this.#commitOf(put, blob, 'existing', copies))
-      if (result.outcome !== 'blob-gone' && result.outcome !== 'blob-exists')
-        return await this.#finish(put.repository, result)
-    } catch (error) {
-      void this.#deps.publisher.invalidate(keys).catch(() => {}) // tells nobody anything new
-      throw error
-    }
-    await this.#deps.publisher.invalidate(keys)
+    const copies = { missing: touched.missing, handoffs: [] }
+    const result = await this.#deps.metadata
+      .commitArtifact(this.#commitOf(put, blob, 'existing', copies))
+      .catch((error: unknown) => this.#failed(keys, error))
+    if (result.outcome !== 'blob-gone' && result.outcome !== 'blob-exists')
+      return this.#finish(put.repository, keys, result)
+    this.#deps.publisher.withdraw(keys, undefined)
     return undefined
   }
 
@@ -186,14 +176,17 @@ export class ArtifactWriter {
     const keys = [`${put.repository.name}/${put.path}`]
     // Announced while the bytes are on their way: it costs no time of its own.
     const announced = this.#deps.publisher.prepare(keys)
-    try {
-      const result = await this.#commitBytes(put, source, announced)
-      return await this.#finish(put.repository, result)
-    } catch (error) {
-      // A commit may have gone through unheard, and the announcement has to end either way.
-      void announced.then(() => this.#deps.publisher.invalidate(keys)).catch(() => {}) // tells nobody anything new
-      throw error
-    }
+    const result = await this.#commitBytes(put, source, announced).catch(async (error: unknown) => {
+      await announced // never rejects; an announcement ends after it began
+      return this.#failed(keys, error)
+    })
+    return this.#finish(put.repository, keys, result)
+  }
+
+  #failed(keys: readonly string[], error: unknown): never {
+    if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) this.#deps.onMetadataUnavailable()
+    this.#deps.publisher.withdraw(keys, error)
+    throw error
   }
 
   async #commitBytes(put: Put, source: Source, announced: Promise<void>): Promise<SettledCommit> {
@@ -252,12 +245,11 @@ export class ArtifactWriter {
     }
   }
 
-  async #finish(repository: Repository, result: SettledCommit): Promise<PutOutcome> {
-    if (result.outcome === 'refused') throw refusal(result.reason)
+  async #finish(repository: Repository, keys: readonly string[], result: SettledCommit): Promise<PutOutcome> {
+    if (result.outcome === 'refused') return this.#failed(keys, refusal(result.reason))
     const { artifact, outcome } = result
-    if (result.outboxSeq === null) {
-      await this.#deps.publisher.invalidate([`${repository.name}/${artifact.path}`])
-    } else {
+    if (result.outboxSeq === null) await this.#deps.publisher.invalidate(keys)
+    else {
       const record = referenceOf(repository.name, artifact, result.incarnation)
       await this.#deps.publisher.publish([{ record, outboxSeq: result.outboxSeq }])
     }
@@ -271,6 +263,11 @@ interface ReadyBlob {
   readonly blob: Blob
   readonly missing: readonly string[]
   readonly handoffs: readonly string[]
+}
+
+export function tooLarge(repository: Repository, bytes: number, bytesMax: number): HoldfastError {
+  const message = `${bytes} bytes are more than the ${bytesMax} that repository '${repository.name}' accepts`
+  return new HoldfastError('TOO_LARGE', message, { bytesMax })
 }
 
 /** The error a refused condition becomes. */

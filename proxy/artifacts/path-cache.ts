@@ -22,6 +22,8 @@ export interface FillTicket {
 
 interface OpenTicket extends FillTicket {
   valid: boolean
+  /** Newest version that other fills brought while this one was under way; Infinity: one of them found nothing, which has no version. */
+  floor: number
 }
 
 export class PathCache {
@@ -43,7 +45,7 @@ export class PathCache {
   }
 
   ticket(key: string): FillTicket {
-    const ticket: OpenTicket = { key, valid: true }
+    const ticket: OpenTicket = { key, valid: true, floor: 0 }
     const open = this.#tickets.get(key)
     if (open === undefined) this.#tickets.set(key, new Set([ticket]))
     else open.add(ticket)
@@ -57,13 +59,33 @@ export class PathCache {
     if (open.size === 0) this.#tickets.delete(ticket.key)
   }
 
-  /** Stores the artifact unless the key was invalidated since the ticket was taken. Uses the ticket up. */
+  /**
+   * Stores the artifact unless the key was invalidated since the ticket was taken, or another fill brought something newer. Uses the
+   * ticket up.
+   */
   store(ticket: FillTicket, artifact: Artifact | null): CachedPath {
     const entry: CachedPath = { artifact }
-    const valid = (ticket as OpenTicket).valid
+    const { valid, floor } = ticket as OpenTicket
     this.release(ticket)
-    if (valid) this.#entries.set(ticket.key, entry)
+    for (const other of this.#tickets.get(ticket.key) ?? []) {
+      other.floor = Math.max(other.floor, artifact?.version ?? Infinity)
+    }
+    if (valid && floor <= (artifact?.version ?? 0)) this.#entries.set(ticket.key, entry)
+    else this.#doubt(ticket.key, artifact)
     return entry
+  }
+
+  /**
+   * Fills at once may see the states before and after a commit that we have not heard of yet, and come back in any order. Whoever saw
+   * the newer one is answered with it, kept or not, so nobody may be answered with the older one from here. Where the order is not
+   * known, because one of them found nothing, PostgreSQL is asked again.
+   */
+  #doubt(key: string, artifact: Artifact | null): void {
+    const present = this.#entries.peek(key)
+    if (present === undefined || present.artifact === artifact) return
+    if (present.artifact === null || artifact === null || present.artifact.version < artifact.version) {
+      this.#entries.delete(key)
+    }
   }
 
   invalidate(keys: readonly string[] | 'all'): void {

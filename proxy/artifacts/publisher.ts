@@ -12,6 +12,8 @@ import type { ReferenceStore } from '../routing/types.ts'
 
 /** Pause in which settled outbox entries are collected, in ms. */
 const settlePauseMs = 100
+/** More than a statement may take: a commit without an answer has happened by then, or never will, in ms. */
+const unknownOutcomeMs = 3_000
 /** Entries beyond this are left to the primary's replay: it settles what it finds done. */
 const settleQueueMax = 10_000
 
@@ -33,6 +35,7 @@ export class Publisher {
   #settled: number[] = []
   #timer: NodeJS.Timeout | undefined
   #settling: Promise<void> = Promise.resolve()
+  readonly #withdrawals = new Set<NodeJS.Timeout>()
   underReplicated = 0
 
   constructor(deps: PublisherDeps) {
@@ -40,18 +43,20 @@ export class Publisher {
   }
 
   /**
-   * Resolves when all proxies see the changes and the shards know them. Rejects with QUORUM_NOT_REACHED if a reference is
-   * not on a majority yet: the changes are committed all the same, and the primary will bring the references home.
+   * Resolves when all proxies see the changes and the shards know them; `announced` keys that did not change after all are taken
+   * back with them. Rejects with QUORUM_NOT_REACHED if a reference is not on a majority yet: the changes are committed all the
+   * same, and the primary will bring the references home.
    */
-  async publish(publications: readonly Publication[]): Promise<void> {
-    const keys = publications.map(({ record }) => `${record.repository}/${record.path}`)
+  async publish(publications: readonly Publication[], announced: readonly string[] = []): Promise<void> {
+    const changed = publications.map(({ record }) => `${record.repository}/${record.path}`)
+    const keys = announced.length === 0 ? changed : [...new Set([...announced, ...changed])]
     this.#deps.invalidateLocal(keys)
     await Promise.all([this.#deps.lease.invalidate(keys), ...publications.map(one => this.#append(one))])
   }
 
   /**
    * Announces changes before their commit, so that no proxy shows the older state after another has shown the newer one. Each
-   * call is followed by `publish` or `invalidate` of the same keys, whatever comes of the commit.
+   * call is followed by one `publish`, `invalidate` or `withdraw` of the same keys, whatever comes of the commit.
    */
   async prepare(keys: readonly string[]): Promise<void> {
     await this.#deps.lease.prepare(keys)
@@ -63,9 +68,26 @@ export class Publisher {
     await this.#deps.lease.invalidate(keys)
   }
 
+  /**
+   * Ends an announcement whose commit was refused or failed; never rejects. Where nobody knows whether the commit happened, or still
+   * will (`error` is METADATA_UNAVAILABLE), the others bypass their caches until it certainly has or has not.
+   */
+  withdraw(keys: readonly string[], error: unknown): void {
+    const tell = (): void => void this.invalidate(keys).catch(() => {}) // tells nobody anything that was acknowledged
+    if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) return tell()
+    this.#deps.invalidateLocal(keys)
+    const timer = setTimeout(() => {
+      this.#withdrawals.delete(timer)
+      tell()
+    }, unknownOutcomeMs)
+    timer.unref()
+    this.#withdrawals.add(timer)
+  }
+
   /** Settles what is still to be settled. */
   async close(): Promise<void> {
     clearTimeout(this.#timer)
+    for (const timer of this.#withdrawals) clearTimeout(timer) // the marks of a worker that is gone end by themselves
     this.#settle()
     await this.#settling
   }

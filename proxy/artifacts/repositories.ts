@@ -18,6 +18,8 @@ export class Repositories {
   /** Grows with each invalidation; a list is current if none came since its reading began. */
   #version = 0
   #readVersion = -1
+  /** Until this time the list is used as it is, although it is not current: PostgreSQL did not answer. */
+  #keptUntil = Number.NEGATIVE_INFINITY
   #reading: Promise<void> | undefined
 
   constructor(deps: {
@@ -56,10 +58,9 @@ export class Repositories {
   }
 
   #fresh(): boolean {
-    return (
-      this.#readVersion === this.#version &&
-      (this.#deps.leaseUsable() || this.#deps.now() - this.#readAt < unleasedAgeMsMax)
-    )
+    const now = this.#deps.now()
+    if (now < this.#keptUntil) return true
+    return this.#readVersion === this.#version && (this.#deps.leaseUsable() || now - this.#readAt < unleasedAgeMsMax)
   }
 
   #readOnce(): Promise<void> {
@@ -70,18 +71,20 @@ export class Repositories {
   }
 
   async #read(): Promise<void> {
-    let readAt = this.#deps.now()
+    const readAt = this.#deps.now()
     const version = this.#version
     try {
       const list = await this.#deps.metadata.listRepositories()
+      if (version < this.#readVersion) return // a later reading was quicker
       this.#byName = new Map(list.map(repository => [repository.name, repository]))
+      this.#readAt = readAt
+      this.#readVersion = version
+      this.#keptUntil = Number.NEGATIVE_INFINITY
     } catch (error) {
       const known = this.#readAt !== Number.NEGATIVE_INFINITY
       if (!known || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
-      // The attempt may have taken its time: the next one is due a while from now.
-      readAt = this.#deps.now()
+      // Not by the lease: an invalidation that could not be followed must not be forgotten.
+      this.#keptUntil = this.#deps.now() + unleasedAgeMsMax
     }
-    this.#readAt = readAt
-    this.#readVersion = version
   }
 }

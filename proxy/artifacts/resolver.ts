@@ -1,6 +1,6 @@
 /**
  * Path -> artifact, from the best source there is now: this worker's cache under its lease, PostgreSQL, and while that is away
- * an entry the cache still has or the references on the shards. "Absent" is only ever said by a source that knows.
+ * the references on the shards or an entry the cache still has. "Absent" is only ever said by a source that knows.
  */
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Artifact, Metadata, Repository } from '../metadata/types.ts'
@@ -62,11 +62,23 @@ export class Resolver {
         this.metadataFailed()
       }
     }
-    const kept = this.#deps.cache.get(key)
-    if (kept !== undefined && kept.artifact !== null) return { entry: kept, source: 'cache' }
-    const record = await this.#deps.references.newest(repository.name, path)
-    const artifact = record === undefined ? undefined : artifactOfReference(record, repository.id)
-    return { entry: { artifact: artifact ?? null }, source: 'shards' }
+    return this.#withoutMetadata(repository, key, path)
+  }
+
+  /**
+   * The shards first: they know every acknowledged write (I3), while an entry kept without a lease may be older than a write of
+   * another proxy that still reaches PostgreSQL. It is better than no answer, if it is one.
+   */
+  async #withoutMetadata(repository: Repository, key: string, path: string): Promise<Resolved> {
+    try {
+      const record = await this.#deps.references.newest(repository.name, path)
+      const artifact = record === undefined ? undefined : artifactOfReference(record, repository.id)
+      return { entry: { artifact: artifact ?? null }, source: 'shards' }
+    } catch (error) {
+      const kept = this.#deps.cache.get(key)
+      if (kept?.artifact == null || !isHoldfastError(error)) throw error
+      return { entry: kept, source: 'cache' }
+    }
   }
 
   /** A read or write found PostgreSQL away: go on without it until a probe is answered. */

@@ -11,8 +11,10 @@ import { ArtifactWriter } from '../../../proxy/artifacts/artifact-writer.ts'
 import { BodyCache } from '../../../proxy/artifacts/body-cache.ts'
 import { PathCache } from '../../../proxy/artifacts/path-cache.ts'
 import { Publisher } from '../../../proxy/artifacts/publisher.ts'
+import { referenceOf } from '../../../proxy/artifacts/reference.ts'
 import { Repositories } from '../../../proxy/artifacts/repositories.ts'
 import { Resolver } from '../../../proxy/artifacts/resolver.ts'
+import { checkArtifactPath } from '../../../proxy/http/artifact-path.ts'
 import { ArtifactRoutes } from '../../../proxy/http/artifact-routes.ts'
 import { ClientAddresses } from '../../../proxy/http/client-address.ts'
 import { Metrics } from '../../../proxy/http/metrics.ts'
@@ -40,7 +42,7 @@ export interface EdgeWorld {
   /** Called when somebody's rights are asked. */
   onBegun: () => void
   leased: boolean
-  /** The shards know of no reference; otherwise nobody can ask them. */
+  /** The shards tell their references; otherwise nobody can ask them. */
   shardsAnswer: boolean
   /** Thrown by every question to the database. */
   metadataFault: HoldfastError | undefined
@@ -139,9 +141,10 @@ export async function startEdge(
     log: silent,
   })
   const references = {
-    newest: async () => {
+    newest: async (repository: string, path: string) => {
       if (!world.shardsAnswer) throw new HoldfastError('REPLICAS_UNREACHABLE', 'no shard answers')
-      return undefined
+      const artifact = artifacts.get(`${repository}/${path}`)
+      return artifact === undefined ? undefined : referenceOf(repository, artifact, 'i')
     },
   }
   const resolver = new Resolver({ metadata, references, cache, leaseUsable: () => world.leased })
@@ -164,7 +167,7 @@ export async function startEdge(
       metadataAvailable: () => resolver.metadataAvailable,
       artifactBytesMax: undefined,
     }),
-    changes: new ArtifactChanges({ metadata, publisher }),
+    changes: new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath }),
     metadata,
     uploadsMax: options.uploadsMax ?? 100,
     metrics,

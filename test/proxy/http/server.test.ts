@@ -515,7 +515,8 @@ t.test('I7: while nobody who knows can be asked, nothing is said to be absent', 
   t.equal(kept.status, 200)
   t.equal(kept.headers.get('holdfast-metadata'), 'cache')
   world.shardsAnswer = true
-  t.equal((await ask(world, '/repository/raw/known.sha1')).headers.get('holdfast-metadata'), 'cache')
+  t.equal((await ask(world, '/repository/raw/known.sha1')).headers.get('holdfast-metadata'), 'shards')
+  t.equal((await ask(world, '/repository/raw/known')).headers.get('holdfast-metadata'), 'shards')
   t.equal((await ask(world, '/repository/raw/none')).status, 404, 'the shards know')
   t.equal((await ask(world, '/repository/raw/some/', { headers: { accept: 'application/json' } })).status, 503)
   const put = await ask(world, '/repository/raw/x', { method: 'PUT', headers: auth, body: 'x' })
