@@ -36,7 +36,7 @@ export class RawConnection {
   }
 
   get ended(): boolean {
-    return this.#ended
+    return this.#ended || this.socket.readableEnded
   }
 
   /** Resolves when the bytes are with the kernel, or the connection is gone. */
@@ -58,7 +58,7 @@ export class RawConnection {
     const end = performance.now() + withinMs
     let length = -1
     let since = performance.now()
-    while (!this.#ended && !this.socket.readableEnded && performance.now() < end) {
+    while (!this.ended && performance.now() < end) {
       if (this.#received.length !== length) {
         length = this.#received.length
         since = performance.now()
@@ -87,6 +87,7 @@ export function parseAnswers(received: Buffer): RawAnswer[] {
     if (end < 0) return answers
     const head = rest.toString('latin1', 0, end)
     const status = Number(/^HTTP\/1\.1 (\d{3})/.exec(head)?.[1] ?? NaN)
+    if (Number.isNaN(status)) return answers // the end of a chunked body
     const length = Number(/^content-length: *(\d+)/im.exec(head)?.[1] ?? 0)
     const bodyStart = end + 4
     answers.push({ status, head, body: rest.toString('latin1', bodyStart, bodyStart + length) })
