@@ -1,17 +1,19 @@
 import { HoldfastError } from '../../shared/errors.ts'
 import type { ReplicaUpload } from './replica-upload.ts'
 import type { NodeUplink } from './write-context.ts'
+import type { WriteTarget } from './write-plan.ts'
 
 /** While a replica joins the client is held: if nothing moves for so long, the write is given up. */
-const progressMsMax = 10_000
-/** A source or a joiner that is silent for so long is left for another one. */
-const silenceMsMax = 3_000
+const progressMsMax = { frozen: 10_000, lively: 25_000 }
+/** A source or a joiner that is silent for so long is left for another one. A lively one (see `isLively`) may be busy. */
+const silenceMsMax = { frozen: 3_000, lively: 8_000 }
 const joinerBehindMax = 1024 * 1024
 const notYetMs = 50
 
 /** Where bytes can be read back: an upload, staged or still running, or a blob. */
 export interface ByteSource {
   readonly uplink: NodeUplink
+  readonly target: WriteTarget
   readonly path: string
 }
 
@@ -21,6 +23,7 @@ export interface CopyOptions {
   /** Asked again for each attempt: sources may die meanwhile. */
   readonly sources: () => readonly ByteSource[]
   readonly now: () => number
+  readonly isLively: (target: WriteTarget) => boolean
   readonly changed: (ms: number) => Promise<void>
   readonly signal: AbortSignal
 }
@@ -32,15 +35,15 @@ export interface CopyOptions {
 export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Promise<boolean> {
   let at = 0
   let progressAt = options.now()
+  let cause: unknown
   for (let attempt = 0; at < options.bytes; attempt += 1) {
     const sources = options.sources()
     const source = sources[attempt % sources.length]
-    const stuck = options.now() - progressAt > progressMsMax
+    const limitMs = sources.some(({ target }) => options.isLively(target)) ? progressMsMax.lively : progressMsMax.frozen
+    const stuck = options.now() - progressAt > limitMs
     if (source === undefined || stuck) {
-      throw new HoldfastError('QUORUM_NOT_REACHED', 'no replica could hand over what it has', {
-        at,
-        bytes: options.bytes,
-      })
+      const data = { at, bytes: options.bytes, sources: sources.length }
+      throw new HoldfastError('QUORUM_NOT_REACHED', 'no replica could hand over what it has', data, { cause })
     }
     const before = at
     try {
@@ -50,7 +53,8 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
         progressAt = options.now()
         if (!(await hasRoom(joiner, options))) return false
       }
-    } catch {
+    } catch (error) {
+      cause = error
       // Whatever is wrong with this source: the next one, or the same again, until nothing moves any more.
       options.signal.throwIfAborted()
     }
@@ -62,10 +66,12 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
 }
 
 /** Waits until the joiner has taken most of what it got; false when it failed or went silent. */
-async function hasRoom(joiner: ReplicaUpload, { now, changed, signal }: CopyOptions): Promise<boolean> {
+async function hasRoom(joiner: ReplicaUpload, options: CopyOptions): Promise<boolean> {
+  const { now, changed, signal } = options
+  const limitMs = silenceOf(joiner.target, options)
   while (!joiner.failed && joiner.behind > joinerBehindMax) {
     signal.throwIfAborted()
-    if (now() - joiner.progressAt > silenceMsMax) {
+    if (now() - joiner.progressAt > limitMs) {
       const { node, shard } = joiner.target
       joiner.fail(new HoldfastError('NODE_UNREACHABLE', 'joiner takes no bytes', { node, shard, reason: 'TIMEOUT' }))
     } else {
@@ -75,14 +81,19 @@ async function hasRoom(joiner: ReplicaUpload, { now, changed, signal }: CopyOpti
   return !joiner.failed
 }
 
-async function* readFrom({ uplink, path }: ByteSource, from: number, options: CopyOptions): AsyncGenerator<Buffer> {
+const silenceOf = (target: WriteTarget, { isLively }: CopyOptions): number =>
+  isLively(target) ? silenceMsMax.lively : silenceMsMax.frozen
+
+async function* readFrom(source: ByteSource, from: number, options: CopyOptions): AsyncGenerator<Buffer> {
+  const { uplink, path, target } = source
+  const limitMs = silenceOf(target, options)
   const answer = await uplink.client.uploads.request({
     method: 'GET',
     path,
     headers: { ...uplink.client.headers(), range: `bytes=${from}-${options.bytes - 1}` },
     signal: options.signal,
-    headersTimeout: silenceMsMax,
-    bodyTimeout: silenceMsMax,
+    headersTimeout: limitMs,
+    bodyTimeout: limitMs,
   })
   if (answer.statusCode !== 206 && !(answer.statusCode === 200 && from === 0)) {
     await answer.body.dump()

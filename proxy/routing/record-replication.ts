@@ -11,6 +11,7 @@
 import type { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import { isNodeFailure } from './append-batcher.ts'
+import { PatientTimer } from './patient-timer.ts'
 import type { Copies, WriteContext } from './write-context.ts'
 import {
   quorumOf,
@@ -62,7 +63,7 @@ class RecordReplication {
   readonly #failedNodes: NodeId[] = []
   readonly #hedged: WriteTarget[] = []
   readonly #errors: HoldfastError[] = []
-  #timer: NodeJS.Timeout | undefined
+  readonly #timer = new PatientTimer()
   #inGrace = false
   #settled = false
 
@@ -80,7 +81,7 @@ class RecordReplication {
   }
 
   start(): void {
-    this.#timer = setTimeout(() => this.#hedge(), hedgeEveryMs)
+    this.#timer.set(hedgeEveryMs, () => this.#hedge())
     for (const target of this.#write.plan.targets) this.#send(target)
   }
 
@@ -121,8 +122,7 @@ class RecordReplication {
     const elapsedMs = this.#context.now() - this.#startedAt
     const busy = this.#pending.some(target => !this.#isSilent(target))
     const graceMs = busy ? graceMsMax : Math.min(graceMsMax, Math.max(graceMsMin, elapsedMs))
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#succeed(), graceMs)
+    this.#timer.set(graceMs, () => this.#succeed())
   }
 
   /** Sends to a spare in place of `lost`, unless `kept` are as many as were wanted. */
@@ -150,7 +150,7 @@ class RecordReplication {
   /** The silent ones may be frozen: a handoff for each, once, beside them. */
   #hedge(): void {
     if (this.#context.now() - this.#startedAt > deadlineMs) return this.#expire()
-    this.#timer = setTimeout(() => this.#hedge(), hedgeEveryMs)
+    this.#timer.set(hedgeEveryMs, () => this.#hedge())
     const silent = this.#pending.filter(target => this.#isSilent(target))
     for (const lost of silent) {
       if (this.#hedged.includes(lost)) continue
@@ -182,7 +182,7 @@ class RecordReplication {
 
   #settle(): void {
     this.#settled = true
-    clearTimeout(this.#timer)
+    this.#timer.clear()
   }
 
   #succeed(): void {

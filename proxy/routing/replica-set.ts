@@ -28,6 +28,8 @@ const silentMsMax = { frozen: { dispensable: 3_000, needed: 4_000 }, lively: { d
 /** A flush of a large body to a slow disk takes its time; a node that is down is noticed by its health much earlier. */
 const answerMsMax = 30_000
 
+const clockStepMsMax = 500
+
 export interface ReplicaSetOptions {
   readonly expectedBytes: number | undefined
   readonly requestId: string
@@ -43,6 +45,8 @@ export class ReplicaSet {
   readonly #errors: HoldfastError[] = []
   #members: ReplicaUpload[] = []
   #wake: (() => void) | undefined
+  #clockMs = 0
+  #readAt: number
   #partition: number
   quorum: Quorum
   owners: readonly ShardId[]
@@ -51,8 +55,20 @@ export class ReplicaSet {
     this.#context = context
     this.#options = options
     this.#partition = partition
+    this.#readAt = context.now()
     this.quorum = quorum
     this.owners = context.placement.owners(partition)
+  }
+
+  /**
+   * Monotonic milliseconds that only run while somebody looks: an absence of this process (or of the client) counts for
+   * half a second, so that replicas are not blamed for it. All patience with replicas is measured by it.
+   */
+  now(): number {
+    const now = this.#context.now()
+    this.#clockMs += Math.min(clockStepMsMax, now - this.#readAt)
+    this.#readAt = now
+    return this.#clockMs
   }
 
   /** Those that have not failed. */
@@ -70,7 +86,7 @@ export class ReplicaSet {
     this.#tried.add(target.shard)
     const options = {
       ...this.#options,
-      now: this.#context.now,
+      now: () => this.now(),
       onChange: () => this.wake(),
       onFail: (error: HoldfastError) => {
         this.#context.counters.droppedReplicas += 1
@@ -155,7 +171,7 @@ export class ReplicaSet {
 
   /** Drops replicas that hold up the others, whose node is down, or that answered something else than was sent. */
   police(expected?: { readonly bytes: number; readonly crc: number; readonly sinceMs: number }): void {
-    const now = this.#context.now()
+    const now = this.now()
     for (const replica of this.live) {
       const reason = this.#verdict(replica, now) ?? (expected && this.#answerVerdict(replica, now, expected))
       if (reason !== undefined) replica.fail(reason)

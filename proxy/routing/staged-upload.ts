@@ -7,6 +7,7 @@ import type { ReplicaSet } from './replica-set.ts'
 import type { ReplicaUpload } from './replica-upload.ts'
 import type { StagedUpload, WrittenBlob } from './types.ts'
 import type { Copies, WriteContext } from './write-context.ts'
+import type { WriteTarget } from './write-plan.ts'
 
 /** A straggler gets as long again as the commit has taken, within these bounds. */
 const graceMsMin = 250
@@ -25,7 +26,6 @@ export class ReplicatedUpload implements StagedUpload {
   readonly #context: WriteContext
   readonly #replicas: ReplicaSet
   readonly #facts: BodyFacts
-  readonly #endedAt: number
   #partition: number
   /** Where the bytes are durable under a generation: a second commit copies from there. */
   #blobs: readonly ByteSource[] = []
@@ -40,7 +40,6 @@ export class ReplicatedUpload implements StagedUpload {
     this.#replicas = replicas
     this.#partition = partition
     this.#facts = facts
-    this.#endedAt = context.now()
   }
 
   async commit(under?: { readonly generation: Generation; readonly partition: number }): Promise<WrittenBlob> {
@@ -87,7 +86,9 @@ export class ReplicatedUpload implements StagedUpload {
     const changed = (ms: number): Promise<void> => this.#replicas.changed(ms)
     // The client's signal does not matter any more: the bytes are here, and the commit decides.
     const { signal } = new AbortController()
-    const options = { bytes: this.bytes, sources, now: this.#context.now, changed, signal }
+    const now = (): number => this.#replicas.now()
+    const isLively = (target: WriteTarget): boolean => this.#context.isLively(target)
+    const options = { bytes: this.bytes, sources, now, isLively, changed, signal }
     let filled = false
     try {
       filled = await copyInto(replica, options)
@@ -105,19 +106,19 @@ export class ReplicatedUpload implements StagedUpload {
 
   async #commitAll(key: BlobKey): Promise<Copies> {
     const run = new CommitRun(this.#context, this.#replicas, this.#facts, key)
-    const startedAt = this.#context.now()
-    const expected = { ...this.#facts, sinceMs: Math.max(this.#endedAt, startedAt) }
+    const startedAt = this.#replicas.now()
+    const expected = { ...this.#facts, sinceMs: startedAt }
     let reachedAt: number | undefined
     let hedged = false
     for (;;) {
       this.#replicas.police(expected)
       run.ask()
-      const now = this.#context.now()
+      const now = this.#replicas.now()
       if (this.#replicas.suffices(run.committed)) {
         reachedAt ??= now
         const graceMs = Math.min(graceMsMax, Math.max(graceMsMin, reachedAt - startedAt))
         if (run.pending.length === 0 || now - reachedAt >= graceMs) break
-        await this.#replicas.changed(graceMs - (now - reachedAt))
+        await this.#replicas.changed(Math.min(tickMs, graceMs - (now - reachedAt)))
         continue
       }
       const limitMs = this.#replicas.anyFrozen(run.pending) ? hedgeAfterMs.frozen : hedgeAfterMs.lively
@@ -155,6 +156,8 @@ export class ReplicatedUpload implements StagedUpload {
   }
 }
 
+const placeOf = ({ uplink, target }: ReplicaUpload): Pick<ByteSource, 'uplink' | 'target'> => ({ uplink, target })
+
 /** Asks each replica that has all bytes to make them the blob `key`. */
 class CommitRun {
   readonly #context: WriteContext
@@ -177,7 +180,7 @@ class CommitRun {
   }
 
   get blobs(): readonly ByteSource[] {
-    return this.committed.map(replica => ({ uplink: replica.uplink, path: this.#path(replica) }))
+    return this.committed.map(replica => ({ ...placeOf(replica), path: this.#path(replica) }))
   }
 
   asked(replica: ReplicaUpload): boolean {

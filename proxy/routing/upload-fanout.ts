@@ -168,7 +168,8 @@ class UploadFanout {
       return await copyInto(replica, {
         bytes: this.#goneBytes,
         sources: () => this.#replicas.live,
-        now: this.#context.now,
+        now: () => this.#replicas.now(),
+        isLively: target => this.#context.isLively(target),
         changed: ms => this.#replicas.changed(ms),
         signal: this.#options.signal,
       })
@@ -185,7 +186,7 @@ class UploadFanout {
     if (expectedBytes !== undefined && facts.bytes !== expectedBytes) throw lengthMismatch(expectedBytes, facts.bytes)
     this.#ended = true
     for (const replica of this.#replicas.live) replica.end()
-    const expected = { bytes: facts.bytes, crc: facts.crc, sinceMs: this.#context.now() }
+    const expected = { bytes: facts.bytes, crc: facts.crc, sinceMs: this.#replicas.now() }
     let hedged = false
     for (;;) {
       this.#options.signal.throwIfAborted()
@@ -207,7 +208,7 @@ class UploadFanout {
   #isLate(sinceMs: number): boolean {
     const silent = this.#replicas.live.filter(({ answer }) => answer === undefined)
     const limitMs = this.#replicas.anyFrozen(silent) ? hedgeAfterMs.frozen : hedgeAfterMs.lively
-    return this.#context.now() - sinceMs > limitMs
+    return this.#replicas.now() - sinceMs > limitMs
   }
 }
 

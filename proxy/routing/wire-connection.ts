@@ -5,8 +5,9 @@
  */
 import { connect as connectTcp, type Socket } from 'node:net'
 import { connect as connectTls } from 'node:tls'
+import { PatientTimer } from './patient-timer.ts'
 
-const connectTimeoutMs = 500
+const connectTimeoutMs = 1_000
 /** Node's own servers close idle connections after 5 s at the earliest; being first avoids most broken requests. */
 const idleTimeoutMs = 3_500
 const answerHeadBytesMax = 16 * 1024
@@ -32,7 +33,7 @@ export class WireConnection {
   readonly #secure: boolean
   readonly #onGone: (connection: WireConnection) => void
   #handlers: ExchangeHandlers | undefined
-  #timer: NodeJS.Timeout | undefined
+  readonly #timer = new PatientTimer()
   #input: Buffer | undefined
   #exchanges = 0
   #connected = false
@@ -49,7 +50,7 @@ export class WireConnection {
     const address = { host: url.hostname.replace(/^\[|\]$/g, ''), port: Number(url.port) }
     this.#socket = secure ? connectTls({ ...address, servername: address.host }) : connectTcp(address)
     this.#socket.setNoDelay(true)
-    this.#timer = setTimeout(() => this.#fail(coded('CONNECT_TIMEOUT')), connectTimeoutMs)
+    this.#timer.set(connectTimeoutMs, () => this.#fail(coded('CONNECT_TIMEOUT')))
     this.#socket.once(secure ? 'secureConnect' : 'connect', () => {
       this.#connected = true
       this.#setTimer(this.#timeoutMs)
@@ -74,7 +75,7 @@ export class WireConnection {
     return !this.#gone && this.#handlers === undefined
   }
 
-  /** Begins an exchange. `timeoutMs` is for the whole of it, 0 for none; a new connection has 500 ms to come about first. */
+  /** Begins an exchange. `timeoutMs` is for the whole of it, 0 for none; a new connection has 1 s to come about first. */
   begin(handlers: ExchangeHandlers, timeoutMs: number): void {
     this.#handlers = handlers
     this.#input = undefined
@@ -114,8 +115,8 @@ export class WireConnection {
   }
 
   #setTimer(timeoutMs: number): void {
-    clearTimeout(this.#timer)
-    this.#timer = timeoutMs === 0 ? undefined : setTimeout(() => this.#fail(coded('TIMEOUT')), timeoutMs)
+    if (timeoutMs === 0) this.#timer.clear()
+    else this.#timer.set(timeoutMs, () => this.#fail(coded('TIMEOUT')))
   }
 
   #onData(chunk: Buffer): void {
