@@ -54,7 +54,8 @@ export function prepareHead(repository: Repository, artifact: Artifact): AnswerH
 function lines(headers: readonly string[]): string {
   let text = ''
   for (let index = 0; index + 1 < headers.length; index += 2) text += `${headers[index]}: ${headers[index + 1]}\r\n`
-  assert(!/[^\r]\n|\r[^\n]/.test(text), 'a header with a line break')
+  // Beyond Latin-1 a character would be cut to its low byte, which may be a line break.
+  assert(!/[^\r]\n|\r[^\n]|[^\t\r\n -~\x80-\xff]/.test(text), 'a header that cannot stand in an answer')
   return text
 }
 

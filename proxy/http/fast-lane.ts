@@ -3,9 +3,10 @@
  * costs about half of what it does through node:http's request and response objects (bench: `GET hot`).
  *
  * It is safe because it never guesses. It understands one shape only: a chunk that is exactly one complete `GET <plain target>
- * HTTP/1.1` whose header names all stand in a short list of names that cannot change the meaning of the answer. Whatever differs by a
- * byte (another method, Range, a body, pipelining, half a head, a bare line feed, an unknown or repeated header) hands the connection,
- * with all its bytes unread, to node:http for good; and so does everything that is not a plain success. So there is no request that the two could understand differently.
+ * HTTP/1.1` in printable ASCII whose header names all stand in a short list of names that cannot change the meaning of the answer.
+ * Whatever differs by a byte (another method, a blank in the target, Range, a body, pipelining, half a head, a bare line feed, an
+ * unknown or repeated header) hands the connection, with all its bytes unread, to node:http for good; and so does everything that is
+ * not a plain success. So there is no request that the two, or a balancer in front, could understand differently.
  */
 import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
@@ -32,18 +33,19 @@ export interface LaneDeps {
   readonly answerLater: (request: LaneRequest, socket: Socket) => Promise<LaneAnswer | undefined>
   /** False while draining: node:http says goodbye properly. */
   readonly open: () => boolean
-  /** An idle connection is closed after this time, in ms. */
+  /** A connection on which nothing moves is closed after this time, in ms; told to clients in whole seconds, as node:http does. */
   readonly idleMs: number
 }
 
 /** Up to here head and body are joined into one write; a copy is cheaper than a second buffer in the system call. */
 const joinedBytesMax = 32 * 1024
-const requestBytesMax = 8 * 1024
+/** No more than the smallest limit that node:http can be given here (requestHeadBytesMax). */
+const requestBytesMax = 4 * 1024
 
 /** Puts the lane before `server`'s own handling of connections. Make it before the server listens. */
 export class FastLane {
   readonly #deps: LaneDeps
-  readonly #connections = new Map<Socket, LaneConnection>()
+  readonly #connections = new Set<LaneConnection>()
   readonly #attach: (socket: Socket) => void
 
   constructor(server: Server, deps: LaneDeps) {
@@ -55,14 +57,22 @@ export class FastLane {
     server.prependListener('connection', socket => this.#onConnection(socket))
   }
 
-  /** Connections in the lane: each is between two answers. */
+  /** Connections in the lane. node:http knows nothing of them, so its ways of closing connections do not reach them. */
   get size(): number {
     return this.#connections.size
   }
 
-  /** Hands all connections to node:http, whose business closing them is. */
+  /**
+   * Ends the connections that are between two requests, the others with the answer that is being prepared for them. To be called when
+   * `open` has been false for a while: what comes on a kept connection until now is answered by node:http.
+   */
   close(): void {
-    for (const connection of this.#connections.values()) connection.handOver()
+    for (const connection of this.#connections) connection.end()
+  }
+
+  /** Cuts all connections. */
+  destroy(): void {
+    for (const connection of this.#connections) connection.destroy()
   }
 
   #onConnection(socket: Socket): void {
@@ -71,18 +81,16 @@ export class FastLane {
       return
     }
     const connection = new LaneConnection(socket, this.#deps, unread => {
-      this.#connections.delete(socket)
+      this.#connections.delete(connection)
       if (unread === undefined) return
-      if (unread.length > 0) socket.unshift(unread)
+      socket.unshift(unread)
       this.#attach(socket)
       socket.resume()
     })
-    this.#connections.set(socket, connection)
+    this.#connections.add(connection)
     connection.start()
   }
 }
-
-const nothing = Buffer.alloc(0)
 
 class LaneConnection {
   readonly #socket: Socket
@@ -95,11 +103,15 @@ class LaneConnection {
   #ifNoneMatch: string | undefined
   #forwardedFor: string | undefined
   #state: 'idle' | 'asking' | 'left' = 'idle'
+  /** The answer that is being prepared is the last one: the client has ended its half, or the lane is closing. */
+  #last = false
+  readonly #keepAlive: string
 
   constructor(socket: Socket, deps: LaneDeps, left: (unread: Buffer | undefined) => void) {
     this.#socket = socket
     this.#deps = deps
     this.#left = left
+    this.#keepAlive = `Connection: keep-alive\r\nKeep-Alive: timeout=${Math.floor(deps.idleMs / 1000)}\r\n\r\n`
   }
 
   start(): void {
@@ -113,9 +125,14 @@ class LaneConnection {
     socket.setTimeout(this.#deps.idleMs)
   }
 
-  /** A connection whose answer is being prepared gets that first. */
-  handOver(): void {
-    if (this.#state === 'idle') this.#leave(nothing)
+  /** Not before what was answered is sent, and what is being prepared answered. */
+  end(): void {
+    if (this.#state === 'asking') this.#last = true
+    else this.#socket.destroySoon()
+  }
+
+  destroy(): void {
+    this.#socket.destroy()
   }
 
   readonly #onData = (chunk: Buffer): void => {
@@ -135,10 +152,14 @@ class LaneConnection {
     const answer = await this.#deps.answerLater(request, this.#socket)
     if (this.#state !== 'asking') return // the client has gone
     this.#state = 'idle'
-    if (answer === undefined) this.#leave(chunk)
-    else if (this.#write(answer)) this.#socket.resume()
+    // After its end nothing can be put back into a stream. node:http too drops what it cannot answer before the end of the client's half.
+    if (answer === undefined && this.#socket.readableEnded) this.#socket.destroySoon()
+    else if (answer === undefined) this.#leave(chunk)
+    else if (this.#last) {
+      this.#write(answer)
+      this.#socket.destroySoon()
+    } else if (this.#write(answer)) this.#socket.resume()
     // else 'drain' resumes it
-    if (answer !== undefined && !this.#deps.open()) this.handOver()
   }
 
   readonly #onDrain = (): void => {
@@ -148,7 +169,7 @@ class LaneConnection {
     this.#socket.destroy()
   }
   readonly #onEnd = (): void => {
-    this.#socket.end()
+    this.end()
   }
   readonly #onClose = (): void => {
     this.#state = 'left'
@@ -177,6 +198,7 @@ class LaneConnection {
     const headers = text.slice(lineEnd)
     if (headers !== this.#headers && !this.#readHeaders(headers)) return undefined
     const target = text.slice(4, lineEnd - 9)
+    if (!plainTarget.test(target)) return undefined
     return {
       target,
       authorization: this.#authorization,
@@ -187,8 +209,8 @@ class LaneConnection {
 
   /** From the end of the request line to the end of the head. False: not for us. */
   #readHeaders(headers: string): boolean {
-    // One head and nothing behind it; no line feed or carriage return but in pairs, no other control character.
-    if (headers.indexOf('\r\n\r\n') !== headers.length - 4 || strayControl.test(headers)) return false
+    // One head and nothing behind it.
+    if (headers.indexOf('\r\n\r\n') !== headers.length - 4 || stray.test(headers)) return false
     let host = false
     let authorization: string | undefined
     let ifNoneMatch: string | undefined
@@ -214,7 +236,7 @@ class LaneConnection {
   /** False: the client does not keep up. */
   #write({ head, body }: LaneAnswer): boolean {
     const socket = this.#socket
-    const whole = `${head}Date: ${httpDateNow()}\r\nConnection: keep-alive\r\n\r\n`
+    const whole = `${head}Date: ${httpDateNow()}\r\n${this.#last ? 'Connection: close\r\n\r\n' : this.#keepAlive}`
     if (body === undefined) return socket.write(whole, 'latin1')
     if (body.length <= joinedBytesMax) {
       const joined = Buffer.allocUnsafe(whole.length + body.length)
@@ -253,7 +275,13 @@ const harmless: ReadonlySet<string> = new Set([
   'x-forwarded-proto',
   'x-real-ip',
 ])
-const strayControl = /[^\r]\n|\r[^\n]|[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\n[ \t]|\n[^:\r]*[ \t]:/
+/** The characters of RFC 3986 without '#': no blank and no line end, so that a request line is read in one way only. */
+const plainTarget = /^[\w.~!$&'()*+,;=:@/?%-]*$/
+/**
+ * A line feed or carriage return outside their pair, and what is neither printable ASCII nor a tab: beyond ASCII, `trim` would take more
+ * for blanks than HTTP does. A folded line, or a blank before the colon, makes a name that is not in the list.
+ */
+const stray = /[^\r]\n|\r[^\n]|[^\t\r\n -~]/
 
 /** A connection that the client reset is gone: 'close' follows. */
 function ignoreReset(): void {}

@@ -5,7 +5,7 @@
 import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import type { Logger } from 'pino'
-import { HoldfastError, isHoldfastError, toHoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, toHoldfastError } from '../../shared/errors.ts'
 import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
 import { originForm } from './artifact-path.ts'
 import type { ArtifactRoutes } from './artifact-routes.ts'
@@ -96,9 +96,11 @@ export class EdgeServer {
       this.#onRequest(request, response, true),
     )
     this.#server.on('clientError', (error: Error & { code?: string }, socket: Socket) => {
-      // Bytes written now would become part of the answer that is under way.
-      const begun = [...this.#answering].some(([response, one]) => one === socket && response.headersSent)
-      if (begun) socket.destroy()
+      // Bytes written now would become part of the answer that is under way, or the answer to a request before the broken one.
+      const owed = [...this.#answering].some(
+        ([response, one]) => one === socket && (response.headersSent || response.req.complete),
+      )
+      if (owed) socket.destroy()
       else refuseBrokenRequest(error, socket)
     })
     this.#server.on('connection', (socket: Socket) => this.#onConnection(socket))
@@ -129,7 +131,6 @@ export class EdgeServer {
   /** Tells balancers by /readyz that this proxy is about to go; requests are still answered, the last one of each connection. */
   drain(): void {
     this.#draining = true
-    this.#lane.close()
     for (const response of this.#answering.keys()) if (!response.headersSent) response.shouldKeepAlive = false
   }
 
@@ -144,8 +145,12 @@ export class EdgeServer {
 
   async #close(drainMs: number): Promise<void> {
     this.drain()
-    const late = setTimeout(() => this.#server.closeAllConnections(), drainMs)
+    const late = setTimeout(() => {
+      this.#lane.destroy()
+      this.#server.closeAllConnections()
+    }, drainMs)
     await this.#deserted(Math.min(lingerMs, drainMs))
+    this.#lane.close()
     // Ends idle connections too; #end does so with those that become idle from now on.
     await new Promise<void>(resolve => this.#server.close(() => resolve()))
     clearTimeout(late)
@@ -201,9 +206,8 @@ export class EdgeServer {
       const answer = this.#deps.artifacts.fromMemory(request, socket)
       if (answer !== undefined) this.#observeLane(answer, startedAt)
       return answer
-    } catch (error) {
-      if (isHoldfastError(error)) return undefined // node:http's path meets the same error and tells the client
-      throw error
+    } catch {
+      return undefined // node:http's path meets the same trouble, tells the client and the log
     }
   }
 
