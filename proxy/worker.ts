@@ -166,7 +166,7 @@ async function build(
   const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })
   await keeper.start()
   closers.push(() => keeper.close())
-  const repair = new RepairCopies({ metadata, references, repositories, clients, view, health, log })
+  const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const primary = new Primary({
     coordinator,

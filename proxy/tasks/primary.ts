@@ -37,7 +37,7 @@ export class Primary {
     this.#deps = deps
   }
 
-  /** The fencing token while this proxy is primary. */
+  /** The fencing token while this proxy is primary; also during the steps in hand after the lease was lost. */
   get token(): number | undefined {
     return this.#token
   }
@@ -68,15 +68,16 @@ export class Primary {
     this.#token = leadership.token
     log.info({ token: leadership.token }, 'this proxy is primary')
     const signal = AbortSignal.any([leadership.signal, this.#closing.signal])
-    await Promise.all(tasks.map(task => this.#run(task, { token: leadership.token, signal })))
+    await Promise.all(tasks.map(task => this.#run(task, { token: leadership.token, signal }, leadership)))
     this.#token = undefined
     log.info({ token: leadership.token }, 'this proxy is no longer primary')
     await leadership.release().catch((error: unknown) => log.debug({ err: error }, 'lease left to expire'))
   }
 
-  async #run(task: PrimaryTask, term: Term): Promise<void> {
+  async #run(task: PrimaryTask, term: Term, leadership: Leadership): Promise<void> {
     let failures = 0
-    while (!term.signal.aborted) {
+    // Asking the leadership itself makes it look at the clock: a process that was paused must not begin a step under a lease that ran out.
+    while (!leadership.signal.aborted && !term.signal.aborted) {
       let found: 'more' | 'idle' = 'idle'
       try {
         found = await task.step(term)

@@ -8,15 +8,17 @@ import type { ShardId } from '../../shared/ids.ts'
 import { wirePath, type DropRequest, type UnconfirmedAnswer } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
-import type { NodeClients } from '../routing/node-client.ts'
+import type { NodeClient } from '../routing/node-client.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
 
 const pageSize = 500
+/** What will be no different with the next shard. */
+const endsTheRound = ['METADATA_UNAVAILABLE', 'LEASE_LOST', 'STALE_TOKEN'] as const
 
 export interface ReclaimDeps {
   readonly metadata: Pick<Metadata, 'reclaimUnconfirmed'>
-  readonly clients: NodeClients
-  readonly view: ClusterView
+  readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+  readonly view: Pick<ClusterView, 'current'>
   readonly log: Logger
   /** Age after which a blob without a reference counts as abandoned, in ms. */
   readonly abandonedMs: number
@@ -39,8 +41,9 @@ export class ReclaimUploads implements PrimaryTask {
       try {
         await this.#reclaimShard(id, term)
       } catch (error) {
-        // A node that is away is asked again in the next round.
-        if (!isHoldfastError(error, 'NODE_UNREACHABLE', 'SHARD_FAILED', 'SHARD_READ_ONLY', 'SHUTTING_DOWN')) throw error
+        // A shard that cannot be asked, or not changed, is asked again in the next round, and must not keep the others waiting.
+        if (!isHoldfastError(error) || isHoldfastError(error, ...endsTheRound)) throw error
+        this.#deps.log.debug({ err: error, shard: id }, 'abandoned uploads of a shard not reclaimed')
       }
     }
     return 'idle'

@@ -8,11 +8,10 @@ import type { ShardId } from '../../shared/ids.ts'
 import { partitionOf } from '../../shared/partition.ts'
 import { wirePath, type DropRequest, type TransferAnswer, type TransferRequest } from '../../shared/wire.ts'
 import { referenceOf, tombstoneOf } from '../artifacts/reference.ts'
-import type { Repositories } from '../artifacts/repositories.ts'
 import type { Metadata, RepairEntry } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
-import type { NodeClients } from '../routing/node-client.ts'
+import type { NodeClient } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
 
@@ -24,12 +23,14 @@ const transferTimeoutMs = 120_000
 const concurrency = 4
 
 export interface RepairDeps {
-  readonly metadata: Pick<Metadata, 'dueRepairs' | 'finishRepair' | 'postponeRepair' | 'findArtifact' | 'incarnation'>
+  readonly metadata: Pick<
+    Metadata,
+    'dueRepairs' | 'finishRepair' | 'postponeRepair' | 'listRepositories' | 'findArtifact' | 'incarnation'
+  >
   readonly references: Pick<ReferenceStore, 'append'>
-  readonly repositories: Pick<Repositories, 'all'>
-  readonly clients: NodeClients
-  readonly view: ClusterView
-  readonly health: HealthTable
+  readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+  readonly view: Pick<ClusterView, 'current'>
+  readonly health: Pick<HealthTable, 'state' | 'writable'>
   readonly log: Logger
 }
 
@@ -51,30 +52,22 @@ export class RepairCopies implements PrimaryTask {
         await this.#repair(entry, term)
       }
     }
-    await Promise.all(Array.from({ length: concurrency }, worker))
+    const ends = await Promise.allSettled(Array.from({ length: concurrency }, worker))
+    const failed = ends.find(end => end.status === 'rejected')
+    if (failed !== undefined) throw failed.reason
     return due.length === batchSize ? 'more' : 'idle'
   }
 
   async #repair(entry: RepairEntry, term: Term): Promise<void> {
     const { metadata, log } = this.#deps
-    const wanted = this.#wanted(entry)
-    const reachable = wanted.filter(shard => this.#writable(shard))
     try {
-      const done =
-        entry.kind === 'blob'
-          ? await this.#copyBlob(entry, reachable, term)
-          : await this.#appendReference(entry, reachable)
-      const missing = wanted.filter(shard => !done.has(shard))
+      const { missing, tried } = await this.#complete(entry, term)
       if (missing.length === 0) {
         await this.#dropHandoffs(entry, term)
         await metadata.finishRepair(entry.id, term.token)
       } else {
-        await metadata.postponeRepair(
-          entry.id,
-          term.token,
-          reachable.length === 0 ? awayRetryMs : backoffMs(entry),
-          missing,
-        )
+        const retryMs = tried ? backoffMs(entry) : awayRetryMs
+        await metadata.postponeRepair(entry.id, term.token, retryMs, missing)
       }
     } catch (error) {
       if (!isHoldfastError(error)) throw error
@@ -83,12 +76,35 @@ export class RepairCopies implements PrimaryTask {
     }
   }
 
-  /** Shards that should get a copy: those noted as missing that still own the partition. */
-  #wanted(entry: RepairEntry): readonly ShardId[] {
-    return this.#deps.view
-      .current()
-      .owners(entry.partition)
-      .filter(owner => entry.missing.includes(owner))
+  /**
+   * Brings the copies that were noted as missing home, to owners that still are. Where handoffs are to be dropped afterwards, the other
+   * owners are asked too: the handoffs were spare copies, and what was noted may be old (another map, another disk); a shard that holds
+   * its copy says so at no cost. Resolves with the owners that lack theirs, and whether any could be asked.
+   */
+  async #complete(entry: RepairEntry, term: Term): Promise<{ missing: readonly ShardId[]; tried: boolean }> {
+    const owners = this.#deps.view.current().owners(entry.partition)
+    const noted = owners.filter(owner => entry.missing.includes(owner))
+    const lacking = await this.#supply(entry, noted, term)
+    const all = lacking.length === 0 && this.#handoffsOf(entry).length > 0
+    const others = all
+      ? await this.#supply(
+          entry,
+          owners.filter(owner => !noted.includes(owner)),
+          term,
+        )
+      : []
+    const missing = [...lacking, ...others]
+    return { missing, tried: missing.some(shard => this.#writable(shard)) }
+  }
+
+  /** Resolves with those that still lack their copy. */
+  async #supply(entry: RepairEntry, wanted: readonly ShardId[], term: Term): Promise<readonly ShardId[]> {
+    const reachable = wanted.filter(shard => this.#writable(shard))
+    const done =
+      entry.kind === 'blob'
+        ? await this.#copyBlob(entry, reachable, term)
+        : await this.#appendReference(entry, reachable)
+    return wanted.filter(shard => !done.has(shard))
   }
 
   #writable(shard: ShardId): boolean {
@@ -100,15 +116,18 @@ export class RepairCopies implements PrimaryTask {
     const { blob } = entry
     if (blob === undefined) return done
     const view = this.#deps.view.current()
-    const holders = [
-      ...view.owners(entry.partition).filter(owner => !entry.missing.includes(owner)),
-      ...this.#handoffsOf(entry),
-    ]
-    const sources = holders.map(shard => ({ url: view.node(shard).url, shard }))
+    const owners = view.owners(entry.partition)
+    const likely = [...owners.filter(owner => !entry.missing.includes(owner)), ...this.#handoffsOf(entry)]
+    const sources = [...likely, ...owners.filter(owner => !likely.includes(owner))]
+      .filter(shard => this.#deps.health.state(view.node(shard).id) !== 'down')
+      .map(shard => ({ url: view.node(shard).url, shard }))
     const { digest, generation, partition, bytes } = blob
     for (const shard of targets) {
       term.signal.throwIfAborted()
-      const request: TransferRequest = { shard, blobs: [{ digest, generation, partition, bytes, sources }] }
+      const request: TransferRequest = {
+        shard,
+        blobs: [{ digest, generation, partition, bytes, sources: sources.filter(one => one.shard !== shard) }],
+      }
       const answer = await this.#command<TransferAnswer>('POST', wirePath.transfer, shard, request, term)
       const result = answer.results[0]
       if (result === 'copied' || result === 'held') done.add(shard)
@@ -123,9 +142,11 @@ export class RepairCopies implements PrimaryTask {
     const slash = entry.key.indexOf('/')
     const name = entry.key.slice(0, slash)
     const path = entry.key.slice(slash + 1)
-    const repository = (await this.#deps.repositories.all()).get(name)
-    const { incarnation } = this.#deps.metadata
-    const artifact = repository === undefined ? undefined : await this.#deps.metadata.findArtifact(repository.id, path)
+    const { metadata } = this.#deps
+    const { incarnation } = metadata
+    // From PostgreSQL itself: by a list that is a moment old, a living artifact would get a tombstone.
+    const repository = (await metadata.listRepositories()).find(one => one.name === name)
+    const artifact = repository === undefined ? undefined : await metadata.findArtifact(repository.id, path)
     const record =
       artifact === undefined
         ? tombstoneOf(

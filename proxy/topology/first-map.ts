@@ -35,7 +35,11 @@ export interface FoundNode {
 }
 
 /** The newest map of the cluster; made if there is none yet. Waits as long as it takes, until `signal` aborts. */
-export async function firstClusterMap(deps: FirstMapDeps, options: FirstMapOptions, signal: AbortSignal): Promise<ClusterMap> {
+export async function firstClusterMap(
+  deps: FirstMapDeps,
+  options: FirstMapOptions,
+  signal: AbortSignal,
+): Promise<ClusterMap> {
   let told = ''
   for (;;) {
     signal.throwIfAborted()
@@ -60,10 +64,18 @@ export async function firstClusterMap(deps: FirstMapDeps, options: FirstMapOptio
 }
 
 /** The topology that the nodes themselves declare. Pure. */
-export function topologyOf(clusterId: string, replicas: number, found: readonly FoundNode[]): Parameters<typeof buildClusterMap>[0] {
+export function topologyOf(
+  clusterId: string,
+  replicas: number,
+  found: readonly FoundNode[],
+): Parameters<typeof buildClusterMap>[0] {
   for (const { url, status } of found) {
     if (status.clusterId !== '' && status.clusterId !== clusterId) {
-      throw new HoldfastError('TOPOLOGY_INVALID', `the node at ${url} belongs to another cluster (${status.clusterId})`, { url })
+      throw new HoldfastError(
+        'TOPOLOGY_INVALID',
+        `the node at ${url} belongs to another cluster (${status.clusterId})`,
+        { url },
+      )
     }
   }
   return {
@@ -77,7 +89,9 @@ export function topologyOf(clusterId: string, replicas: number, found: readonly 
 
 /** The map of the next epoch with the addresses at which its nodes answered; undefined if none has moved. Pure. */
 export function withNewAddresses(map: ClusterMap, found: readonly FoundNode[]): ClusterMap | undefined {
-  const urls = new Map(found.filter(({ status }) => status.clusterId === map.clusterId).map(({ url, status }) => [status.node, url]))
+  const urls = new Map(
+    found.filter(({ status }) => status.clusterId === map.clusterId).map(({ url, status }) => [status.node, url]),
+  )
   const nodes = map.nodes.map((node): MapNode => ({ ...node, url: urls.get(node.id) ?? node.url }))
   if (nodes.every((node, index) => node.url === map.nodes[index]?.url)) return undefined
   return sealClusterMap({ ...map, epoch: map.epoch + 1, nodes })
@@ -99,7 +113,10 @@ async function publishFirst({ metadata, log }: FirstMapDeps, map: ClusterMap): P
   }
 }
 
-async function publishAsPrimary(deps: FirstMapDeps, make: () => ClusterMap | undefined): Promise<ClusterMap | undefined> {
+async function publishAsPrimary(
+  deps: FirstMapDeps,
+  make: () => ClusterMap | undefined,
+): Promise<ClusterMap | undefined> {
   const leadership = await deps.coordinator.acquire(primaryRole)
   if (leadership === undefined) return undefined
   try {
@@ -117,7 +134,10 @@ async function askNodes({ storageNodes, secret }: FirstMapOptions, signal: Abort
   const answers = await Promise.all(
     storageNodes.map(async (url): Promise<FoundNode | undefined> => {
       try {
-        const answer = await request(url + wirePath.status, { headers, signal: AbortSignal.any([signal, AbortSignal.timeout(askMs)]) })
+        const answer = await request(url + wirePath.status, {
+          headers,
+          signal: AbortSignal.any([signal, AbortSignal.timeout(askMs)]),
+        })
         const body = await answer.body.json()
         return answer.statusCode === 200 ? { url, status: body as NodeStatus } : undefined
       } catch {

@@ -2,13 +2,13 @@
 import { mkdir, open, rename } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
-import { encodeClusterMap, type ClusterMap } from '../../shared/cluster-map.ts'
+import { encodeClusterMap, type ClusterMap, type MapNode } from '../../shared/cluster-map.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import { wirePath } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
-import type { NodeClients } from '../routing/node-client.ts'
+import type { NodeClient } from '../routing/node-client.ts'
 import { primaryRole, type PrimaryTask } from '../tasks/primary.ts'
 
 const pollMs = 5_000
@@ -16,8 +16,8 @@ const pollMs = 5_000
 export interface MapKeeperDeps {
   readonly metadata: Pick<Metadata, 'loadClusterMap'>
   readonly view: ClusterView
-  readonly health: HealthTable
-  readonly clients: NodeClients
+  readonly health: Pick<HealthTable, 'nodes'>
+  readonly clients: { get(node: MapNode): Pick<NodeClient, 'requestJson'> }
   readonly stateFolder: string
   readonly log: Logger
 }
@@ -50,15 +50,21 @@ export class MapKeeper {
     step: async term => {
       const { view, health, clients } = this.#deps
       const { map } = view.current()
-      for (const { node, status } of health.nodes()) {
-        const target = map.nodes.find(one => one.id === node)
-        if (status === undefined || target === undefined || status.epoch >= map.epoch) continue
-        const fence = `${primaryRole}:${term.token}`
-        await clients.get(target).requestJson('PUT', wirePath.clusterMap, Buffer.from(encodeClusterMap(map)), {
-          fence,
-          signal: term.signal,
-        })
-      }
+      const behind = health
+        .nodes()
+        .filter(({ state, status }) => state !== 'down' && status !== undefined && status.epoch < map.epoch)
+      const fence = `${primaryRole}:${term.token}`
+      const body = Buffer.from(encodeClusterMap(map))
+      const ends = await Promise.allSettled(
+        behind.flatMap(({ node }) => {
+          const target = map.nodes.find(one => one.id === node)
+          if (target === undefined) return []
+          return [clients.get(target).requestJson('PUT', wirePath.clusterMap, body, { fence, signal: term.signal })]
+        }),
+      )
+      // One that takes no map must not keep it from the others.
+      const failed = ends.find(end => end.status === 'rejected')
+      if (failed !== undefined) throw failed.reason
       return 'idle'
     },
   }
