@@ -23,7 +23,10 @@ export class BadCopies {
     if (this.#reported.has(key)) return
     this.#reported.set(key, true)
     const { digest, generation, partition } = location
-    this.#deps.log.warn({ digest, generation, partition, shard, reason }, 'bad copy found while reading, queued for repair')
+    this.#deps.log.warn(
+      { digest, generation, partition, shard, reason },
+      'bad copy found while reading, queued for repair',
+    )
     this.#queue(location, shard).catch((error: unknown) => {
       this.#reported.delete(key)
       if (!isHoldfastError(error)) this.#deps.log.error({ err: error }, 'could not queue a repair')

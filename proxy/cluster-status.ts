@@ -17,7 +17,13 @@ export interface StatusParts {
 }
 
 /** Never rejects for a part that is away: that is what it is there to tell. */
-export async function clusterStatus({ metadata, coordinator, view, health, resolver }: StatusParts): Promise<ClusterStatus> {
+export async function clusterStatus({
+  metadata,
+  coordinator,
+  view,
+  health,
+  resolver,
+}: StatusParts): Promise<ClusterStatus> {
   const [pendingRepairs, members, primary] = await Promise.all([
     metadata.countRepairs().catch(() => null),
     coordinator.members().catch(() => []),
@@ -36,10 +42,17 @@ export async function clusterStatus({ metadata, coordinator, view, health, resol
       zone,
       url,
       state: nodeState(known.get(id)),
-      shards: map.shards.filter(shard => shard.node === id).map(({ id: shard, weight }) => ({ id: shard, weight, ...shardState(known.get(id), shard) })),
+      shards: map.shards
+        .filter(shard => shard.node === id)
+        .map(({ id: shard, weight }) => ({ id: shard, weight, ...shardState(known.get(id), shard) })),
     })),
     primary: primary ?? null,
-    members: members.map(({ id, address, version: memberVersion, startedAt }) => ({ id, address, version: memberVersion, startedAt })),
+    members: members.map(({ id, address, version: memberVersion, startedAt }) => ({
+      id,
+      address,
+      version: memberVersion,
+      startedAt,
+    })),
     pendingRepairs,
     postgres: resolver.metadataAvailable && pendingRepairs !== null ? { up: true } : { up: false, reason: 'no answer' },
     coordination: { driver: coordinator.driver, up, ...(reason === undefined ? {} : { reason }) },
@@ -51,7 +64,10 @@ function nodeState(node: NodeHealth | undefined): string {
   return node.draining && node.state === 'up' ? 'draining' : node.state
 }
 
-function shardState(node: NodeHealth | undefined, shard: string): { state: string; reason?: string; bytesTotal?: number; bytesFree?: number } {
+function shardState(
+  node: NodeHealth | undefined,
+  shard: string,
+): { state: string; reason?: string; bytesTotal?: number; bytesFree?: number } {
   const found = node?.status?.shards.find(({ id }) => id === shard)
   if (found === undefined) return { state: 'unknown' }
   const { state, reason, bytesTotal, bytesFree } = found

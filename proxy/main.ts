@@ -72,7 +72,10 @@ function metricsOfAllWorkers(say: (message: Message) => void): () => Promise<str
   return async () => {
     const id = ++lastId
     const answer = new Promise<string>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new HoldfastError('OVERLOADED', 'the other workers did not answer in time')), metricsWaitMs)
+      const timer = setTimeout(
+        () => reject(new HoldfastError('OVERLOADED', 'the other workers did not answer in time')),
+        metricsWaitMs,
+      )
       waiting.set(id, text => {
         clearTimeout(timer)
         resolve(text)
@@ -123,7 +126,9 @@ class Parent {
   #fork(signal?: AbortSignal): Promise<string> {
     const worker = cluster.fork()
     return new Promise((resolve, reject) => {
-      signal?.addEventListener('abort', () => reject(new HoldfastError('SHUTTING_DOWN', 'the proxy is ending')), { once: true })
+      signal?.addEventListener('abort', () => reject(new HoldfastError('SHUTTING_DOWN', 'the proxy is ending')), {
+        once: true,
+      })
       worker.once('exit', () => reject(new HoldfastError('INTERNAL', 'a proxy worker ended before it was ready')))
       worker.on('message', (message: Message) => {
         if (message.holdfast === 'listening') resolve(message.url)

@@ -62,9 +62,14 @@ function cluster({ coordinator, view, health, resolver, primary }: CountedParts)
       type: 'gauge',
       labels: ['shard', 'state'],
       read: () =>
-        health.nodes().flatMap(({ status }) =>
-          (status?.shards ?? []).map(shard => ({ labels: { shard: shard.id, state: shard.state }, value: shard.bytesFree })),
-        ),
+        health
+          .nodes()
+          .flatMap(({ status }) =>
+            (status?.shards ?? []).map(shard => ({
+              labels: { shard: shard.id, state: shard.state },
+              value: shard.bytesFree,
+            })),
+          ),
     },
     counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
   ]
@@ -99,7 +104,11 @@ function reads({ reader: { counters } }: CountedParts): Reading[] {
 function writes({ writes: { counters }, writer, publisher }: CountedParts): Reading[] {
   return [
     counter('under_replicated_writes', 'Writes acknowledged with fewer than R copies', () => writer.underReplicated),
-    counter('under_replicated_references', 'References acknowledged with fewer than R copies', () => publisher.underReplicated),
+    counter(
+      'under_replicated_references',
+      'References acknowledged with fewer than R copies',
+      () => publisher.underReplicated,
+    ),
     counter('deduplicated_writes', 'Writes whose bytes were there already', () => writer.deduplicated),
     counter('handoffs', 'Copies written to a shard that is no owner', () => counters.handoffs),
     counter('late_joins', 'Replicas that joined an upload in mid-body', () => counters.lateJoins),
