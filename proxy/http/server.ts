@@ -62,10 +62,12 @@ export class EdgeServer {
   /** Answers that are not complete, and their connections. */
   readonly #answering = new Map<ServerResponse, Socket>()
   readonly #connections = new Set<Socket>()
-  /** Requests of the fast lane that wait for an answer. */
-  #asking = 0
+  /** Connections of the fast lane that wait for an answer. */
+  readonly #asking = new Set<Socket>()
   #draining = false
   #closing: Promise<void> | undefined
+  /** Connections end with the answer they have. */
+  #ending = false
   /** Called when the last connection has gone. */
   #onDeserted: (() => void) | undefined
 
@@ -107,7 +109,7 @@ export class EdgeServer {
   }
 
   get requestsInFlight(): number {
-    return this.#answering.size + this.#asking
+    return this.#answering.size + this.#asking.size
   }
 
   get port(): number {
@@ -150,9 +152,13 @@ export class EdgeServer {
       this.#server.closeAllConnections()
     }, drainMs)
     await this.#deserted(Math.min(lingerMs, drainMs))
+    this.#ending = true
+    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
     this.#lane.close()
-    // Ends idle connections too; #end does so with those that become idle from now on.
-    await new Promise<void>(resolve => this.#server.close(() => resolve()))
+    // Also those that have sent nothing yet, or half a head: node:http would wait for the rest.
+    const busy = new Set([...this.#answering.values(), ...this.#asking])
+    for (const socket of this.#connections) if (!busy.has(socket)) socket.destroySoon()
+    await closed
     clearTimeout(late)
   }
 
@@ -212,9 +218,9 @@ export class EdgeServer {
   }
 
   async #fromReplicas(request: LaneRequest, socket: Socket): Promise<LaneAnswer | undefined> {
-    if (this.#asking + this.#answering.size >= this.#options.requestsMax) return undefined
+    if (this.#asking.size + this.#answering.size >= this.#options.requestsMax) return undefined
     const startedAt = performance.now()
-    this.#asking++
+    this.#asking.add(socket)
     try {
       const answer = await this.#deps.artifacts.fromReplicas(request, socket)
       if (answer !== undefined) this.#observeLane(answer, startedAt)
@@ -222,7 +228,7 @@ export class EdgeServer {
     } catch {
       return undefined // node:http's path meets the same trouble, tells the client and the log
     } finally {
-      this.#asking--
+      this.#asking.delete(socket)
     }
   }
 
@@ -299,7 +305,12 @@ export class EdgeServer {
   #end(exchange: Exchange, route: Route, startedAt: number): void {
     this.#answering.delete(exchange.response)
     this.#account(exchange, route, startedAt)
-    if (this.#closing !== undefined) setImmediate(() => this.#server.closeIdleConnections())
+    if (!this.#ending) return
+    const { socket } = exchange.request
+    // Not at once: node:http has to hear first that this answer is complete.
+    setImmediate(() => {
+      if (![...this.#answering.values()].includes(socket)) socket.destroySoon()
+    })
   }
 
   #account({ request, response, requestId }: Exchange, route: Route, startedAt: number): void {

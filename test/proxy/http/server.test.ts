@@ -416,6 +416,18 @@ t.test('a connection whose answer was under way when the end began is not waited
   t.ok(performance.now() - startedAt < 5_000, 'the kept connection ends with its answer')
 })
 
+t.test('connections without a request, or with half a one, do not hold the end up', async t => {
+  const world = await startEdge(t)
+  const silent = await RawConnection.open(world.url)
+  const half = await RawConnection.open(world.url)
+  await half.send('GET /healthz HTTP/1.1\r\nHo')
+  const startedAt = performance.now()
+  await world.server.close(20_000)
+  t.ok(performance.now() - startedAt < 5_000)
+  silent.close()
+  half.close()
+})
+
 t.test('a client that does not read its answer is cut off at the end of the time for draining', async t => {
   const world = await startEdge(t)
   world.add('raw/large', randomBytes(20_000_000))
