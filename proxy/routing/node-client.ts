@@ -200,8 +200,13 @@ export class NodeClient {
   async close(): Promise<void> {
     this.reader.close()
     const pools = [this.control, this.uploads, this.#probes]
-    const timer = setTimeout(() => void Promise.all(pools.map(pool => pool.destroy())), 10_000)
-    await Promise.all(pools.map(pool => pool.close()))
+    const closed = Promise.all(pools.map(pool => pool.close()))
+    // A pool that is destroyed while requests wait for a connection never resolves its close().
+    let timer: NodeJS.Timeout | undefined
+    const destroyed = new Promise<void>(resolve => {
+      timer = setTimeout(() => void Promise.all(pools.map(pool => pool.destroy())).then(() => resolve()), 10_000)
+    })
+    await Promise.race([closed, destroyed])
     clearTimeout(timer)
   }
 

@@ -53,6 +53,8 @@ async function startCluster(t: Test, zones: readonly string[], replicas: number)
   const checker = new HealthChecker(side)
   await checker.start()
   t.teardown(async () => {
+    // A stopped node would keep the clients waiting.
+    for (const { child } of nodes) child.kill('SIGKILL')
     await checker.close()
     side.context.close()
     await side.clients.close()
