@@ -70,11 +70,10 @@ export class Announcer {
   }
 
   prepare(keys: readonly string[]): Promise<void> {
-    // Too many to mark, or nobody to tell: `invalidate` alone keeps acknowledged writes visible.
-    if (this.#closed || keys.length === 0 || keys.length > announcedKeysMax / 10 || this.#deps.alone()) {
-      return Promise.resolve()
-    }
+    // Too many to mark: `invalidate` alone keeps acknowledged writes visible.
+    if (this.#closed || keys.length === 0 || keys.length > announcedKeysMax / 10) return Promise.resolve()
     this.#prepared.open(keys)
+    if (this.#deps.alone()) return Promise.resolve()
     this.#deps.markLocally(keys)
     return this.#enqueue('prepare', keys, nobody)
   }
@@ -85,6 +84,14 @@ export class Announcer {
     this.#deps.unmarkLocally(keys.filter(key => !this.#prepared.isOpen(key)))
     if (this.#closed) return Promise.reject(new HoldfastError('SHUTTING_DOWN', 'coordination is closed'))
     return this.#enqueue('invalidate', keys, covered)
+  }
+
+  /** Somebody may be there who does not know what is prepared; new instances wait `joinMs` for this. */
+  joined(): void {
+    const { openKeys } = this.#prepared
+    if (openKeys.length === 0 || this.#closed) return
+    this.#deps.markLocally(openKeys)
+    void this.#enqueue('prepare', openKeys, nobody)
   }
 
   acknowledged(holder: string, batch: number): void {

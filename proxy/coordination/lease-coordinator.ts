@@ -49,11 +49,17 @@ export class LeaseCoordinator implements Coordinator {
   async start(): Promise<void> {
     const [holder, announcer] = [this.#holder, this.#announcer]
     await this.#deps.store.start({
-      connected: () => holder.connected(),
+      connected: () => {
+        holder.connected()
+        announcer.joined() // others may have joined unheard
+      },
       gap: reason => holder.gap(reason),
       announced: (writer, batch, kind, keys, last) => holder.announced(writer, batch, kind, keys, last),
       acknowledged: (id, batch) => announcer.acknowledged(id, batch),
-      joined: () => holder.joined(),
+      joined: () => {
+        holder.joined()
+        announcer.joined()
+      },
       gone: instance => announcer.gone(instance),
     })
     await holder.start()

@@ -31,11 +31,14 @@ export class LeaseHolder {
   #gapCount = 0
   /** Keys that somebody is about to change: key -> writer -> monotonic time at which the mark ends by itself. */
   readonly #marks = new Map<string, Map<string, number>>()
-  /** Set when there are too many marks to keep: until then no key may be used. */
-  #allMarkedUntil = Number.NEGATIVE_INFINITY
+  /** No key may be used before: the instance is new, or there were too many marks to keep. */
+  #usableFrom = Number.NEGATIVE_INFINITY
+  #overflowUntil = Number.NEGATIVE_INFINITY
   #sweep: NodeJS.Timeout | undefined
   /** When a renewal last told that nobody else holds a lease. */
   #aloneAt = Number.NEGATIVE_INFINITY
+  /** Grows whenever somebody shows up; an answer from before proves nothing. */
+  #joinCount = 0
   #trouble: { reason: string; since: number } | undefined = { reason: 'starting', since: Date.now() }
   #running: Promise<void> | undefined
   #wake: (() => void) | undefined
@@ -49,7 +52,7 @@ export class LeaseHolder {
 
   usable(key?: string): boolean {
     const now = performance.now()
-    if (now >= this.#validUntil || now < this.#allMarkedUntil) return false
+    if (now >= this.#validUntil || now < this.#usableFrom) return false
     return key === undefined || this.#marks.size === 0 || !this.#marks.has(key)
   }
 
@@ -75,6 +78,7 @@ export class LeaseHolder {
 
   /** Somebody else is there. */
   joined(): void {
+    this.#joinCount++
     this.#aloneAt = Number.NEGATIVE_INFINITY
   }
 
@@ -105,8 +109,10 @@ export class LeaseHolder {
   /** From now on reads of these keys ask PostgreSQL, until the writer says that they have changed or the mark ends. */
   mark(writer: string, keys: readonly string[]): void {
     const until = performance.now() + this.#deps.timings.markMs
-    if (this.#marks.size + keys.length > marksMax) this.#allMarkedUntil = until
-    else {
+    if (this.#marks.size + keys.length > marksMax) {
+      this.#overflowUntil = until
+      this.#usableFrom = Number.POSITIVE_INFINITY
+    } else {
       for (const key of keys) {
         const ofKey = this.#marks.get(key)
         if (ofKey === undefined) this.#marks.set(key, new Map([[writer, until]]))
@@ -154,10 +160,11 @@ export class LeaseHolder {
     }
     if (ended.length > 0) this.#tell(ended)
     for (const key of ended) this.#marks.delete(key)
-    const overflowEnded = this.#allMarkedUntil > 0 && this.#allMarkedUntil <= now
-    if (overflowEnded) this.#tell('all')
-    if (overflowEnded) this.#allMarkedUntil = Number.NEGATIVE_INFINITY
-    const more = this.#marks.size > 0 || this.#allMarkedUntil > 0
+    if (this.#overflowUntil > 0 && this.#overflowUntil <= now) {
+      this.#overflowUntil = Number.NEGATIVE_INFINITY
+      if (this.#tell('all')) this.#usableFrom = now + this.#deps.timings.joinMs
+    }
+    const more = this.#marks.size > 0 || this.#overflowUntil > 0
     this.#sweep = more ? setTimeout(() => this.#endMarks(), this.#deps.timings.markMs / 4).unref() : undefined
   }
 
@@ -182,7 +189,7 @@ export class LeaseHolder {
   /** One attempt. Resolves with the pause before the next one. */
   async #renew(): Promise<number> {
     const { store, timings } = this.#deps
-    const gapCount = this.#gapCount
+    const [gapCount, joinCount] = [this.#gapCount, this.#joinCount]
     const sentAt = performance.now()
     const fresh = sentAt >= this.#validUntil
     if (fresh && this.#wasHeld) {
@@ -195,11 +202,12 @@ export class LeaseHolder {
     if (this.#closed) return 0
     if (gapCount !== this.#gapCount) return timings.leaseRenewMs / 10
     if (outcome !== 'held') return this.#notHeld(outcome)
-    const alone = typeof renewal === 'object' && renewal.others === 0
+    const alone = typeof renewal === 'object' && renewal.others === 0 && joinCount === this.#joinCount
     this.#aloneAt = alone ? sentAt : Number.NEGATIVE_INFINITY
     if (fresh) {
       if (!this.#tell('all')) return timings.leaseRenewMs
       this.#wasHeld = true
+      if (this.#overflowUntil < 0) this.#usableFrom = alone ? receivedAt : receivedAt + timings.joinMs
     } else if (receivedAt >= this.#validUntil) {
       this.#drop('the renewal came too late')
       return 0

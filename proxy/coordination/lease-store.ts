@@ -81,7 +81,7 @@ export interface LeaseStore {
   /**
    * Extends the lease of this instance, or registers it (`fresh`: the caller answers nothing from its cache until then).
    * 'refused': revoked, expired or forgotten; 'suspended': caching is suspended for everybody. `others` counts the workers
-   * that hold a lease beside us.
+   * that hold a lease beside us, and one more if the server may have forgotten some.
    */
   renew(instance: string, fresh: boolean): Promise<Renewal>
   readonly messageLimits: MessageLimits

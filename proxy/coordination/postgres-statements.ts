@@ -10,7 +10,10 @@ const leaseColumns = `
   (extract(epoch from clock_timestamp() - registered_at) * 1000)::float8 as age_ms`
 const others = `(
   select count(*)::int from cache_leases
-  where holder not in ('', $1) and expires_at > clock_timestamp()) as others`
+  where holder not in ('', $1) and expires_at > clock_timestamp()) as others,
+  coalesce((
+    select extract(epoch from clock_timestamp() - registered_at) * 1000 from cache_leases where holder = ''
+  ), 0)::float8 as age_ms`
 const durable = `set_config('synchronous_commit', 'on', true)`
 
 export const statements = {

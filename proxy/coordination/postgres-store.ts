@@ -26,6 +26,8 @@ export interface PostgresStoreOptions {
 
 interface RenewedRow {
   now_ms: number
+  /** Of the lease space. */
+  age_ms: number
   others: number
 }
 interface LeaseRow {
@@ -83,21 +85,21 @@ export class PostgresStore implements LeaseStore {
     const { member, timings } = this.#options
     if (!fresh) {
       const rows = await this.#run<RenewedRow>(statements.renew, [member.id, instance, timings.leaseTtlMs])
-      return rows[0] === undefined ? { outcome: 'refused', others: 0 } : { outcome: 'held', others: rows[0].others }
+      return this.#renewed(rows[0])
     }
     const gone = encodeMessage(['gone', member.id, '%s'])
     const joined = encodeMessage(['joined', member.id])
     const values = [member.id, instance, timings.leaseTtlMs, JSON.stringify(member), channel, gone, joined]
     const rows = await this.#run<RenewedRow>(statements.register, values)
-    return { outcome: 'held', others: rows[0]?.others ?? 0 }
+    return this.#renewed(rows[0])
   }
 
   async announce(messages: readonly string[]): Promise<Announcement> {
-    const { member, timings } = this.#options
+    const { member } = this.#options
     if (!this.#session.connected) await this.#session.connect()
     const rows = await this.#run<LeaseRow>(statements.announce, [member.id, channel, messages])
     const bornMsAgo = rows.find(row => row.holder === '')?.age_ms ?? 0
-    const waitMs = Math.max(0, timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now()))
+    const waitMs = this.#forgottenMs(bornMsAgo)
     const holders: ListedHolder[] = []
     for (const { holder: id, instance, revoked, left_ms: leftMs } of rows) {
       if (id === '' || id === member.id || leftMs <= 0) continue
@@ -115,8 +117,7 @@ export class PostgresStore implements LeaseStore {
     const rows = await this.#run<LeaseRow>(statements.revoke, [holder.id, holder.instance])
     const leftMs = rows.find(row => row.holder === holder.id)?.left_ms ?? 0
     const bornMsAgo = rows.find(row => row.holder === '')?.age_ms ?? 0
-    const forgottenMs = this.#options.timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now())
-    return Math.max(0, leftMs, forgottenMs)
+    return Math.max(0, leftMs, this.#forgottenMs(bornMsAgo))
   }
 
   async release(instance: string): Promise<void> {
@@ -156,6 +157,15 @@ export class PostgresStore implements LeaseStore {
   async close(): Promise<void> {
     this.#events = undefined
     await this.#session.close()
+  }
+
+  #renewed(row: RenewedRow | undefined): Renewal {
+    if (row === undefined) return { outcome: 'refused', others: 0 }
+    return { outcome: 'held', others: row.others + (this.#forgottenMs(row.age_ms) > 0 ? 1 : 0) }
+  }
+
+  #forgottenMs(bornMsAgo: number): number {
+    return Math.max(0, this.#options.timings.leaseTtlMs - this.#memory.reach(bornMsAgo, performance.now()))
   }
 
   async #run<Row extends { now_ms: number }>(statement: Statement, values: unknown[]): Promise<Row[]> {

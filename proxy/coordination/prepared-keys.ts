@@ -58,6 +58,11 @@ export class PreparedKeys {
     return covered ?? nobody
   }
 
+  /** What somebody who joins now must hear of. */
+  get openKeys(): readonly string[] {
+    return [...this.#open.keys()]
+  }
+
   isOpen(key: string): boolean {
     return this.#open.has(key)
   }

@@ -89,7 +89,7 @@ export class RedisStore implements LeaseStore {
     const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#suspension.check()])
     this.#suspension.relax()
     this.#silent = undefined
-    const others = Number(reply[3])
+    const others = Number(reply[3]) + (this.#forgottenMs(Number(reply[1])) > 0 ? 1 : 0)
     if (reply[2] !== 1) return { outcome: 'refused', others }
     return { outcome: caching === 'suspended' ? 'suspended' : 'held', others }
   }

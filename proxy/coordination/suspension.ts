@@ -45,7 +45,8 @@ export class Suspension {
   /** Resolves with the ms from now after which no worker answers from its cache. Rejects without PostgreSQL. */
   async enforce(): Promise<number> {
     this.#wantedUntil = performance.now() + 5 * this.#timings.suspendMs
-    if (performance.now() >= this.#inForceUntil) await this.#write()
+    // Not at the last moment: it has to cover what the caller does next, such as a commit.
+    if (performance.now() >= this.#inForceUntil - this.#timings.suspendMs / 2) await this.#write()
     this.#refresh ??= this.#plan()
     return Math.max(0, this.#settledAt - performance.now())
   }

@@ -5,6 +5,11 @@ export interface Timings {
   readonly leaseRenewMs: number
   /** How much sooner than the server the holder itself stops: covers clocks that run at different speeds (8 % of the TTL). */
   readonly leaseMarginMs: number
+  /**
+   * A new instance waits for so long before it uses its cache, so that writers tell it what they have prepared already.
+   * More than what a lost connection takes to come back.
+   */
+  readonly joinMs: number
   /** A holder that has not acknowledged after this is revoked. */
   readonly acknowledgeMs: number
   /** How long a holder bypasses its cache for a key that somebody announced to change, if nothing more is heard. */
@@ -30,6 +35,7 @@ export const defaultTimings: Timings = {
   leaseTtlMs: 3_000,
   leaseRenewMs: 1_000,
   leaseMarginMs: 250,
+  joinMs: 1_000,
   acknowledgeMs: 1_000,
   markMs: 10_000,
   suspendAfterMs: 400,

@@ -64,7 +64,7 @@ async function run(setup: WorkerSetup): Promise<void> {
     connectionString: setup.postgresUrl,
     max: 4,
     connectionTimeoutMillis: 1_000,
-    query_timeout: 1_000,
+    query_timeout: 5_000, // longer than a worker is frozen,
   })
   pool.on('error', () => undefined) // the next query opens another connection
   let tokens = 0

@@ -26,6 +26,7 @@ export const fastTimings: Timings = {
   leaseTtlMs: 750,
   leaseRenewMs: 250,
   leaseMarginMs: 60,
+  joinMs: 700,
   acknowledgeMs: 250,
   markMs: 1_000,
   suspendAfterMs: 80,
@@ -63,8 +64,7 @@ export function coordinatorContract(t: Test, openWorker: OpenWorker): void {
   t.test('a worker that starts is told to empty its cache, then may use it, and is a member', async t => {
     const a = await openWorker(t, 'a')
     const b = await openWorker(t, 'b')
-    t.ok(a.cache.usable())
-    t.ok(b.cache.usable())
+    await eventually('both cache', () => a.cache.usable() && b.cache.usable())
     t.match(a.state(), { up: true })
     t.same(
       [...(await a.members())].sort((x, y) => x.id.localeCompare(y.id)),
@@ -85,7 +85,7 @@ export function coordinatorContract(t: Test, openWorker: OpenWorker): void {
       }
       t.same(toldA, [])
       t.ok(
-        [a, b, c].every(one => one.cache.usable()),
+        [a, b, c].every(one => one.state().counters.emptied === 1),
         'nobody lost its lease over it',
       )
     },
@@ -146,6 +146,7 @@ export function coordinatorContract(t: Test, openWorker: OpenWorker): void {
     const [a, b] = [await openWorker(t, 'a'), await openWorker(t, 'b')]
     await a.cache.invalidate(['warm'])
     await b.cache.invalidate(['warm']) // by now both know that they are two
+    await eventually('both cache', () => a.cache.usable() && b.cache.usable())
     const told = recordTold(b)
     await Promise.all([a.cache.prepare(['k', 'l']), a.cache.prepare(['k'])])
     for (const worker of [a, b]) {
@@ -160,6 +161,18 @@ export function coordinatorContract(t: Test, openWorker: OpenWorker): void {
     await eventually('the marks are gone', () => b.cache.usable('k') && b.cache.usable('l'))
     t.ok(a.cache.usable('k') && a.cache.usable('l'))
     t.same(new Set(told.flat()), new Set(['k', 'l']), 'and what was read in between')
+  })
+
+  t.test('I37: who joins between prepare and commit hears of the key before it may use its cache', async t => {
+    const a = await openWorker(t, 'a')
+    await openWorker(t, 'b')
+    await a.cache.invalidate(['warm'])
+    await a.cache.prepare(['k'])
+    const c = await openWorker(t, 'c')
+    await eventually('c caches', () => c.cache.usable('other'))
+    t.notOk(c.cache.usable('k'), 'all but the key')
+    await a.cache.invalidate(['k'])
+    await eventually('and that too afterwards', () => c.cache.usable('k'))
   })
 
   t.test('a worker that closes is waited for no longer', async t => {
