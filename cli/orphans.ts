@@ -21,7 +21,7 @@ export async function endOrphans(folder: string, log: Logger): Promise<void> {
   await Promise.all(
     files.map(async name => {
       const pid = Number(await readFile(join(run, name), 'utf8'))
-      if (!Number.isInteger(pid) || pid <= 1 || !(await commandOf(pid)).includes(folder)) return
+      if (!Number.isInteger(pid) || pid <= 1 || !(await commandOf(pid)).includes(join(folder, '/'))) return
       log.warn({ pid, process: name.slice(0, -'.pid'.length) }, 'ending a process that outlived its supervisor')
       await end(pid)
     }),

@@ -9,18 +9,22 @@ export interface Running {
 
 /**
  * Starts, tells the supervisor if there is one, and waits for the end: SIGTERM or SIGINT close cleanly, a second one exits at
- * once. Resolves with the exit code.
+ * once. Under a supervisor only its word counts: a Ctrl-C in the terminal, and many a service manager, signal everybody at once, and a
+ * storage node must not end before the proxy that still answers from it. Resolves with the exit code.
  */
 export async function serve(log: Logger, start: (signal: AbortSignal) => Promise<Running>): Promise<number> {
   const ending = new AbortController()
+  const supervised = process.send !== undefined
   const ended = new Promise<void>(resolveEnded => {
     const end = (): void => {
-      if (ending.signal.aborted) process.exit(130)
+      if (ending.signal.aborted && !supervised) process.exit(130)
       ending.abort()
       resolveEnded()
     }
     process.on('SIGTERM', end)
-    process.on('SIGINT', end)
+    process.on('SIGINT', () => {
+      if (!supervised) end()
+    })
     process.once('disconnect', () => {
       if (!ending.signal.aborted) end()
     })

@@ -48,9 +48,14 @@ export class SupervisedProcess {
     await this.#launch()
   }
 
+  /** From now on it may end, and is not started again. */
+  retire(): void {
+    this.#closing = true
+  }
+
   /** SIGTERM, and SIGKILL after `graceMs`. The child is not restarted. */
   async close(graceMs: number): Promise<void> {
-    this.#closing = true
+    this.retire()
     const child = this.#child
     if (child !== undefined && child.exitCode === null && child.signalCode === null) {
       const ended = new Promise<void>(resolve => child.once('exit', () => resolve()))
@@ -64,6 +69,7 @@ export class SupervisedProcess {
   }
 
   async #launch(): Promise<void> {
+    if (this.#closing) throw new HoldfastError('SHUTTING_DOWN', `${this.name} is not to be started any more`)
     const { args, env, logFile, pidFile } = this.#options
     const output = openSync(logFile, 'a', 0o600)
     let child: ChildProcess

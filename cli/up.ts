@@ -4,6 +4,7 @@
  */
 import { join, resolve } from 'node:path'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import { openClusterFolder, rotateLog, tryPort, type ClusterFolder, type LocalNode } from './cluster-folder.ts'
@@ -51,6 +52,10 @@ class LocalCluster {
   #proxy: SupervisedProcess | undefined
   #postgres: EmbeddedPostgres | undefined
   #lock: FolderLock | undefined
+  /** Aborts with the end: nothing new is started. */
+  readonly #ending = new AbortController()
+  /** What `close` has to wait for, so that nothing comes up behind its back. */
+  readonly #launching: Promise<unknown>[] = []
   #closing: Promise<void> | undefined
 
   constructor(folder: string, config: UpConfig, main: string, log: Logger) {
@@ -60,7 +65,13 @@ class LocalCluster {
     this.#log = log
   }
 
-  async start(): Promise<RunningCluster> {
+  start(): Promise<RunningCluster> {
+    const starting = this.#start()
+    this.#launching.push(starting)
+    return starting
+  }
+
+  async #start(): Promise<RunningCluster> {
     const { host, port, adminPassword } = this.#config
     // The folder's lock comes first: nothing of a running cluster may be touched by a second start.
     await mkdir(join(this.#folder, 'run'), { recursive: true, mode: 0o700 })
@@ -75,7 +86,9 @@ class LocalCluster {
     }
     const cluster = await openClusterFolder(this.#folder, adminPassword)
     await writeFile(join(this.#folder, 'run', 'up.pid'), `${process.pid}\n`)
-    const [postgresUrl] = await Promise.all([this.#database(), this.#storageNodes(cluster)])
+    const parts = [this.#database(), this.#storageNodes(cluster)] as const
+    this.#launching.push(...parts)
+    const [postgresUrl] = await Promise.all(parts)
     await this.#startProxy(cluster, postgresUrl)
     return {
       url: `http://${host === '0.0.0.0' || host === '::' ? 'localhost' : host}:${port}`,
@@ -92,8 +105,11 @@ class LocalCluster {
   }
 
   async #closeAll(): Promise<void> {
+    this.#ending.abort(new HoldfastError('SHUTTING_DOWN', 'the cluster is ending'))
+    for (const node of this.#nodes) node.retire()
     await this.#proxy?.close(graceMs)
     await Promise.all(this.#nodes.map(node => node.close(graceMs)))
+    await Promise.allSettled(this.#launching)
     await this.#postgres?.close()
     if (this.#lock === undefined) return
     for (const name of ['up', 'postgres']) await rm(join(this.#folder, 'run', `${name}.pid`), { force: true })
@@ -107,17 +123,31 @@ class LocalCluster {
   }
 
   async #startPostgres(): Promise<EmbeddedPostgres> {
-    const postgres = await startEmbeddedPostgres({ folder: join(this.#folder, 'postgres'), log: this.#log })
+    const { signal } = this.#ending
+    const postgres = await startEmbeddedPostgres({ folder: join(this.#folder, 'postgres'), log: this.#log, signal })
     this.#postgres = postgres
     if (postgres.pid !== undefined) await writeFile(join(this.#folder, 'run', 'postgres.pid'), `${postgres.pid}\n`)
-    void postgres.exited.then(async () => {
-      if (this.#closing !== undefined) return
+    void postgres.exited.then(() => {
+      if (signal.aborted) return
       this.#log.warn('the embedded database ended, it is started again')
-      await this.#startPostgres().catch((error: unknown) =>
-        this.#log.error({ err: error }, 'the embedded database did not come back'),
-      )
+      this.#launching.push(this.#restartPostgres())
     })
     return postgres
+  }
+
+  /** Until it comes back: without it nothing can be written. Never rejects. */
+  async #restartPostgres(): Promise<void> {
+    const { signal } = this.#ending
+    for (let pauseMs = 200; !signal.aborted; pauseMs = Math.min(pauseMs * 2, 5_000)) {
+      try {
+        await this.#startPostgres()
+        return
+      } catch (error) {
+        if (signal.aborted) return
+        this.#log.error({ err: error, retryInMs: pauseMs }, 'the embedded database did not come back')
+      }
+      await sleep(pauseMs, undefined, { signal }).catch(() => {}) // woken early: the loop looks at the signal
+    }
   }
 
   async #storageNodes(cluster: ClusterFolder): Promise<void> {
@@ -130,6 +160,7 @@ class LocalCluster {
       }
       this.#nodes.push(await this.#process(node.id, ['storage-node', ...nodeFlags(this.#folder, node)], env))
     }
+    this.#ending.signal.throwIfAborted()
     await Promise.all(this.#nodes.map(node => node.start()))
   }
 
@@ -145,12 +176,14 @@ class LocalCluster {
       HOLDFAST_ADMIN_PASSWORD: cluster.adminPassword,
       ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),
     })
+    this.#ending.signal.throwIfAborted()
     await this.#proxy.start()
   }
 
   async #process(name: string, args: readonly string[], secrets: Record<string, string>): Promise<SupervisedProcess> {
     const logFile = join(this.#folder, 'log', `${name}.log`)
     await rotateLog(logFile, logBytesMax)
+    this.#ending.signal.throwIfAborted()
     return new SupervisedProcess({
       name,
       args: [this.#main, ...args],

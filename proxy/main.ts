@@ -16,7 +16,8 @@ export interface RunningProxy {
 }
 
 const restartPauseMs = 1_000
-const metricsWaitMs = 5_000
+/** The parent gives a worker that does not answer 5 s. */
+const metricsWaitMs = 6_000
 
 /** Resolves when the public port answers (with several workers: when all are up). `args` are those of this process, for its forks. */
 export async function runProxy(
@@ -40,7 +41,8 @@ type Message =
   | { readonly holdfast: 'listening'; readonly url: string }
   | { readonly holdfast: 'failed'; readonly message: string }
   | { readonly holdfast: 'metrics?'; readonly id: number }
-  | { readonly holdfast: 'metrics'; readonly id: number; readonly text: string }
+  /** No text: a worker did not answer, and a sum without it would be a counter that goes back. */
+  | { readonly holdfast: 'metrics'; readonly id: number; readonly text: string | null }
 
 async function runForked(config: ProxyConfig, log: Logger, signal: AbortSignal): Promise<RunningProxy> {
   const say = (message: Message): void => {
@@ -64,25 +66,21 @@ function shareMetrics(registry: Registry): void {
 }
 
 function metricsOfAllWorkers(say: (message: Message) => void): () => Promise<string> {
-  const waiting = new Map<number, (text: string) => void>()
+  const waiting = new Map<number, (text: string | null) => void>()
   let lastId = 0
   process.on('message', (message: Message) => {
     if (message.holdfast === 'metrics') waiting.get(message.id)?.(message.text)
   })
   return async () => {
     const id = ++lastId
-    const answer = new Promise<string>((resolve, reject) => {
-      const timer = setTimeout(
-        () => reject(new HoldfastError('OVERLOADED', 'the other workers did not answer in time')),
-        metricsWaitMs,
-      )
-      waiting.set(id, text => {
-        clearTimeout(timer)
-        resolve(text)
-      })
-    })
+    const answer = new Promise<string | null>(resolve => waiting.set(id, resolve))
+    const timer = setTimeout(() => waiting.get(id)?.(null), metricsWaitMs)
     say({ holdfast: 'metrics?', id })
-    return answer.finally(() => waiting.delete(id))
+    const text = await answer
+    waiting.delete(id)
+    clearTimeout(timer)
+    if (text === null) throw new HoldfastError('OVERLOADED', 'not all workers answered in time')
+    return text
   }
 }
 
@@ -123,7 +121,7 @@ class Parent {
     )
   }
 
-  #fork(signal?: AbortSignal): Promise<string> {
+  async #fork(signal?: AbortSignal): Promise<string> {
     const worker = cluster.fork()
     return new Promise((resolve, reject) => {
       signal?.addEventListener('abort', () => reject(new HoldfastError('SHUTTING_DOWN', 'the proxy is ending')), {
@@ -141,14 +139,15 @@ class Parent {
     if (this.#closing) return
     this.#log.warn({ pid: worker.process.pid, reason }, 'proxy worker ended, another one is started')
     await sleep(restartPauseMs)
+    if (this.#closing) return
     // If this one does not come up either, its own exit brings us back here.
-    if (!this.#closing) await this.#fork().catch(() => {})
+    await this.#fork().catch((error: unknown) => this.#log.error({ err: error }, 'a proxy worker did not come up'))
   }
 
   async #answerMetrics(worker: Worker, id: number): Promise<void> {
     const text = await this.#aggregator.clusterMetrics().catch((error: unknown) => {
       this.#log.warn({ err: error }, 'metrics of a worker are missing')
-      return ''
+      return null
     })
     if (worker.isConnected()) worker.send({ holdfast: 'metrics', id, text } satisfies Message)
   }

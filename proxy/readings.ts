@@ -34,8 +34,14 @@ export function readings(parts: CountedParts): Reading[] {
   return [...cluster(parts), ...caches(parts), ...reads(parts), ...writes(parts), ...tasks(parts)]
 }
 
-function gauge(name: string, help: string, read: () => number): Reading {
-  return { name: `holdfast_${name}`, help, type: 'gauge', read }
+/** `aggregator`: how the values of several workers become one. */
+function gauge(
+  name: string,
+  help: string,
+  read: () => number,
+  aggregator: NonNullable<Reading['aggregator']> = 'sum',
+): Reading {
+  return { name: `holdfast_${name}`, help, type: 'gauge', aggregator, read }
 }
 
 function counter(name: string, help: string, read: () => number): Reading {
@@ -44,15 +50,16 @@ function counter(name: string, help: string, read: () => number): Reading {
 
 function cluster({ coordinator, view, health, resolver, primary }: CountedParts): Reading[] {
   return [
-    gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch),
-    gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1)),
-    gauge('metadata_available', '1 while PostgreSQL answers', () => (resolver.metadataAvailable ? 1 : 0)),
-    gauge('coordination_available', '1 while coordination answers', () => (coordinator.state().up ? 1 : 0)),
+    gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch, 'min'),
+    gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1), 'max'),
+    gauge('metadata_available', '1 while PostgreSQL answers', () => (resolver.metadataAvailable ? 1 : 0), 'min'),
+    gauge('coordination_available', '1 while coordination answers', () => (coordinator.state().up ? 1 : 0), 'min'),
     {
       name: 'holdfast_node_up',
       help: '1 for a storage node that is up, 0.5 suspect, 0 down',
       type: 'gauge',
       labels: ['node'],
+      aggregator: 'min',
       read: () =>
         health.nodes().map(({ node, state }) => ({ labels: { node }, value: { up: 1, suspect: 0.5, down: 0 }[state] })),
     },
@@ -61,15 +68,14 @@ function cluster({ coordinator, view, health, resolver, primary }: CountedParts)
       help: 'Free bytes of each shard, as last heard',
       type: 'gauge',
       labels: ['shard', 'state'],
+      aggregator: 'min',
       read: () =>
-        health
-          .nodes()
-          .flatMap(({ status }) =>
-            (status?.shards ?? []).map(shard => ({
-              labels: { shard: shard.id, state: shard.state },
-              value: shard.bytesFree,
-            })),
-          ),
+        health.nodes().flatMap(({ status }) =>
+          (status?.shards ?? []).map(shard => ({
+            labels: { shard: shard.id, state: shard.state },
+            value: shard.bytesFree,
+          })),
+        ),
     },
     counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
   ]
@@ -77,7 +83,7 @@ function cluster({ coordinator, view, health, resolver, primary }: CountedParts)
 
 function caches({ coordinator, cache, bodies }: CountedParts): Reading[] {
   return [
-    gauge('cache_lease', '1 while the path cache may be used', () => (coordinator.cache.usable() ? 1 : 0)),
+    gauge('cache_lease', '1 while the path cache may be used', () => (coordinator.cache.usable() ? 1 : 0), 'min'),
     gauge('path_cache_entries', 'Paths remembered', () => cache.size),
     counter('path_cache_hits', 'Paths found in the cache', () => cache.hits),
     counter('path_cache_misses', 'Paths not found in the cache', () => cache.misses),

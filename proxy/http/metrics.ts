@@ -19,6 +19,8 @@ export interface Reading {
   readonly help: string
   readonly type: 'counter' | 'gauge'
   readonly labels?: readonly string[]
+  /** How several workers become one value; 'sum' unless said otherwise. */
+  readonly aggregator?: 'sum' | 'min' | 'max'
   /** One value, or one per label combination. */
   readonly read: () => number | readonly { readonly labels: Readonly<Record<string, string>>; readonly value: number }[]
 }
@@ -62,8 +64,8 @@ export class Metrics {
 
   /** Adds values that are read at scrape time. */
   add(readings: readonly Reading[]): void {
-    for (const { name, help, type, labels = [], read } of readings) {
-      const common = { name, help, labelNames: [...labels], registers: [this.registry] }
+    for (const { name, help, type, labels = [], aggregator = 'sum', read } of readings) {
+      const common = { name, help, labelNames: [...labels], aggregator, registers: [this.registry] }
       const valuesNow = (): readonly {
         readonly labels: Readonly<Record<string, string>>
         readonly value: number
