@@ -31,7 +31,7 @@ export const commands: Readonly<Record<string, Command>> = {
     help: async () => configHelp((await import('./client.ts')).clientOptions),
   },
   doctor: {
-    summary: 'Look whether this machine is fit for a cluster, and whether the one here answers',
+    summary: 'Is this machine fit for a cluster, and does the one here answer?',
     run: async source => (await import('./doctor.ts')).doctor(source),
     help: async () => configHelp((await import('./doctor.ts')).doctorOptions),
   },
