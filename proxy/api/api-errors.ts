@@ -22,9 +22,24 @@ export function installErrors(app: FastifyInstance, { log }: Pick<ApiDeps, 'log'
     return reply.code(httpStatus[error.code]).headers(errorHeaders(error)).send(errorBody(error, request.id))
   })
   app.setNotFoundHandler(async (request, reply) => {
-    const error = new HoldfastError('NOT_FOUND', `no ${request.method} ${request.url.split('?', 1)[0]?.slice(0, 200)}`)
-    return reply.code(404).send(errorBody(error, request.id))
+    const path = request.url.split('?', 1)[0] ?? ''
+    const allow = [...new Set(app.declaredRoutes.filter(({ url }) => matches(url, path)).map(({ method }) => method))]
+    const error =
+      allow.length > 0
+        ? new HoldfastError('METHOD_NOT_ALLOWED', `${request.method} is not possible here`, { allow })
+        : new HoldfastError('NOT_FOUND', `no ${request.method} ${path.slice(0, 200)}`)
+    return reply.code(httpStatus[error.code]).headers(errorHeaders(error)).send(errorBody(error, request.id))
   })
+}
+
+/** Is this the path of a route such as `/api/v1/users/:name/password`? */
+function matches(pattern: string, path: string): boolean {
+  const wanted = pattern.split('/')
+  const given = path.split('/')
+  return (
+    wanted.length === given.length &&
+    wanted.every((part, index) => (part.startsWith(':') ? given[index] !== '' : part === given[index]))
+  )
 }
 
 function ourError(thrown: FastifyError | HoldfastError): HoldfastError {

@@ -156,6 +156,23 @@ t.test('I41: every route declares who may use it; without credentials all but th
   t.equal((await call('POST', '/artifacts/delete', { from }, ann)).statusCode, 403)
 })
 
+t.test('a method that a route does not have is answered with those it has', async t => {
+  const { call } = await setUp(t)
+  for (const [method, path, allow] of [
+    ['DELETE', '/status', 'GET, HEAD'],
+    ['GET', '/artifacts/copy', 'POST'],
+    ['GET', '/users/ann/password', 'PUT'],
+  ] as const) {
+    const answer = await call(method, path)
+    t.equal(answer.statusCode, 405, `${method} ${path}`)
+    t.same(answer.headers['allow']?.toString().split(', ').sort().join(', '), allow)
+    t.match(answer.json(), { code: 'METHOD_NOT_ALLOWED', requestId: String })
+  }
+  for (const path of ['/nothing', '/users//password', '/status/more']) {
+    t.equal((await call('GET', path)).statusCode, 404, path)
+  }
+})
+
 t.test('I41: a route that does not say who may use it cannot be registered', async t => {
   const app = fastify()
   t.teardown(() => app.close())
