@@ -47,7 +47,7 @@ import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
-import { firstClusterMap } from './topology/first-map.ts'
+import { firstClusterMap, followAddresses } from './topology/first-map.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
 
 export interface ProxyWorker {
@@ -170,7 +170,13 @@ async function build(
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const primary = new Primary({
     coordinator,
-    tasks: [keeper.distribution, replayOutbox({ metadata, publisher }), repair, reclaim],
+    tasks: [
+      keeper.distribution,
+      followAddresses({ metadata, view, health, log }, config),
+      replayOutbox({ metadata, publisher }),
+      repair,
+      reclaim,
+    ],
     log,
   })
   primary.start()

@@ -11,10 +11,14 @@ import { buildClusterMap } from '../../shared/placement.ts'
 import { wireAuthorization, wirePath, type NodeStatus } from '../../shared/wire.ts'
 import type { Coordinator } from '../coordination/types.ts'
 import type { Metadata } from '../metadata/types.ts'
-import { primaryRole } from '../tasks/primary.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
+import { primaryRole, type PrimaryTask } from '../tasks/primary.ts'
 
 const pauseMs = 250
 const askMs = 2_000
+/** How long a start waits for its turn to publish new addresses, in ms. Another proxy is primary then, and will follow them itself. */
+const turnMs = 5_000
 
 export interface FirstMapDeps {
   readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap' | 'issueToken' | 'clusterId'>
@@ -41,6 +45,7 @@ export async function firstClusterMap(
   signal: AbortSignal,
 ): Promise<ClusterMap> {
   let told = ''
+  const startedAt = performance.now()
   for (;;) {
     signal.throwIfAborted()
     const found = await askNodes(options, signal)
@@ -56,6 +61,7 @@ export async function firstClusterMap(
           ? await publishFirst(deps, buildClusterMap(topologyOf(deps.metadata.clusterId, options.replicas, found)))
           : await publishAsPrimary(deps, () => withNewAddresses(map, found))
       if (published !== undefined) return published
+      if (map !== undefined && performance.now() - startedAt > turnMs) return map
     } else if (options.storageNodes.length === 0) {
       throw new HoldfastError('CONFIG_INVALID', 'a new cluster needs --storage-nodes: the addresses of its first nodes')
     }
@@ -95,6 +101,33 @@ export function withNewAddresses(map: ClusterMap, found: readonly FoundNode[]): 
   const nodes = map.nodes.map((node): MapNode => ({ ...node, url: urls.get(node.id) ?? node.url }))
   if (nodes.every((node, index) => node.url === map.nodes[index]?.url)) return undefined
   return sealClusterMap({ ...map, epoch: map.epoch + 1, nodes })
+}
+
+/**
+ * For the primary: while a node does not answer where the map says, it may be found at one of the addresses of the configuration; the
+ * map follows it there.
+ */
+export function followAddresses(
+  deps: {
+    metadata: Pick<Metadata, 'publishClusterMap'>
+    view: Pick<ClusterView, 'current' | 'replace'>
+    health: Pick<HealthTable, 'nodes'>
+    log: Logger
+  },
+  options: FirstMapOptions,
+): PrimaryTask {
+  return {
+    name: 'follow-node-addresses',
+    pauseMs: 5_000,
+    async step(term) {
+      if (deps.health.nodes().every(({ state }) => state !== 'down')) return 'idle'
+      const map = withNewAddresses(deps.view.current().map, await askNodes(options, term.signal))
+      if (map === undefined || !(await deps.metadata.publishClusterMap(map, term.token))) return 'idle'
+      deps.view.replace(map)
+      deps.log.info({ epoch: map.epoch }, 'cluster map published: a storage node has another address')
+      return 'idle'
+    },
+  }
 }
 
 /**
