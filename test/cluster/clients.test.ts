@@ -213,7 +213,8 @@ t.test('clients that send something else than they said', async t => {
     const body = random.bytes(70_000)
     const head = putHead(cluster, 'raw/wrong/long', ['Content-Length: 69000'])
     const answers = await sendRaw(url, Buffer.concat([Buffer.from(head), body]))
-    t.ok([201, 400].includes(answers[0]?.status ?? 0), `${answers.map(({ status }) => status).join()}`)
+    // 0: the rest, which is no request, arrived before the answer was ready, and the connection was cut.
+    t.ok([0, 201, 400].includes(answers[0]?.status ?? 0), `${answers.map(({ status }) => status).join()}`)
     const answer = await client.get('raw/wrong/long')
     if (answer.status === 200 || answers[0]?.status === 201) {
       t.equal(answer.body.equals(body.subarray(0, 69_000)), true, 'if it was taken, then as long as was said')
