@@ -70,13 +70,14 @@ export class ReplicatedBlobWriter implements BlobWriter {
   async touch(blob: BlobLocation): Promise<{ held: readonly ShardId[]; missing: readonly ShardId[]; quorum: boolean }> {
     const { placement } = this.#context
     const owners = placement.owners(blob.partition)
-    const question = this.#context.question('blob', blob.partition, 0, true)
+    const question = this.#context.question('blob', blob.partition, 0, 'lenient')
     const targets: WriteTarget[] = owners.map(shard => {
       const { id, url, zone } = placement.node(shard)
       return { shard, node: id, url, zone }
     })
     const usable = targets.filter(({ node }) => !this.#context.isDown(node))
-    const spares = usable.length < owners.length ? spareTargets(question) : []
+    const all = usable.length < owners.length ? spareTargets(question) : []
+    const spares = all.filter(({ shard }) => !owners.includes(shard))
     const asked = [...usable, ...spares.slice(0, owners.length - usable.length)]
     const answers = await Promise.all(asked.map(target => this.#isHeld(target, blob)))
     const holders = asked.filter((_, index) => answers[index])

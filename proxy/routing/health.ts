@@ -29,6 +29,8 @@ export interface HealthOptions {
   readonly slowStartMs: number
   /** Failures older than this no longer count as "in a row". */
   readonly failureMemoryMs: number
+  /** So long after its last good check a node that is down is tried where nobody else is left. */
+  readonly hopeMs: number
 }
 
 export const healthDefaults: HealthOptions = {
@@ -40,6 +42,7 @@ export const healthDefaults: HealthOptions = {
   ejectionMsMax: 60_000,
   slowStartMs: 10_000,
   failureMemoryMs: 10_000,
+  hopeMs: 30_000,
 }
 
 interface Entry {
@@ -55,6 +58,8 @@ interface Entry {
   ejectedUntil: number
   /** When the node came back by its checks; -Infinity: it never was down. */
   backAt: number
+  /** Of the last good check. */
+  goodAt: number
 }
 
 export interface NodeHealth {
@@ -108,6 +113,7 @@ export class HealthTable {
       this.#learn(entry, status)
       entry.checksFailed = 0
       entry.checksGood += 1
+      entry.goodAt = this.#now()
       if (entry.checkedDown && entry.checksGood >= this.#options.riseCount) {
         entry.checkedDown = false
         entry.backAt = this.#now()
@@ -140,6 +146,15 @@ export class HealthTable {
   state(node: NodeId): NodeState {
     const entry = this.#nodes.get(node)
     return entry === undefined ? 'up' : this.#stateOf(entry)
+  }
+
+  /**
+   * A node that is down, but was well not long ago, may be back before its checks say so (it was restarted, or ejected): worth
+   * a try for a write that would fail without it.
+   */
+  mayBeBack(node: NodeId): boolean {
+    const entry = this.#nodes.get(node)
+    return entry !== undefined && this.#now() - entry.goodAt <= this.#options.hopeMs
   }
 
   /** It asked for no new work: used only where no other candidate is up. */
@@ -247,5 +262,6 @@ function newEntry(): Entry {
     ejections: 0,
     ejectedUntil: -Infinity,
     backAt: -Infinity,
+    goodAt: -Infinity,
   }
 }

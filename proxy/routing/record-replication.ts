@@ -12,7 +12,7 @@ import type { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import { isNodeFailure } from './append-batcher.ts'
 import { PatientTimer } from './patient-timer.ts'
-import type { Copies, WriteContext } from './write-context.ts'
+import type { Copies, Leniency, WriteContext } from './write-context.ts'
 import {
   quorumOf,
   reaches,
@@ -128,19 +128,26 @@ class RecordReplication {
   /** Sends to a spare in place of `lost`, unless `kept` are as many as were wanted. */
   #replace(lost: WriteTarget, kept: readonly WriteTarget[]): void {
     if (kept.length >= this.#context.placement.map.replicas) return
-    const spare = replacementFor(lost, kept, this.#spares())
-    if (spare === undefined) return
-    this.#send(spare)
+    const spare = this.#spareFor(lost, kept, [])
+    if (spare !== undefined) this.#send(spare)
   }
 
-  #spares(): WriteTarget[] {
-    return spareTargets(this.#question()).filter(
-      ({ shard, node }) => !this.#tried.includes(shard) && !this.#failedNodes.includes(node),
-    )
+  /** On none of these nodes, nor where it was tried. What may be back but is not known to be is for writes that fail otherwise. */
+  #spareFor(lost: WriteTarget, kept: readonly WriteTarget[], without: readonly WriteTarget[]): WriteTarget | undefined {
+    const from = (leniency: Leniency): WriteTarget | undefined => {
+      const spares = spareTargets(this.#question(leniency)).filter(
+        ({ shard, node }) =>
+          !this.#tried.includes(shard) &&
+          !this.#failedNodes.includes(node) &&
+          !without.some(target => target.node === node),
+      )
+      return replacementFor(lost, kept, spares)
+    }
+    return from('lenient') ?? (reaches(this.#write.plan.quorum, kept) ? undefined : from('hopeful'))
   }
 
-  #question(): WriteQuestion {
-    return this.#context.question(this.#write.kind, this.#write.partition, this.#write.frame.length, true)
+  #question(leniency: Leniency = 'lenient'): WriteQuestion {
+    return this.#context.question(this.#write.kind, this.#write.partition, this.#write.frame.length, leniency)
   }
 
   #isSilent(target: WriteTarget): boolean {
@@ -156,8 +163,8 @@ class RecordReplication {
       if (this.#hedged.includes(lost)) continue
       this.#hedged.push(lost)
       const kept = [...this.#durable, ...this.#pending.filter(target => !silent.includes(target))]
-      const spares = this.#spares().filter(({ node }) => !silent.some(target => target.node === node))
-      const spare = kept.length < this.#context.placement.map.replicas ? replacementFor(lost, kept, spares) : undefined
+      if (kept.length >= this.#context.placement.map.replicas) continue
+      const spare = this.#spareFor(lost, kept, silent)
       if (spare !== undefined) this.#send(spare)
     }
   }

@@ -2,7 +2,7 @@ import { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import { isNodeFailure } from './append-batcher.ts'
 import { ReplicaUpload } from './replica-upload.ts'
-import type { WriteContext } from './write-context.ts'
+import type { Leniency, WriteContext } from './write-context.ts'
 import {
   quorumOf,
   type Quorum,
@@ -40,6 +40,8 @@ export class ReplicaSet {
   readonly #context: WriteContext
   readonly #options: ReplicaSetOptions
   readonly #tried = new Set<ShardId>()
+  /** Nodes that were down when they were asked, since nobody else was left: that they are is no news. */
+  readonly #hopedFor = new Set<NodeId>()
   /** Their other shards need not be tried either. */
   readonly #failedNodes = new Set<NodeId>()
   readonly #errors: HoldfastError[] = []
@@ -84,6 +86,7 @@ export class ReplicaSet {
   /** Begins an upload to the shard; it is a member only after `add`. */
   open(target: WriteTarget, fresh = false): ReplicaUpload {
     this.#tried.add(target.shard)
+    if (this.#context.isDown(target.node)) this.#hopedFor.add(target.node)
     const options = {
       ...this.#options,
       now: () => this.now(),
@@ -94,6 +97,11 @@ export class ReplicaSet {
       },
     }
     return new ReplicaUpload(target, this.#context.uplink(target), options, fresh)
+  }
+
+  /** Its node has gone down since it was opened. */
+  isGone({ target: { node } }: ReplicaUpload): boolean {
+    return this.#context.isDown(node) && !this.#hopedFor.has(node)
   }
 
   add(replica: ReplicaUpload): void {
@@ -126,15 +134,19 @@ export class ReplicaSet {
   nextSpare(kept: readonly ReplicaUpload[] = this.live): WriteTarget | undefined {
     const lost = this.#members.findLast(replica => replica.failed && this.owners.includes(replica.target.shard))
     const live = this.live
-    const spares = spareTargets(this.#question()).filter(
-      ({ shard, node }) =>
-        !this.#tried.has(shard) && !this.#failedNodes.has(node) && !live.some(({ target }) => target.node === node),
-    )
-    return replacementFor(
-      lost?.target,
-      kept.map(({ target }) => target),
-      spares,
-    )
+    const from = (leniency: Leniency): WriteTarget | undefined => {
+      const spares = spareTargets(this.#question(leniency)).filter(
+        ({ shard, node }) =>
+          !this.#tried.has(shard) && !this.#failedNodes.has(node) && !live.some(({ target }) => target.node === node),
+      )
+      return replacementFor(
+        lost?.target,
+        kept.map(({ target }) => target),
+        spares,
+      )
+    }
+    // What may be back but is not known to be is for writes that fail otherwise.
+    return from('lenient') ?? (this.suffices(kept) ? undefined : from('hopeful'))
   }
 
   /** A shard that was lost only because a kept connection had just been closed. It leaves the members. */
@@ -212,8 +224,8 @@ export class ReplicaSet {
     await Promise.all(live.map(replica => replica.discard()))
   }
 
-  #question(): WriteQuestion {
-    return this.#context.question('blob', this.#partition, this.#options.expectedBytes ?? 0, true)
+  #question(leniency: Leniency = 'lenient'): WriteQuestion {
+    return this.#context.question('blob', this.#partition, this.#options.expectedBytes ?? 0, leniency)
   }
 
   #verdict(replica: ReplicaUpload, now: number): HoldfastError | undefined {
@@ -221,7 +233,7 @@ export class ReplicaSet {
     else if (replica.behind <= bufferBytesMax / 2) replica.laggingSince = undefined
     const idleMs = now - replica.progressAt
     const waiting = replica.behind > 0 || replica.awaitingAnswer
-    if (waiting && idleMs > 1_000 && this.#context.isDown(replica.target.node)) return left(replica, 'node is down')
+    if (waiting && idleMs > 1_000 && this.isGone(replica)) return left(replica, 'node is down')
     const silentMs = replica.behind > 0 ? idleMs : 0
     const laggingMs = replica.laggingSince === undefined ? 0 : now - replica.laggingSince
     if (silentMs <= silentMsMax.frozen.dispensable && laggingMs <= laggingMsMax) return undefined

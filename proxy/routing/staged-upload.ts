@@ -105,7 +105,7 @@ export class ReplicatedUpload implements StagedUpload {
   }
 
   async #commitAll(key: BlobKey): Promise<Copies> {
-    const run = new CommitRun(this.#context, this.#replicas, this.#facts, key)
+    const run = new CommitRun(this.#replicas, this.#facts, key)
     const startedAt = this.#replicas.now()
     const expected = { ...this.#facts, sinceMs: startedAt }
     let reachedAt: number | undefined
@@ -160,15 +160,13 @@ const placeOf = ({ uplink, target }: ReplicaUpload): Pick<ByteSource, 'uplink' |
 
 /** Asks each replica that has all bytes to make them the blob `key`. */
 class CommitRun {
-  readonly #context: WriteContext
   readonly #replicas: ReplicaSet
   readonly #request: CommitRequest
   readonly #path: (replica: ReplicaUpload) => string
   readonly #asked = new Set<ReplicaUpload>()
   readonly committed: ReplicaUpload[] = []
 
-  constructor(context: WriteContext, replicas: ReplicaSet, facts: BodyFacts, key: BlobKey) {
-    this.#context = context
+  constructor(replicas: ReplicaSet, facts: BodyFacts, key: BlobKey) {
     this.#replicas = replicas
     this.#request = { ...key, bytes: facts.bytes, blockCrcs: facts.blockCrcs.toString('base64') }
     this.#path = ({ target }) => wirePath.blob(target.shard, key.partition, key.digest, key.generation)
@@ -195,7 +193,7 @@ class CommitRun {
       if (!this.#asked.has(replica)) {
         this.#asked.add(replica)
         void this.#commit(replica)
-      } else if (this.#context.isDown(node)) {
+      } else if (this.#replicas.isGone(replica)) {
         replica.fail(new HoldfastError('NODE_UNREACHABLE', 'node is down', { node, shard }))
       }
     }

@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import type { PlacementView } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
@@ -36,6 +37,13 @@ export interface WriteContextDeps {
   /** Monotonic milliseconds. */
   readonly now?: () => number
 }
+
+/**
+ * Whom to count on. 'lenient' also takes nodes that asked for no new work or have been silent for a second, 'hopeful' those, too, that
+ * are down but were well lately: better than refusing the write.
+ */
+const leniencies = ['strict', 'lenient', 'hopeful'] as const
+export type Leniency = (typeof leniencies)[number]
 
 /** Where the copies of an acknowledged write are. */
 export interface Copies {
@@ -91,22 +99,26 @@ export class WriteContext {
     return this.#deps.health.state(node) === 'up' && this.#deps.health.shardStatus(shard) !== undefined
   }
 
-  /**
-   * The question behind a plan. `lenient` also takes nodes that asked for no new work or have been silent for a second:
-   * better than refusing the write.
-   */
-  question(kind: WriteQuestion['kind'], partition: number, bytes: number, lenient = false): WriteQuestion {
+  /** The question behind a plan. */
+  question(
+    kind: WriteQuestion['kind'],
+    partition: number,
+    bytes: number,
+    leniency: Leniency = 'strict',
+  ): WriteQuestion {
+    const lenient = leniency !== 'strict'
     const { health } = this.#deps
     return {
       placement: this.placement,
       partition,
       kind,
       writability: ({ node, shard }) => {
-        if (health.state(node) === 'down') return 'unavailable'
+        const down = health.state(node) === 'down'
+        if (down && !(leniency === 'hopeful' && health.mayBeBack(node))) return 'unavailable'
         if (!lenient && (health.draining(node) || this.#uplinks.get(node)?.appender.stalled === true))
           return 'unavailable'
-        if (health.writable(node, shard, bytes)) return 'ok'
         const state = health.shardState(shard)
+        if (down ? state === 'ok' : health.writable(node, shard, bytes)) return 'ok'
         // Full disks keep a reserve for references: deletes go on (I31).
         if (kind === 'reference' && (state === 'ok' || state === 'full')) return 'ok'
         return state === 'ok' || state === 'full' ? 'no-room' : 'unavailable'
@@ -116,17 +128,17 @@ export class WriteContext {
 
   /** Plans a write of `bytes`. Throws QUORUM_NOT_REACHED or INSUFFICIENT_STORAGE. */
   plan(kind: WriteQuestion['kind'], partition: number, bytes: number): WritePlan {
-    try {
-      return planWrite(this.question(kind, partition, bytes))
-    } catch (error) {
-      if (!isHoldfastError(error)) throw error
+    for (const leniency of leniencies) {
+      try {
+        return planWrite(this.question(kind, partition, bytes, leniency))
+      } catch (error) {
+        if (!isHoldfastError(error) || leniency === 'hopeful') {
+          this.counters.quorumFailures += 1
+          throw error
+        }
+      }
     }
-    try {
-      return planWrite(this.question(kind, partition, bytes, true))
-    } catch (error) {
-      this.counters.quorumFailures += 1
-      throw error
-    }
+    assert.fail('the last question is answered or thrown')
   }
 
   /** What an acknowledged write reached, and counts it. */

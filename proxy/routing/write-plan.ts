@@ -69,11 +69,15 @@ export function reaches(quorum: Quorum, copies: readonly WriteTarget[]): boolean
   return copies.length >= quorum.copiesMin && zonesOf(copies) >= quorum.zonesMin
 }
 
-/** Shards that could stand in for an owner now: handoffs in ring order, then other shards of the owners' own nodes. */
+/**
+ * Shards that could stand in for an owner now: owners (one may be back since the plan was made), handoffs in ring order, then other
+ * shards of the owners' own nodes.
+ */
 export function spareTargets(question: WriteQuestion): WriteTarget[] {
   const { placement, partition } = question
-  const siblings = placement.owners(partition).flatMap(owner => placement.siblings(partition, owner))
-  return usable(question, [...placement.handoffs(partition), ...siblings])
+  const owners = placement.owners(partition)
+  const siblings = owners.flatMap(owner => placement.siblings(partition, owner))
+  return usable(question, [...owners, ...placement.handoffs(partition), ...siblings])
 }
 
 const usable = ({ placement, writability }: WriteQuestion, shards: readonly ShardId[]): WriteTarget[] =>

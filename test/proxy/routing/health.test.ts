@@ -81,6 +81,19 @@ t.test('three refused connections or five failures eject, longer each time, and 
   t.end()
 })
 
+t.test('a node that is down may be back for half a minute after its last good check', t => {
+  const { health, clock } = table()
+  t.equal(health.mayBeBack(a), false, 'never seen')
+  health.checked(a, status(a))
+  for (let i = 0; i < 3; i++) health.checked(a, undefined)
+  t.equal(health.state(a), 'down')
+  clock.ms += 29_000
+  t.equal(health.mayBeBack(a), true)
+  clock.ms += 2_000
+  t.equal(health.mayBeBack(a), false)
+  t.end()
+})
+
 t.test('failures long ago do not count as in a row', t => {
   const { health, clock } = table()
   for (let count = 0; count < 20; count += 1) {

@@ -115,6 +115,35 @@ t.test('two nodes of three gone: QUORUM_NOT_REACHED, soon', async t => {
   t.throws(() => cluster.writer.admit(5, 10), { code: 'QUORUM_NOT_REACHED' })
 })
 
+t.test('a node that was just restarted takes the copy that nobody else can, before its checks call it up', async t => {
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
+  const [back, gone] = [cluster.nodeId(0), cluster.nodeId(1)]
+  const good = { version: '0', wire: 1, clusterId: 'test', state: 'up', epoch: 1, shards: [] } as const
+  cluster.health.checked(back, { ...good, node: back, zone: 'a' as never })
+  for (let i = 0; i < 3; i += 1) cluster.health.checked(back, undefined)
+  t.equal(cluster.health.state(back), 'down')
+  cluster.nodes[1]?.die()
+  for (let i = 0; i < 8; i += 1) {
+    const body = Buffer.from(`write ${i}`)
+    cluster.writer.admit(5, body.length)
+    const written = await write(cluster, 5, body)
+    t.equal(holders(cluster, written, body).length, 2)
+  }
+  const upload = async function* (): AsyncGenerator<Buffer> {
+    for (let i = 0; i < 40; i += 1) yield Buffer.alloc(64 * 1024, i)
+  }
+  const options = {
+    expectedBytes: undefined,
+    bytesMax: undefined,
+    requestId: 'r',
+    signal: new AbortController().signal,
+  }
+  const staged = await cluster.writer.stage(5, upload(), options)
+  t.equal((await staged.commit()).missing.length, 1)
+  for (let i = 0; i < 3; i += 1) cluster.health.checked(gone, undefined)
+  t.equal((await write(cluster, 5, Buffer.from('last'))).missing.length, 1, 'also when both are known to be down')
+})
+
 t.test('more than can wait for a node is refused as OVERLOADED, and it recovers', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
   for (const node of cluster.nodes) node.faults.appendDelayMs = 300
