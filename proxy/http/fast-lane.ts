@@ -46,10 +46,12 @@ const requestBytesMax = 4 * 1024
 export class FastLane {
   readonly #deps: LaneDeps
   readonly #connections = new Set<LaneConnection>()
+  readonly #headEnd: HeadEnd
   readonly #attach: (socket: Socket) => void
 
   constructor(server: Server, deps: LaneDeps) {
     this.#deps = deps
+    this.#headEnd = new HeadEnd(deps.idleMs)
     // node:http attaches itself to a connection in its own listener of this event, the first one.
     const [attach] = server.listeners('connection') as [(this: Server, socket: Socket) => void]
     server.off('connection', attach)
@@ -80,7 +82,7 @@ export class FastLane {
       this.#attach(socket)
       return
     }
-    const connection = new LaneConnection(socket, this.#deps, unread => {
+    const connection = new LaneConnection(socket, this.#deps, this.#headEnd, unread => {
       this.#connections.delete(connection)
       if (unread === undefined) return
       socket.unshift(unread)
@@ -105,13 +107,13 @@ class LaneConnection {
   #state: 'idle' | 'asking' | 'left' = 'idle'
   /** The answer that is being prepared is the last one: the client has ended its half, or the lane is closing. */
   #last = false
-  readonly #keepAlive: string
+  readonly #headEnd: HeadEnd
 
-  constructor(socket: Socket, deps: LaneDeps, left: (unread: Buffer | undefined) => void) {
+  constructor(socket: Socket, deps: LaneDeps, headEnd: HeadEnd, left: (unread: Buffer | undefined) => void) {
     this.#socket = socket
     this.#deps = deps
     this.#left = left
-    this.#keepAlive = `Connection: keep-alive\r\nKeep-Alive: timeout=${Math.floor(deps.idleMs / 1000)}\r\n\r\n`
+    this.#headEnd = headEnd
   }
 
   start(): void {
@@ -236,7 +238,7 @@ class LaneConnection {
   /** False: the client does not keep up. */
   #write({ head, body }: LaneAnswer): boolean {
     const socket = this.#socket
-    const whole = `${head}Date: ${httpDateNow()}\r\n${this.#last ? 'Connection: close\r\n\r\n' : this.#keepAlive}`
+    const whole = head + (this.#last ? this.#headEnd.closing() : this.#headEnd.keeping())
     if (body === undefined) return socket.write(whole, 'latin1')
     if (body.length <= joinedBytesMax) {
       const joined = Buffer.allocUnsafe(whole.length + body.length)
@@ -286,13 +288,29 @@ const stray = /[^\r]\n|\r[^\n]|[^\t\r\n -~]/
 /** A connection that the client reset is gone: 'close' follows. */
 function ignoreReset(): void {}
 
-let dateSecond = 0
-let dateText = ''
-function httpDateNow(): string {
-  const second = Math.floor(Date.now() / 1000)
-  if (second !== dateSecond) {
-    dateSecond = second
-    dateText = new Date(second * 1000).toUTCString()
+/** The last lines of a head, as node:http writes them. Made once a second, not once a request. */
+class HeadEnd {
+  readonly #keepAlive: string
+  #second = 0
+  #date = ''
+  #keeping = ''
+
+  constructor(idleMs: number) {
+    this.#keepAlive = `Connection: keep-alive\r\nKeep-Alive: timeout=${Math.floor(idleMs / 1000)}\r\n\r\n`
   }
-  return dateText
+
+  keeping(): string {
+    const second = Math.floor(Date.now() / 1000)
+    if (second !== this.#second) {
+      this.#second = second
+      this.#date = `Date: ${new Date(second * 1000).toUTCString()}\r\n`
+      this.#keeping = this.#date + this.#keepAlive
+    }
+    return this.#keeping
+  }
+
+  closing(): string {
+    this.keeping()
+    return this.#date + 'Connection: close\r\n\r\n'
+  }
 }
