@@ -194,6 +194,8 @@ export class EdgeServer {
     const sentBefore = socket.bytesWritten
     this.#answering.set(response, socket)
     const end = (): void => {
+      // A connection's end may tell both in one go: taken away now, the second listener is still called.
+      if (left.signal.aborted) return
       response.off('close', end)
       socket.off('close', end)
       left.abort()

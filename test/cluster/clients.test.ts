@@ -113,7 +113,11 @@ t.test('clients that leave', async t => {
       if (random.next() < 0.5) connection.reset()
       else connection.close()
     }
+    const counted = (): Promise<number> => client.metric('holdfast_request_seconds_count', /route="get"/)
+    const before = await counted()
     for (let wave = 0; wave < 10; wave++) await Promise.all(Array.from({ length: 80 }, leave))
+    await eventually('all are over', async () => (await counted()) >= before + 800)
+    t.equal(await counted(), before + 800, 'each is counted once')
     for (const [index, body] of bodies.entries()) {
       for (let repeat = 0; repeat < 4; repeat++) {
         const answer = await client.get(`raw/leave/${index}`)
