@@ -53,7 +53,7 @@ export async function waitUntilGone(dataFolder: string, timeoutMs: number): Prom
 
 /**
  * What tells this process from a later one with the same number: boot and start time. Undefined when there is no such
- * process. Two containers may both hold a pid 1, a restarted one holds the same pid again: the number alone says little.
+ * process that lives. Two containers may both hold a pid 1, a restarted one holds the same pid again: the number alone says little.
  */
 export async function processIdentity(pid: number): Promise<string | undefined> {
   try {
@@ -63,7 +63,10 @@ export async function processIdentity(pid: number): Promise<string | undefined> 
       readFile('/proc/sys/kernel/random/boot_id', 'utf8'),
     ])
     // Field 22 of proc(5) is the start time; the name before it may contain blanks, hence from the last parenthesis.
-    return `${boot.trim()}/${fieldsAfterName(stat)[19]}`
+    const fields = fieldsAfterName(stat)
+    // Dead, only not yet collected by its parent (a container may have nobody who does).
+    if (fields[0] === 'Z' || fields[0] === 'X') return undefined
+    return `${boot.trim()}/${fields[19]}`
   } catch {
     return undefined // no such process: /proc and ps both fail then
   }
