@@ -1,13 +1,8 @@
-/** Starts a storage node; see `runStorageNode`. Run as a program it takes its configuration from arguments and environment. */
-import { realpathSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
-import { type Logger, pino } from 'pino'
-import { toHoldfastError } from '../shared/errors.ts'
+/** A storage node in this process: its parts, in order, and the end in reverse. */
+import type { Logger } from 'pino'
 import { version } from '../shared/version.ts'
 import type { StorageNodeConfig } from './config.ts'
-import { armCrashPoint } from './crash-point.ts'
 import { StorageNode } from './node.ts'
-import { readStorageNodeConfig } from './options.ts'
 import { WireServer } from './server.ts'
 import type { Clock } from './shard.ts'
 import { nodeFs, type StoreFs } from './store-fs.ts'
@@ -51,34 +46,4 @@ export async function runStorageNode(
     log.info('storage node is closed')
   }
   return { url, close: (drainMs = node.limits.drainMs) => (closing ??= close(drainMs)) }
-}
-
-/** Serves until SIGTERM or SIGINT, then drains; a second signal ends the process at once. */
-async function main(): Promise<void> {
-  armCrashPoint(process.env['HF_CRASH_AT'])
-  const { config, logLevel } = readStorageNodeConfig({ args: process.argv.slice(2), env: process.env })
-  const log = pino({ level: logLevel, base: { process: `storage-node ${config.node}` } })
-  const running = await runStorageNode(config, log)
-  const stop = () => {
-    process.once('SIGTERM', () => process.exit(1))
-    process.once('SIGINT', () => process.exit(1))
-    running.close().then(
-      () => process.exit(0),
-      (error: unknown) => {
-        log.error({ err: error }, 'closing failed')
-        process.exit(1)
-      },
-    )
-  }
-  process.once('SIGTERM', stop)
-  process.once('SIGINT', stop)
-}
-
-if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  main().catch((error: unknown) => {
-    const { code, message, data } = toHoldfastError(error)
-    process.stderr.write(`storage-node: ${code}: ${message} ${JSON.stringify(data)}\n`)
-    if (code === 'INTERNAL') process.stderr.write(`${String((error as Error).stack)}\n`)
-    process.exit(1)
-  })
 }

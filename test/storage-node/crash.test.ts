@@ -22,7 +22,7 @@ import {
 } from './fixtures.ts'
 
 // Tap may run this file in place or from its own build folder; the built program is found from the working directory.
-const program = fileURLToPath(new URL(`file://${process.cwd()}/dist/storage-node/main.js`))
+const program = fileURLToPath(new URL(`file://${process.cwd()}/dist/cli/main.js`))
 
 interface Child {
   readonly process: ChildProcess
@@ -35,7 +35,7 @@ async function startChild(t: Test, folder: string, env: Record<string, string> =
   const shards = [shardA, shardB].flatMap(id => ['--shard', `${id}=${join(folder, id)}`])
   const child = spawn(
     process.execPath,
-    [program, ...flags, '--state-folder', join(folder, 'state'), ...shards, '--reserve-bytes', '0'],
+    [program, 'storage-node', ...flags, '--state-folder', join(folder, 'state'), ...shards, '--reserve-bytes', '0'],
     { env: { ...process.env, NODE_OPTIONS: '', HOLDFAST_SECRET: secret, ...env }, stdio: ['ignore', 'pipe', 'pipe'] },
   )
   const exited = once(child, 'exit')

@@ -12,7 +12,7 @@ import type { WrittenBlob } from '../../../proxy/routing/types.ts'
 import { testSecret } from '../../support/fake-write-node.ts'
 import { writeSide } from '../../support/write-cluster.ts'
 
-const main = join(import.meta.dirname, '../../../dist/storage-node/main.js')
+const main = join(import.meta.dirname, '../../../dist/cli/main.js')
 const mib = 1024 * 1024
 
 interface RealNode {
@@ -25,10 +25,14 @@ async function startNode(t: Test, folder: string, node: string, zone: string): P
   mkdirSync(folder, { recursive: true })
   const args = ['--node', node, '--zone', zone, '--host', '127.0.0.1', '--port', '0', '--cluster-id', 'test']
   const shards = [0, 1].flatMap(i => ['--shard', `${node}-${i}=${join(folder, `shard${i}`)}`])
-  const child = spawn(process.execPath, [main, ...args, '--state-folder', join(folder, 'state'), ...shards], {
-    env: { PATH: process.env['PATH'], HOLDFAST_SECRET: testSecret },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+  const child = spawn(
+    process.execPath,
+    [main, 'storage-node', ...args, '--state-folder', join(folder, 'state'), ...shards],
+    {
+      env: { PATH: process.env['PATH'], HOLDFAST_SECRET: testSecret },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  )
   const exited = once(child, 'exit')
   t.teardown(async () => {
     child.kill('SIGKILL')
