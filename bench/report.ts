@@ -50,7 +50,9 @@ export function markdown(
       versions,
     )
       .map(([name, version]) => `${name} ${version}`)
-      .join(', ')}. The load generator (autocannon, one thread) runs on the same cores.`,
+      .join(
+        ', ',
+      )}. The load comes from the same cores: autocannon for bodies up to 64 KiB and the mix, for larger bodies and PUTs a client of our own.`,
     '',
   ].join('\n')
 }
