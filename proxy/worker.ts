@@ -43,6 +43,9 @@ import { HealthTable } from './routing/health.ts'
 import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
+import { housekeeping } from './tasks/housekeeping.ts'
+import type { Job } from './tasks/job.ts'
+import { Jobs } from './tasks/jobs.ts'
 import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
@@ -168,6 +171,8 @@ async function build(
   closers.push(() => keeper.close())
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
+  const definitions: readonly Job[] = [housekeeping(metadata)]
+  const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const primary = new Primary({
     coordinator,
     tasks: [
@@ -176,6 +181,7 @@ async function build(
       replayOutbox({ metadata, publisher }),
       repair,
       reclaim,
+      jobs,
     ],
     log,
   })

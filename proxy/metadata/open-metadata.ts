@@ -15,6 +15,7 @@ import {
 import { CommitQueue } from './commit-queue.ts'
 import { callTimeoutMs, Database } from './database.ts'
 import { ensureIdentity, type Identity } from './identity.ts'
+import { JobTables } from './jobs.ts'
 import { issueToken, newestToken } from './leaders.ts'
 import { listFolder } from './list-folder.ts'
 import { migrate } from './migrate.ts'
@@ -75,6 +76,7 @@ export async function openMetadata(options: MetadataOptions): Promise<types.Meta
 class PostgresMetadata implements types.Metadata {
   readonly #database: Database
   readonly #commits: CommitQueue
+  readonly jobs: JobTables
   #identity: Identity
 
   constructor({ url, log, poolSize = poolSizeDefault, clusterId, migrations: known = migrations }: MetadataOptions) {
@@ -90,6 +92,7 @@ class PostgresMetadata implements types.Metadata {
         onDown: error => this.#commits.rejectWaiting(error),
       },
     )
+    this.jobs = new JobTables(this.#database)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },
       lanes: commitLanes,

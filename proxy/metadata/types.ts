@@ -4,6 +4,7 @@
  */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
+import type { JobStore } from './job-types.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
 
@@ -226,6 +227,9 @@ export interface Metadata {
   loadClusterMap(): Promise<ClusterMap | undefined>
   /** Compare-and-set on the epoch: false if another map of this epoch or later is there. */
   publishClusterMap(map: ClusterMap, token: number): Promise<boolean>
+
+  /** Jobs of the primary, their runs and logs. */
+  readonly jobs: JobStore
 
   /** Resolves when PostgreSQL answers; used by readiness. */
   ping(): Promise<void>

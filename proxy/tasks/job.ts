@@ -36,13 +36,13 @@ export interface JobContext<Checkpoint = unknown> {
    * Makes the checkpoint (JSON, up to 256 KiB) durable, together with progress and log lines. Waits for a database that is away. Rejects
    * if the run has ended (stopped, lease lost): let it pass through. Costs one transaction: about once a second is plenty.
    */
-  save(checkpoint: Checkpoint): Promise<void>
+  save(this: void, checkpoint: Checkpoint): Promise<void>
   /** Remembered at once, written within about a second. */
-  progress(progress: JobProgress): void
+  progress(this: void, progress: JobProgress): void
   /** A line for people, written within about a second; the newest 500 of a run are kept. No secrets. */
-  log(line: string): void
+  log(this: void, line: string): void
   /** Resolves after `ms`; rejects at once when the run has ended. `pause(0)` lets others work and checks the lease. */
-  pause(ms: number): Promise<void>
+  pause(this: void, ms: number): Promise<void>
 }
 
 export interface Job<Checkpoint = unknown> {

@@ -19,6 +19,8 @@ export interface PrimaryTask {
   readonly pauseMs: number
   /** One short step; 'more' asks for the next one at once. */
   readonly step: (term: Term) => Promise<'more' | 'idle'>
+  /** Called after the last step of a term, before the lease is given back: what was begun ends here. */
+  readonly ended?: () => Promise<void>
 }
 
 export interface PrimaryDeps {
@@ -68,16 +70,29 @@ export class Primary {
     this.#token = leadership.token
     log.info({ token: leadership.token }, 'this proxy is primary')
     const signal = AbortSignal.any([leadership.signal, this.#closing.signal])
-    await Promise.all(tasks.map(task => this.#run(task, { token: leadership.token, signal }, leadership)))
+    const term: Term = {
+      token: leadership.token,
+      get signal() {
+        // The leadership looks at the clock when asked, and `signal` follows it at once.
+        void leadership.signal.aborted
+        return signal
+      },
+    }
+    await Promise.all(tasks.map(task => this.#run(task, term)))
     this.#token = undefined
     log.info({ token: leadership.token }, 'this proxy is no longer primary')
     await leadership.release().catch((error: unknown) => log.debug({ err: error }, 'lease left to expire'))
   }
 
-  async #run(task: PrimaryTask, term: Term, leadership: Leadership): Promise<void> {
+  async #run(task: PrimaryTask, term: Term): Promise<void> {
+    await this.#repeat(task, term)
+    await task.ended?.()
+  }
+
+  async #repeat(task: PrimaryTask, term: Term): Promise<void> {
     let failures = 0
-    // Asking the leadership itself makes it look at the clock: a process that was paused must not begin a step under a lease that ran out.
-    while (!leadership.signal.aborted && !term.signal.aborted) {
+    // Reading the signal looks at the clock: a process that was paused must not begin a step under a lease that ran out.
+    while (!term.signal.aborted) {
       let found: 'more' | 'idle' = 'idle'
       try {
         found = await task.step(term)
