@@ -18,6 +18,9 @@ import {
 } from './lease-store.ts'
 import { announcedKeysMax, waitUntil, type Timings } from './timings.ts'
 
+/** Calls that wait for their round. Past it keys are owed to the others, and nobody waits for that. */
+const waitingMax = 10_000
+
 export interface AnnouncerDeps {
   readonly store: Pick<LeaseStore, 'announce' | 'revoke' | 'suspend' | 'messageLimits'>
   readonly self: string
@@ -114,6 +117,10 @@ export class Announcer {
 
   #enqueue(kind: Call['kind'], keys: readonly string[], covered: ReadonlySet<string>): Promise<void> {
     return new Promise((settle, fail) => {
+      if (this.#next.length >= waitingMax) {
+        const error = new HoldfastError('COORDINATION_UNAVAILABLE', 'too many changes wait to be told', { waitingMax })
+        return this.#failed([{ kind, keys, covered, settle, fail }], error)
+      }
       this.#next.push({ kind, keys, covered, settle, fail })
       this.#running ??= this.#run()
     })
@@ -125,7 +132,8 @@ export class Announcer {
       const calls = this.#next
       this.#next = []
       this.counters.rounds++
-      await this.#settle(calls).catch((error: unknown) => this.#failed(calls, error))
+      // Those who came meanwhile would find the same, and as late again.
+      await this.#settle(calls).catch((error: unknown) => this.#failed([...calls, ...this.#next.splice(0)], error))
       for (const call of calls) call.settle() // those that nothing settled before
     }
     this.#running = undefined

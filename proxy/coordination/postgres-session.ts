@@ -3,7 +3,7 @@
  * delays a lease. It is made when it is needed; a statement that takes too long costs the connection.
  */
 import pg from 'pg'
-import { parseServers } from '../metadata/connection-string.ts'
+import { parseServers } from '../postgres-servers.ts'
 import { reasonOf, type CoordinationLog } from './lease-store.ts'
 
 export interface PostgresSessionOptions {

@@ -8,8 +8,11 @@ const probePauseMs = 200
 export interface CircuitDeps {
   /** Reaches the server and makes it ready for use; resolves when statements can be sent. */
   readonly probe: () => Promise<void>
-  /** Called when the server goes away: everybody in a queue is to be told. */
-  readonly onDown: (error: HoldfastError) => void
+  /**
+   * Called when the server goes away: everybody in a queue is to be told. `silent`: it answers nobody, so that what it was
+   * asked before is not worth waiting for.
+   */
+  readonly onDown: (error: HoldfastError, silent: boolean) => void
   readonly log: Logger
 }
 
@@ -43,6 +46,15 @@ export class Circuit {
     clearTimeout(this.#timer)
   }
 
+  get up(): boolean {
+    return this.#up
+  }
+
+  /** Monotonic time of the last answer to anybody. */
+  get lastAnswer(): number {
+    return this.#lastAnswer
+  }
+
   /** Why a call cannot be served. */
   error(): HoldfastError {
     if (this.#closed) return unavailable('the connection to the database was closed')
@@ -59,15 +71,19 @@ export class Circuit {
 
   /** A statement sent at `sentAt` got no answer: the server is away unless it answered anybody since. */
   timedOut(sentAt: number, reason: unknown): void {
-    if (this.#lastAnswer < sentAt) this.down(reason)
+    if (this.#lastAnswer < sentAt) this.#down(reason, true)
   }
 
   down(reason: unknown): void {
+    this.#down(reason, false)
+  }
+
+  #down(reason: unknown, silent: boolean): void {
     if (!this.#up || this.#closed) return
     this.#up = false
     this.#reason = reason
     this.#deps.log.warn({ err: reason }, 'database away: artifacts can be read, not written')
-    this.#deps.onDown(this.error())
+    this.#deps.onDown(this.error(), silent)
     this.#schedule(0)
   }
 

@@ -1,11 +1,12 @@
 import type { Logger } from 'pino'
-import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import { HoldfastError } from '../../shared/errors.ts'
+import { parseServers, type ServerAddress } from '../postgres-servers.ts'
 import { Circuit } from './circuit.ts'
-import { parseServers, type ServerAddress } from './connection-string.ts'
 import { openPglite, type OpenPglite } from './pglite.ts'
 import { Pool } from './pool.ts'
 import { Reader } from './reader.ts'
 import { Session, type SessionEvents } from './session.ts'
+import { isNoAnswer } from './sql-errors.ts'
 import { statement, type Queryable, type Statement, type Values } from './statement.ts'
 
 /** No call waits longer for PostgreSQL than this, queueing and connecting included. */
@@ -13,9 +14,14 @@ export const callTimeoutMs = 1_900
 /** A read that waits can be answered from references on the shards instead. */
 const readTimeoutMs = 1_000
 const connectTimeoutMs = 1_000
+/** A server that was silent for so long is asked whether it is there; it has `readTimeoutMs` to answer. */
+const heartbeatMs = 300
+/** After its last answer to anybody, a server that stands still is known to be away within this time. */
+export const awayKnownMs = heartbeatMs + readTimeoutMs
 /** One pipelined connection serves more reads than one proxy process can ask; the second covers a reconnect. */
 const readLanes = 2
 
+const ping = statement('ping', 'SELECT 1')
 const begin = statement('begin', 'BEGIN')
 const commit = statement('commit', 'COMMIT')
 const rollback = statement('rollback', 'ROLLBACK')
@@ -44,6 +50,8 @@ export class Database implements Queryable {
   readonly #events: SessionEvents
   readonly #folder: string | undefined
   #pglite: OpenPglite | undefined
+  #heartbeat: NodeJS.Timeout | undefined
+  #beating = false
 
   constructor(options: { url: string; poolSize: number; commitLanes: number }, deps: DatabaseDeps) {
     this.#deps = deps
@@ -51,7 +59,7 @@ export class Database implements Queryable {
     this.#servers = this.#folder === undefined ? parseServers(options.url) : []
     this.#circuit = new Circuit({
       probe: () => this.#probe(),
-      onDown: error => this.#dropConnections(error),
+      onDown: (error, silent) => this.#dropConnections(error, silent),
       log: deps.log,
     })
     this.#events = {
@@ -59,19 +67,33 @@ export class Database implements Queryable {
       lost: session => {
         this.#pool.forget(session)
         this.#commitPool.forget(session)
+        this.#beat() // the server's end, or only this connection's
       },
     }
-    const pool = (sessionsMax: number): Pool =>
-      new Pool({ sessionsMax, open: () => this.#open(false), onOpenFailed: error => this.#openFailed(error) })
+    const pool = (sessionsMax: number): Pool => new Pool({ sessionsMax, open: () => this.#openJudged(false) })
     const { poolSize, commitLanes } = options
     this.#pool = pool(this.#folder === undefined ? Math.max(1, poolSize - commitLanes) : 1)
     this.#commitPool = this.#folder === undefined ? pool(commitLanes) : this.#pool
-    this.#reader = this.#folder === undefined ? new Reader(readLanes, () => this.#openReader()) : undefined
+    this.#reader = this.#folder === undefined ? new Reader(readLanes, () => this.#openJudged(true)) : undefined
   }
 
   /** Rejects with what the first attempt met; the attempts go on until `close`. */
   start(): Promise<void> {
+    if (this.#folder === undefined) {
+      this.#heartbeat = setInterval(() => {
+        if (performance.now() - this.#circuit.lastAnswer >= heartbeatMs) this.#beat()
+      }, heartbeatMs / 2).unref()
+    }
     return this.#circuit.start()
+  }
+
+  /** Can calls be made, as far as is known? */
+  get available(): boolean {
+    return this.#circuit.up
+  }
+
+  async ping(): Promise<void> {
+    await this.read(ping, [])
   }
 
   /** One statement in a transaction of its own. Fails at once while the server is known to be away. */
@@ -118,6 +140,7 @@ export class Database implements Queryable {
 
   async close(): Promise<void> {
     this.#circuit.close()
+    clearInterval(this.#heartbeat)
     await Promise.all([this.#pool.close(), this.#commitPool.close(), this.#reader?.close()])
     const pglite = this.#pglite
     this.#pglite = undefined
@@ -144,8 +167,16 @@ export class Database implements Queryable {
   }
 
   #judge(error: unknown, startedAt: number): void {
-    if (isHoldfastError(error, 'METADATA_UNAVAILABLE') && error.cause === undefined)
-      this.#circuit.timedOut(startedAt, error)
+    if (isNoAnswer(error)) this.#circuit.timedOut(startedAt, error)
+  }
+
+  /** One question at a time; its failure is told to the circuit like that of any other. */
+  #beat(): void {
+    if (this.#beating || !this.#circuit.up || this.#folder !== undefined) return
+    this.#beating = true
+    void this.ping()
+      .catch(() => undefined)
+      .finally(() => (this.#beating = false))
   }
 
   async #open(pipeline: boolean): Promise<Session> {
@@ -156,23 +187,25 @@ export class Database implements Queryable {
     return Session.open(this.#servers, { timeoutMs: connectTimeoutMs, pipeline }, this.#events)
   }
 
-  async #openReader(): Promise<Session> {
+  async #openJudged(pipeline: boolean): Promise<Session> {
+    const startedAt = performance.now()
     try {
-      return await this.#open(true)
+      return await this.#open(pipeline)
     } catch (error) {
-      this.#openFailed(error)
+      this.#openFailed(error, startedAt)
       throw error
     }
   }
 
-  /** Too many connections is the one failure to connect that says nothing about the connections we have. */
-  #openFailed(error: unknown): void {
+  /** Too many connections, like slowness, says nothing about the connections we have. */
+  #openFailed(error: unknown, startedAt: number): void {
     if (error instanceof HoldfastError && error.data['sqlState'] === '53300') return
-    this.#circuit.down(error)
+    if (isNoAnswer(error)) this.#circuit.timedOut(startedAt, error)
+    else this.#circuit.down(error)
   }
 
   /** What is open leads to a server that hangs or is gone; after a failover it would cost each caller a time-out. */
-  #dropConnections(error: HoldfastError): void {
+  #dropConnections(error: HoldfastError, silent: boolean): void {
     this.#pool.rejectWaiters(error)
     this.#commitPool.rejectWaiters(error)
     this.#deps.onDown(error)
@@ -180,6 +213,9 @@ export class Database implements Queryable {
     this.#pool.dropIdle(error)
     this.#commitPool.dropIdle(error)
     this.#reader?.drop(error)
+    if (!silent) return // what was sent on a living connection is answered
+    this.#pool.dropLent(error)
+    this.#commitPool.dropLent(error)
   }
 
   async #probe(): Promise<void> {

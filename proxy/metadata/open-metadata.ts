@@ -24,15 +24,12 @@ import type { Migration } from './migrations/migration.ts'
 import { pendingOutbox, settleOutbox } from './outbox.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
-import { statement } from './statement.ts'
 import type * as types from './types.ts'
 import * as users from './users.ts'
 
 const poolSizeDefault = 8
 /** Transactions of commits at once: while one waits for the disk, the next one gathers and runs. */
 const commitLanes = 2
-
-const ping = statement('ping', 'SELECT 1')
 
 export interface MetadataOptions {
   /**
@@ -77,6 +74,7 @@ class PostgresMetadata implements types.Metadata {
   readonly #database: Database
   readonly #commits: CommitQueue
   readonly jobs: JobTables
+  readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
   constructor({ url, log, poolSize = poolSizeDefault, clusterId, migrations: known = migrations }: MetadataOptions) {
@@ -89,7 +87,10 @@ class PostgresMetadata implements types.Metadata {
           await migrate(session, known, log)
           this.#identity = await ensureIdentity(session, clusterId)
         },
-        onDown: error => this.#commits.rejectWaiting(error),
+        onDown: error => {
+          this.#commits.rejectWaiting(error)
+          for (const listener of this.#awayListeners) listener()
+        },
       },
     )
     this.jobs = new JobTables(this.#database)
@@ -109,7 +110,15 @@ class PostgresMetadata implements types.Metadata {
   }
 
   async ping(): Promise<void> {
-    await this.#database.read(ping, [])
+    await this.#database.ping()
+  }
+
+  get available(): boolean {
+    return this.#database.available
+  }
+
+  onAway(listener: () => void): void {
+    this.#awayListeners.push(listener)
   }
 
   get incarnation(): string {

@@ -1,5 +1,5 @@
 import { HoldfastError } from '../../shared/errors.ts'
-import { unavailable } from './sql-errors.ts'
+import { noAnswer, unavailable } from './sql-errors.ts'
 import type { Session } from './session.ts'
 
 /** More callers than this do not wait for a connection: they hear OVERLOADED. */
@@ -10,8 +10,6 @@ const sessionLifetimeMs = 30 * 60_000
 export interface PoolOptions {
   readonly sessionsMax: number
   readonly open: () => Promise<Session>
-  /** Told of each failure to connect. */
-  readonly onOpenFailed: (error: unknown) => void
 }
 
 interface Waiter {
@@ -23,6 +21,7 @@ interface Waiter {
 export class Pool {
   readonly #options: PoolOptions
   readonly #idle: Session[] = []
+  readonly #lent = new Set<Session>()
   readonly #waiters = new Set<Waiter>()
   #opening = 0
   #sessions = 0
@@ -36,18 +35,24 @@ export class Pool {
   acquire(timeoutMs: number): Promise<Session> {
     if (this.#closed) return Promise.reject(unavailable('the connection to the database was closed'))
     const idle = this.#takeIdle()
-    if (idle !== undefined) return Promise.resolve(idle)
+    if (idle !== undefined) {
+      this.#lent.add(idle)
+      return Promise.resolve(idle)
+    }
     if (this.#waiters.size >= waitersMax) {
       return Promise.reject(new HoldfastError('OVERLOADED', 'too many requests wait for the database', { waitersMax }))
     }
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => waiter.reject(unavailable('no connection to the database in time')), timeoutMs)
+      const timer = setTimeout(
+        () => waiter.reject(noAnswer('no connection to the database in time', timeoutMs)),
+        timeoutMs,
+      )
       const leave = (): void => {
         clearTimeout(timer)
         this.#waiters.delete(waiter)
       }
       const waiter: Waiter = {
-        resolve: session => (leave(), resolve(session)),
+        resolve: session => (leave(), this.#lent.add(session), resolve(session)),
         reject: error => (leave(), reject(error)),
       }
       this.#waiters.add(waiter)
@@ -56,6 +61,7 @@ export class Pool {
   }
 
   release(session: Session): void {
+    this.#lent.delete(session)
     const stale = performance.now() - session.openedAt > sessionLifetimeMs
     if (session.broken || stale || this.#closed || this.#sessions > this.#options.sessionsMax) {
       this.#sessions--
@@ -88,6 +94,11 @@ export class Pool {
 
   dropIdle(reason: unknown): void {
     for (const session of [...this.#idle]) session.destroy(reason)
+  }
+
+  /** Whoever uses a connection hears at once that it is lost. */
+  dropLent(reason: unknown): void {
+    for (const session of [...this.#lent]) session.destroy(reason)
   }
 
   async close(): Promise<void> {
@@ -127,7 +138,6 @@ export class Pool {
       this.#opening--
       const [waiter] = this.#waiters
       waiter?.reject(error instanceof HoldfastError ? error : unavailable('no connection to the database', error))
-      this.#options.onOpenFailed(error)
     }
   }
 }

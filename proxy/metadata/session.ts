@@ -1,8 +1,8 @@
 import { Socket } from 'node:net'
 import pg from 'pg'
-import { HoldfastError } from '../../shared/errors.ts'
-import type { ServerAddress } from './connection-string.ts'
-import { saysServerDown, sqlState, translateError, unavailable } from './sql-errors.ts'
+import type { HoldfastError } from '../../shared/errors.ts'
+import type { ServerAddress } from '../postgres-servers.ts'
+import { noAnswer, saysServerDown, sqlState, translateError, unavailable } from './sql-errors.ts'
 import type { Statement, Values } from './statement.ts'
 import { valueParsers } from './value-parsers.ts'
 
@@ -100,10 +100,11 @@ export class Session {
       types: valueParsers,
     })
     const session = new Session(client, socket, events)
-    const timer = setTimeout(
-      () => session.destroy(unavailable('no answer to the connection attempt')),
-      options.timeoutMs,
-    )
+    let late: HoldfastError | undefined
+    const timer = setTimeout(() => {
+      late = noAnswer('no answer to the connection attempt', options.timeoutMs)
+      session.destroy(late)
+    }, options.timeoutMs)
     try {
       await client.connect()
       const { rows } = await client.query<{ standby: boolean }>(setUp)
@@ -113,7 +114,7 @@ export class Session {
       return session
     } catch (error) {
       session.destroy(error)
-      throw error
+      throw late ?? error
     } finally {
       clearTimeout(timer)
     }
@@ -132,14 +133,14 @@ export class Session {
         return true
       }
       this.inFlight++
-      const timer = setTimeout(() => {
+      const expire = (): void => {
         if (!settle()) return
-        const error = new HoldfastError('METADATA_UNAVAILABLE', 'the database did not answer in time', {
-          statement: statement.name,
-        })
+        const error = noAnswer('the database did not answer in time', timeoutMs, { statement: statement.name })
         reject(error)
         this.destroy(error)
-      }, timeoutMs)
+      }
+      // If it was we who stood still, the answer waits to be read: timers run before that.
+      const timer = setTimeout(() => setImmediate(expire), timeoutMs)
       const config = statement.name === '' ? { text: statement.text } : { name: statement.name, text: statement.text }
       this.#client.query({ ...config, values: values as unknown[] }, (error: unknown, result: pg.QueryResult<Row>) => {
         if (!settle()) return

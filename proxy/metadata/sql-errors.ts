@@ -1,5 +1,5 @@
 import pg from 'pg'
-import { HoldfastError, type ErrorCode } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError, type ErrorCode } from '../../shared/errors.ts'
 
 /** Classes and codes of SQLSTATE that speak of the server, not of the statement. */
 const serverStates = /^(08|57P|53|58|XX|25006|25P03|42P01|42703|42883|3D000)/
@@ -50,6 +50,19 @@ function messageOf(code: ErrorCode, message: string): string {
   if (code === 'METADATA_UNAVAILABLE') return `the database did not do it: ${message}`
   if (code === 'INTERNAL') return 'the database refused a statement'
   return message
+}
+
+/** Nothing was heard in this time; anything else that is METADATA_UNAVAILABLE was said by somebody. */
+export function noAnswer(
+  message: string,
+  waitedMs: number,
+  data: Readonly<Record<string, unknown>> = {},
+): HoldfastError {
+  return new HoldfastError('METADATA_UNAVAILABLE', message, { ...data, waitedMs: Math.round(waitedMs) })
+}
+
+export function isNoAnswer(error: unknown): boolean {
+  return isHoldfastError(error, 'METADATA_UNAVAILABLE') && error.data['waitedMs'] !== undefined
 }
 
 export function unavailable(message: string, cause?: unknown): HoldfastError {

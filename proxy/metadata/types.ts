@@ -231,6 +231,13 @@ export interface Metadata {
   /** Jobs of the primary, their runs and logs. */
   readonly jobs: JobStore
 
+  /** False from the moment PostgreSQL is known to be away until it is back. */
+  readonly available: boolean
+  /**
+   * Called each time PostgreSQL is found away: at once when it refuses, 1.3 s after its last answer when it stands still. Calls
+   * in flight are rejected then, later ones at once.
+   */
+  onAway(listener: () => void): void
   /** Resolves when PostgreSQL answers; used by readiness. */
   ping(): Promise<void>
   close(): Promise<void>

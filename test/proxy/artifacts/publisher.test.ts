@@ -11,9 +11,12 @@ function setUp(t: Test) {
     settled: [] as number[],
     repairs: [] as unknown[],
     append: async (): Promise<{ missing: readonly ShardId[] }> => ({ missing: [] }),
+    prepare: async (_: readonly string[]): Promise<void> => {},
     invalidate: async (_: readonly string[]): Promise<void> => {},
     addRepairs: async (): Promise<void> => {},
     settle: async (): Promise<void> => {},
+    available: true,
+    goAway: (): void => {},
   }
   const publisher = new Publisher({
     metadata: {
@@ -25,6 +28,15 @@ function setUp(t: Test) {
         await world.addRepairs()
         world.repairs.push(...repairs)
       },
+      get available() {
+        return world.available
+      },
+      onAway: listener => {
+        world.goAway = () => {
+          world.available = false
+          listener()
+        }
+      },
     },
     references: {
       append: record => {
@@ -33,7 +45,10 @@ function setUp(t: Test) {
       },
     },
     lease: {
-      prepare: async keys => void world.log.push(`prepare ${keys.join()}`),
+      prepare: keys => {
+        world.log.push(`prepare ${keys.join()}`)
+        return world.prepare(keys)
+      },
       invalidate: keys => {
         world.log.push(`tell ${keys.join()}`)
         return world.invalidate(keys)
@@ -130,3 +145,60 @@ t.test('I37: while nobody knows whether a commit happened, the others go on aski
   publisher.withdraw(['raw/b'], away())
   await publisher.close()
 })
+
+t.test('I15: who waits for others to be told hears soon after PostgreSQL is away, and telling goes on', async t => {
+  const { world, publisher } = setUp(t)
+  const told = gate()
+  world.invalidate = () => told.promise
+  world.prepare = () => told.promise
+  const waiting = [publisher.publish([publication('a', 1)]), publisher.invalidate(['!repositories'])]
+  const preparing = publisher.prepare(['raw/b'])
+  const refused = Promise.all(waiting.map(one => t.rejects(one, { code: 'METADATA_UNAVAILABLE' })))
+  const awayAt = performance.now()
+  world.goAway()
+  await refused
+  await preparing
+  await t.rejects(publisher.publish([publication('c', 3)]), { code: 'METADATA_UNAVAILABLE' }, 'so does who comes later')
+  t.ok(performance.now() - awayAt < 1_500, `after ${Math.round(performance.now() - awayAt)} ms`)
+  t.same(
+    world.log.filter(line => line.startsWith('tell')),
+    ['tell raw/a', 'tell !repositories', 'tell raw/c'],
+  )
+  told.open()
+})
+
+t.test('an outage that is over before patience is, and one that others can be told in, fails nothing', async t => {
+  const { world, publisher } = setUp(t)
+  const told = gate()
+  world.invalidate = () => told.promise
+  const slow = publisher.publish([publication('a', 1)])
+  world.goAway()
+  world.available = true
+  let decided = false
+  void slow.then(
+    () => (decided = true),
+    () => (decided = true),
+  )
+  await new Promise(resolve => setTimeout(resolve, 700))
+  t.notOk(decided)
+  told.open()
+  await slow
+  world.goAway()
+  world.invalidate = async () => {}
+  await publisher.publish([publication('b', 2)])
+})
+
+t.test(
+  'I37: an outcome that a frozen PostgreSQL left open is settled only after it has been back for a while',
+  async t => {
+    const { world, publisher } = setUp(t)
+    world.goAway()
+    publisher.withdraw(['raw/a'], away())
+    const drops = (): number => world.log.filter(line => line === 'drop raw/a').length
+    await eventually('the first look: still away', () => drops() === 2, { everyMs: 10 })
+    world.available = true
+    await eventually('the second look: back, but since when?', () => drops() === 3, { everyMs: 10 })
+    t.notOk(world.log.includes('tell raw/a'))
+    await eventually('told', () => world.log.includes('tell raw/a'), { everyMs: 10 })
+  },
+)

@@ -129,6 +129,8 @@ export async function startEdge(
     settleOutbox: async () => {},
     addRepairs: async () => {},
     ping: async () => asked(),
+    available: true,
+    onAway: () => {},
   } as Partial<Metadata> as Metadata
   const cache = new PathCache({ entriesMax: 1_000 })
   const lists = new Repositories({ metadata, leaseUsable: () => world.leased, now })

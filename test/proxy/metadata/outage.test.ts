@@ -1,11 +1,14 @@
 import t from 'tap'
 import { isHoldfastError } from '../../../shared/errors.ts'
 import type { Metadata } from '../../../proxy/metadata/types.ts'
+import { eventually } from '../../support/eventually.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { blob, commit, connect, digestOf, done, open, put } from './fixtures.ts'
 
 /** What a call may take at most, and what the scheduler of a busy machine may add. */
 const limitMs = 2_000 + 400
+/** After its last answer a frozen server is known to be away within 1.3 s; the rest is for a busy machine. */
+const awayKnownMs = 1_300 + 400
 
 const server = await startTestPostgres(t)
 const url = await server.createDatabase()
@@ -99,8 +102,9 @@ t.test('PostgreSQL frozen: calls in flight fail in time, later ones at once, all
   t.teardown(() => server.resume())
   for (const fate of await fatesOf(callsOf(metadata))) {
     t.equal(fate.code, 'METADATA_UNAVAILABLE', fate.name)
-    t.ok(fate.ms < limitMs, `${fate.name} took ${Math.round(fate.ms)} ms`)
+    t.ok(fate.ms < awayKnownMs, `${fate.name} took ${Math.round(fate.ms)} ms`)
   }
+  t.notOk(metadata.available)
   for (const fate of await fatesOf(callsOf(metadata))) {
     t.equal(fate.code, 'METADATA_UNAVAILABLE', fate.name)
     t.ok(fate.ms < 300, `${fate.name} took ${Math.round(fate.ms)} ms: known to be away`)
@@ -113,6 +117,26 @@ t.test('PostgreSQL frozen: calls in flight fail in time, later ones at once, all
     fates.filter(fate => fate.code === 'METADATA_UNAVAILABLE'),
     [],
   )
+})
+
+t.test('with nobody asking, PostgreSQL is known to be away and back', async t => {
+  let told = 0
+  metadata.onAway(() => told++)
+  for (const [name, begin, end, withinMs] of [
+    ['frozen', () => server.pause(), () => server.resume(), awayKnownMs],
+    ['killed', () => server.kill(), () => server.start(), 400],
+  ] as const) {
+    t.ok(metadata.available)
+    await begin()
+    const begunAt = performance.now()
+    await eventually('known to be away', () => !metadata.available, { everyMs: 5 })
+    const ms = performance.now() - begunAt
+    t.ok(ms < withinMs, `${name}: known after ${Math.round(ms)} ms`)
+    await end()
+    await eventually('known to be back', () => metadata.available, { everyMs: 5 })
+    t.ok(performance.now() - begunAt < 15_000)
+  }
+  t.equal(told, 2)
 })
 
 t.test('queues are bounded while PostgreSQL is frozen', async t => {

@@ -1,4 +1,4 @@
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError } from '../shared/errors.ts'
 
 /** One server of a connection string that may name several. */
 export interface ServerAddress {
