@@ -74,6 +74,8 @@ export interface ShardStatus {
   readonly reason?: string
   readonly bytesTotal: number
   readonly bytesFree: number
+  /** The newest version of a reference it ever had, and the database that issued it; absent: it never had any. */
+  readonly newest?: { readonly incarnation: string; readonly version: number }
 }
 
 /** Error body of every non-2xx answer on the wire. */

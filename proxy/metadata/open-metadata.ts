@@ -12,6 +12,7 @@ import {
   type ChangeRow,
   type DeleteArtifact,
 } from './commit-changes.ts'
+import { CollectionTables } from './collection.ts'
 import { CommitQueue } from './commit-queue.ts'
 import { callTimeoutMs, Database } from './database.ts'
 import { ensureIdentity, type Identity } from './identity.ts'
@@ -74,6 +75,7 @@ class PostgresMetadata implements types.Metadata {
   readonly #database: Database
   readonly #commits: CommitQueue
   readonly jobs: JobTables
+  readonly collection: CollectionTables
   readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
@@ -94,6 +96,7 @@ class PostgresMetadata implements types.Metadata {
       },
     )
     this.jobs = new JobTables(this.#database)
+    this.collection = new CollectionTables(this.#database)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },
       lanes: commitLanes,

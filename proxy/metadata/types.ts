@@ -4,6 +4,7 @@
  */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
+import type { CollectionStore } from './collection-types.ts'
 import type { JobStore } from './job-types.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
@@ -230,6 +231,8 @@ export interface Metadata {
 
   /** Jobs of the primary, their runs and logs. */
   readonly jobs: JobStore
+  /** Which blobs are unused, and their end. */
+  readonly collection: CollectionStore
 
   /** False from the moment PostgreSQL is known to be away until it is back. */
   readonly available: boolean

@@ -1,0 +1,315 @@
+/**
+ * Garbage collection: blobs that nothing names any more leave the shards. In two steps with a hold between them: condemned, and after the
+ * hold purged; whatever names a blob before that makes it live again, and uploads are never kept waiting. Each decision is one transaction
+ * under the locks of the blobs (metadata/collection.ts); deletions name the generation, so one that comes late cannot hit bytes that were
+ * uploaded again.
+ */
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { Digest, ShardId } from '../../shared/ids.ts'
+import { type DropRequest, type NodeStatus, wirePath } from '../../shared/wire.ts'
+import type { BlobVerdict, CollectionAges, CollectionStore, DoomedBlob } from '../metadata/collection-types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { NodeClient } from '../routing/node-client.ts'
+import type { Job, JobContext, JobParams } from './job.ts'
+import { primaryRole, type Term } from './primary.ts'
+
+const judgedPage = 5_000
+const condemnedPage = 1_000
+const purgedPage = 1_000
+/** Shards that are told at once. */
+const toldAtOnce = 8
+const dropTimeoutMs = 120_000
+/** More than this share of all blobs or bytes at once is more often an accident than garbage. */
+export const brakeShare = 0.05
+/** Nobody minds this little, whatever share it is. */
+const brakeBlobsMin = 1_000
+
+export interface CollectGarbageDeps {
+  readonly collection: CollectionStore
+  readonly incarnation: () => string
+  readonly view: Pick<ClusterView, 'current'>
+  readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+  readonly ages: CollectionAges
+}
+
+interface Amount {
+  readonly blobs: number
+  readonly bytes: number
+}
+const nothing: Amount = { blobs: 0, bytes: 0 }
+
+interface Checkpoint {
+  readonly phase: 'judge' | 'condemn' | 'purge' | 'finish'
+  /** The last digest that was dealt with in this phase. */
+  readonly after: Digest | ''
+  readonly found: Readonly<Partial<Record<BlobVerdict, Amount>>>
+  readonly condemned: Amount
+  readonly purged: Amount
+}
+const beginning: Checkpoint = { phase: 'judge', after: '', found: {}, condemned: nothing, purged: nothing }
+
+interface Params {
+  /** Only say what would be done. */
+  readonly plan: boolean
+  /** Go on although it is more than the brake lets pass. */
+  readonly force: boolean
+}
+
+export function collectGarbage(deps: CollectGarbageDeps): Job<Checkpoint> {
+  return {
+    name: 'collect-garbage',
+    title: 'Delete blobs that nothing names any more',
+    defaultSchedule: '37 2 * * *',
+    checkParams: params => void paramsOf(params),
+    run: context => new Collection(deps, context).run(),
+  }
+}
+
+class Collection {
+  readonly #deps: CollectGarbageDeps
+  readonly #context: JobContext<Checkpoint>
+  readonly #params: Params
+  #at: Checkpoint
+
+  constructor(deps: CollectGarbageDeps, context: JobContext<Checkpoint>) {
+    this.#deps = deps
+    this.#context = context
+    this.#params = paramsOf(context.params)
+    this.#at = context.checkpoint ?? beginning
+  }
+
+  async run(): Promise<void> {
+    const { log } = this.#context
+    if (this.#at.phase === 'judge') {
+      await this.#judge()
+      for (const [verdict, { blobs, bytes }] of Object.entries(this.#at.found))
+        log(`${verdict}: ${blobs} blobs, ${bytes} bytes`)
+      if (this.#params.plan) return
+      await this.#next('condemn')
+    }
+    await this.#checkArmed()
+    if (this.#at.phase === 'condemn') {
+      this.#checkBrake()
+      await this.#condemn()
+      log(`condemned: ${this.#at.condemned.blobs} blobs, ${this.#at.condemned.bytes} bytes`)
+      await this.#next('purge')
+    }
+    if (this.#at.phase === 'purge') {
+      await this.#purge()
+      await this.#next('finish')
+    }
+    await this.#finish()
+    log(`purged: ${this.#at.purged.blobs} blobs, ${this.#at.purged.bytes} bytes`)
+  }
+
+  async #judge(): Promise<void> {
+    for (;;) {
+      this.#check()
+      const page = await this.#deps.collection.judge(this.#at.after, judgedPage, this.#deps.ages)
+      const last = page.at(-1)
+      if (last === undefined) return
+      const found: Partial<Record<BlobVerdict, Amount>> = { ...this.#at.found }
+      for (const { verdict, bytes } of page) found[verdict] = plus(found[verdict], bytes)
+      this.#at = { ...this.#at, found, after: last.digest }
+      await this.#step('looking for unused blobs', total(found).blobs)
+    }
+  }
+
+  /** Judges again, page by page: it is cheaper than to keep a list of what may be millions. */
+  async #condemn(): Promise<void> {
+    const { collection, ages } = this.#deps
+    for (;;) {
+      this.#check()
+      const page = await collection.judge(this.#at.after, judgedPage, ages)
+      const last = page.at(-1)
+      if (last === undefined) return
+      const unused = page.filter(blob => blob.verdict === 'unused').map(blob => blob.digest)
+      let { condemned } = this.#at
+      for (let start = 0; start < unused.length; start += condemnedPage) {
+        this.#check()
+        const digests = unused.slice(start, start + condemnedPage)
+        const done = await collection.condemn(digests, ages.minAgeMs, this.#context.term.token)
+        for (const { bytes } of done) condemned = plus(condemned, bytes)
+      }
+      this.#at = { ...this.#at, condemned, after: last.digest }
+      await this.#step('condemning unused blobs', condemned.blobs)
+    }
+  }
+
+  async #purge(): Promise<void> {
+    for (;;) {
+      this.#check()
+      const { collection, ages } = this.#deps
+      const blobs = await collection.purge(ages.holdMs, purgedPage, this.#context.term.token)
+      if (blobs.length === 0) return
+      await this.#delete(blobs)
+    }
+  }
+
+  /** What an earlier run could not finish, because a node was away or its primary ended. */
+  async #finish(): Promise<void> {
+    for (;;) {
+      this.#check()
+      const blobs = await this.#deps.collection.purging(this.#at.after, purgedPage)
+      const last = blobs.at(-1)
+      if (last === undefined) return
+      await this.#delete(blobs)
+      this.#at = { ...this.#at, after: last.digest }
+    }
+  }
+
+  /** Every shard is told; only when all have answered does the row go: a shard that is away is told by the next run. */
+  async #delete(blobs: readonly DoomedBlob[]): Promise<void> {
+    const shards = this.#deps.view.current().map.shards.map(shard => shard.id)
+    const away = (await eachAtMost(toldAtOnce, shards, shard => this.#drop(shard, blobs))).filter(told => !told).length
+    if (away > 0) {
+      this.#context.log(`${away} shards cannot be reached: ${blobs.length} blobs remain to be finished`)
+      return
+    }
+    await this.#deps.collection.finishPurge(blobs, this.#context.term.token)
+    const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+    const { purged } = this.#at
+    this.#at = { ...this.#at, purged: { blobs: purged.blobs + blobs.length, bytes: purged.bytes + bytes } }
+    await this.#step('deleting blobs', this.#at.purged.blobs)
+  }
+
+  /** False: not reached, or it could not. */
+  async #drop(shard: ShardId, blobs: readonly DoomedBlob[]): Promise<boolean> {
+    this.#check()
+    const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
+    const request: DropRequest = { shard, reason: 'deleted', blobs: keys }
+    try {
+      await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, {
+        fence: fenceOf(this.#context.term),
+        signal: this.#context.term.signal,
+        timeoutMs: dropTimeoutMs,
+      })
+      return true
+    } catch (error) {
+      if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
+      this.#context.log(`shard ${shard}: ${error.message}`)
+      return false
+    }
+  }
+
+  /**
+   * A database that was restored from an older copy does not know what was written since, and would have it deleted. The shards do: the
+   * references on them name versions that it has not issued. A majority of owners has each reference, so with the shards of one zone
+   * away the others tell as much.
+   */
+  async #checkArmed(): Promise<void> {
+    const { collection, view } = this.#deps
+    const disarmed = await collection.disarmed()
+    if (disarmed !== undefined) {
+      throw new HoldfastError('CONFLICT', `garbage collection is disarmed (${disarmed.by}): ${disarmed.reason}`, {})
+    }
+    const { map } = view.current()
+    const issued = await collection.newestVersion()
+    const zonesAway = new Set<string>()
+    for (const node of map.nodes) {
+      this.#check()
+      const shard = map.shards.find(one => one.node === node.id)
+      if (shard === undefined) continue
+      const status = await this.#statusOf(shard.id)
+      if (status === undefined || status.shards.some(({ state }) => state === 'failed')) zonesAway.add(node.zone)
+      const doubt = status?.shards.map(one => this.#doubt(one, issued)).find(found => found !== undefined)
+      if (doubt === undefined) continue
+      await collection.disarm(doubt, 'collect-garbage')
+      throw new HoldfastError('CONFLICT', `garbage collection has disarmed itself: ${doubt}`, {})
+    }
+    if (zonesAway.size > 1) {
+      throw new HoldfastError(
+        'REPLICAS_UNREACHABLE',
+        'shards in several zones are away: too few are left to be asked',
+        {
+          zones: [...zonesAway],
+        },
+      )
+    }
+  }
+
+  #doubt({ id, newest }: NodeStatus['shards'][number], issued: number): string | undefined {
+    if (newest === undefined) return undefined
+    if (newest.incarnation !== this.#deps.incarnation()) {
+      return `shard ${id} was last written under another database (${newest.incarnation})`
+    }
+    if (newest.version <= issued) return undefined
+    return `shard ${id} knows version ${newest.version}, the database has issued ${issued}: was it restored from an older copy?`
+  }
+
+  async #statusOf(shard: ShardId): Promise<NodeStatus | undefined> {
+    try {
+      return await this.#deps.clients.ofShard(shard).requestJson<NodeStatus>('GET', wirePath.status)
+    } catch (error) {
+      if (!isHoldfastError(error)) throw error
+      return undefined
+    }
+  }
+
+  #checkBrake(): void {
+    const unused = this.#at.found.unused ?? nothing
+    const all = total(this.#at.found)
+    if (this.#params.force || unused.blobs <= brakeBlobsMin) return
+    if (unused.blobs <= all.blobs * brakeShare && unused.bytes <= all.bytes * brakeShare) return
+    throw new HoldfastError(
+      'CONFLICT',
+      `${unused.blobs} of ${all.blobs} blobs (${unused.bytes} of ${all.bytes} bytes) are unused, more than ${brakeShare * 100} %: ` +
+        'look at the plan, then run it with force',
+      { unused, all },
+    )
+  }
+
+  async #next(phase: Checkpoint['phase']): Promise<void> {
+    this.#at = { ...this.#at, phase, after: '' }
+    await this.#context.save(this.#at)
+  }
+
+  async #step(note: string, done: number): Promise<void> {
+    this.#context.progress({ done, unit: 'blobs', note })
+    await this.#context.save(this.#at)
+    await this.#context.pause(0)
+  }
+
+  #check(): void {
+    this.#context.term.signal.throwIfAborted()
+  }
+}
+
+const fenceOf = ({ token }: Term): string => `${primaryRole}:${token}`
+
+function plus(amount: Amount | undefined, bytes: number): Amount {
+  return { blobs: (amount?.blobs ?? 0) + 1, bytes: (amount?.bytes ?? 0) + bytes }
+}
+
+function total(found: Checkpoint['found']): Amount {
+  const amounts = Object.values(found)
+  return {
+    blobs: amounts.reduce((sum, { blobs }) => sum + blobs, 0),
+    bytes: amounts.reduce((sum, { bytes }) => sum + bytes, 0),
+  }
+}
+
+/** Like Promise.all over `map`, with so many under way at once. */
+async function eachAtMost<Item, Result>(
+  most: number,
+  items: readonly Item[],
+  work: (item: Item) => Promise<Result>,
+): Promise<Result[]> {
+  const results: Result[] = []
+  let next = 0
+  const worker = async (): Promise<void> => {
+    while (next < items.length) {
+      const index = next++
+      results[index] = await work(items[index] as Item) // within bounds
+    }
+  }
+  await Promise.all(Array.from({ length: Math.min(most, items.length) }, worker))
+  return results
+}
+
+function paramsOf({ plan = false, force = false, ...unknown }: JobParams): Params {
+  if (Object.keys(unknown).length > 0 || typeof plan !== 'boolean' || typeof force !== 'boolean') {
+    throw new HoldfastError('BAD_REQUEST', 'the parameters are plan and force, each true or false')
+  }
+  return { plan, force }
+}

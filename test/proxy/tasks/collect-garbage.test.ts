@@ -1,0 +1,311 @@
+/** Garbage collection against a real PostgreSQL, with shards that are a set each. */
+import t, { type Test } from 'tap'
+import type { CollectionAges } from '../../../proxy/metadata/collection-types.ts'
+import type { Blob, Metadata } from '../../../proxy/metadata/types.ts'
+import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
+import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
+import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
+import { type Digest, newGeneration, type ShardId } from '../../../shared/ids.ts'
+import { buildClusterMap } from '../../../shared/placement.ts'
+import type { BlobKey, DropRequest, ShardStatus } from '../../../shared/wire.ts'
+import { evenSpec, topologyOf } from '../../shared/topologies.ts'
+import { startTestPostgres } from '../../support/postgres.ts'
+import { blob, commit, connect, done, open, put } from '../metadata/fixtures.ts'
+
+const server = await startTestPostgres(t)
+const map = buildClusterMap(topologyOf(evenSpec(6, 3)))
+const view = new ClusterView(map)
+/** Old enough at once, and held no time. */
+const atOnce: CollectionAges = { minAgeMs: 0, holdMs: 0 }
+const held: CollectionAges = { minAgeMs: 0, holdMs: 3_600_000 }
+
+const nameOf = ({ digest, generation }: Pick<BlobKey, 'digest' | 'generation'>): string => `${digest}.${generation}`
+
+class World {
+  readonly metadata: Metadata
+  readonly token: number
+  /** What each shard holds. */
+  readonly shards = new Map<ShardId, Set<string>>(map.shards.map(({ id }) => [id, new Set<string>()]))
+  readonly away = new Set<ShardId>()
+  newest: ShardStatus['newest']
+  readonly lines: string[] = []
+  checkpoint: unknown
+  /** Called before each step that saves. */
+  onSave: () => void = () => {}
+
+  private constructor(metadata: Metadata, token: number) {
+    this.metadata = metadata
+    this.token = token
+  }
+
+  static async start(t: Test): Promise<World> {
+    const metadata = await open(t, await server.createDatabase())
+    return new World(metadata, await metadata.issueToken('primary', 'test'))
+  }
+
+  async run(ages: CollectionAges, params: JobParams = {}, token = this.token): Promise<void> {
+    const job = collectGarbage({
+      collection: this.metadata.collection,
+      incarnation: () => this.metadata.incarnation,
+      view,
+      clients: { ofShard: shard => ({ requestJson: this.#ask(shard) }) },
+      ages,
+    })
+    job.checkParams?.(params)
+    const ending = new AbortController()
+    await job.run({
+      runId: 1,
+      term: { token, signal: ending.signal },
+      checkpoint: this.checkpoint as never,
+      params,
+      save: async checkpoint => {
+        this.onSave()
+        this.checkpoint = JSON.parse(JSON.stringify(checkpoint)) as unknown
+      },
+      progress: () => {},
+      log: line => void this.lines.push(line),
+      pause: async () => {},
+    } satisfies JobContext<never> as never)
+    this.checkpoint = undefined
+  }
+
+  hold(one: Pick<Blob, 'digest' | 'generation'>): void {
+    for (const blobs of this.shards.values()) blobs.add(nameOf(one))
+  }
+
+  holders(one: Pick<Blob, 'digest' | 'generation'>): number {
+    return [...this.shards.values()].filter(blobs => blobs.has(nameOf(one))).length
+  }
+
+  #ask =
+    (shard: ShardId) =>
+    async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
+      if (this.away.has(shard)) throw new HoldfastError('NODE_UNREACHABLE', 'away')
+      if (path.endsWith('/status')) {
+        return {
+          shards: [{ id: shard, state: 'ok', ...(this.newest === undefined ? {} : { newest: this.newest }) }],
+        } as Answer
+      }
+      const { blobs } = body as DropRequest
+      return {
+        results: blobs.map(one => (this.shards.get(shard)!.delete(nameOf(one)) ? 'dropped' : 'missing')),
+      } as Answer
+    }
+}
+
+/** An artifact that was written and deleted again, so that its blob is unused. */
+async function garbage(world: World, path: string, text?: string): Promise<Blob> {
+  const repository =
+    (await world.metadata.listRepositories()).find(({ name }) => name === 'r') ??
+    (await world.metadata.createRepository({ name: 'r' }))
+  const { artifact } = await put(world.metadata, commit(repository, path, { blob: blob(text) }))
+  world.hold(artifact.blob)
+  await world.metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path, user: 'alice' })
+  return artifact.blob
+}
+
+t.test('I12: an unused blob is condemned, held, then leaves every shard; one that is named stays', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  const unused = await garbage(world, 'unused')
+  const [repository] = await metadata.listRepositories()
+  const named = done(await metadata.commitArtifact(commit(repository!, 'named'))).artifact.blob
+  world.hold(named)
+
+  await world.run(held, { plan: true })
+  t.match(world.lines.join('\n'), /unused: 1 blobs/)
+  t.match(await metadata.collection.explain(unused.digest, held), { verdict: 'unused', references: [] })
+  await world.run(held)
+  t.match(await metadata.collection.explain(unused.digest, held), { verdict: 'condemned' })
+  t.equal(world.holders(unused), 6, 'nothing leaves before the hold is over')
+  await world.run(atOnce)
+  t.equal(world.holders(unused), 0)
+  t.equal(await metadata.collection.explain(unused.digest, held), undefined)
+  t.equal(world.holders(named), 6)
+  t.match(await metadata.collection.explain(named.digest, held), { verdict: 'referenced', references: ['r/named'] })
+
+  const late = commit(repository!, 'late', { blob: unused, blobIs: 'existing' })
+  t.match(await metadata.commitArtifact(late), { outcome: 'blob-gone' }, 'I11: a commit that comes late is refused')
+  t.match(await metadata.commitArtifact({ ...late, blobIs: 'new' }), { outcome: 'blob-gone' }, 'even as new')
+  const again = { ...unused, generation: newGeneration() }
+  done(await metadata.commitArtifact({ ...late, blob: again, blobIs: 'new' }))
+})
+
+t.test('a commit makes a condemned blob live again, and a young one is not looked at', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  const one = await garbage(world, 'one')
+  await world.run({ minAgeMs: 3_600_000, holdMs: 0 })
+  t.match(await metadata.collection.explain(one.digest, { minAgeMs: 3_600_000, holdMs: 0 }), { verdict: 'young' })
+  await world.run(held)
+  const [repository] = await metadata.listRepositories()
+  done(await metadata.commitArtifact(commit(repository!, 'two', { blob: one, blobIs: 'existing' })))
+  await world.run(atOnce)
+  t.equal(world.holders(one), 6)
+})
+
+t.test('I12: whatever waits for the lock of a blob decides by what was committed meanwhile', async t => {
+  const url = await server.createDatabase()
+  const metadata = await open(t, url)
+  const token = await metadata.issueToken('primary', 'test')
+  const repository = await metadata.createRepository({ name: 'r' })
+  const one = done(await metadata.commitArtifact(commit(repository, 'a'))).artifact.blob
+  await metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path: 'a', user: 'alice' })
+  const uploader = await connect(t, url)
+  for (const step of ['condemn', 'purge'] as const) {
+    await uploader.query('BEGIN')
+    await uploader.query(`SELECT FROM blobs WHERE digest = '\\x${one.digest}' FOR SHARE`)
+    await uploader.query(
+      `INSERT INTO artifacts (repository_id, path, digest, version, created_by, created_at, updated_at, outbox_seq)
+      VALUES ($1, $2, '\\x${one.digest}', 1000, 'bob', now(), now(), 1000)`,
+      [repository.id, step],
+    )
+    const { collection } = metadata
+    const deciding = step === 'condemn' ? collection.condemn([one.digest], 0, token) : collection.purge(0, 10, token)
+    const watcher = await connect(t, url)
+    for (;;) {
+      const { rows } = await watcher.query(`SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'`)
+      if (rows.length > 0) break
+    }
+    await uploader.query('COMMIT')
+    t.same(await deciding, [], `${step} waited, and then saw the reference`)
+    t.match(await metadata.collection.explain(one.digest, held), { verdict: 'referenced' })
+    await uploader.query('DELETE FROM artifacts WHERE path = $1', [step])
+    // For the next step.
+    t.equal((await collection.condemn([one.digest], 0, token)).length, 1)
+  }
+})
+
+t.test('pins and the trash keep a blob', async t => {
+  const url = await server.createDatabase()
+  const metadata = await open(t, url)
+  const token = await metadata.issueToken('primary', 'test')
+  const repository = await metadata.createRepository({ name: 'r' })
+  const behind = await connect(t, url)
+  const digests: Digest[] = []
+  for (const path of ['pinned', 'expired', 'trashed']) {
+    digests.push(done(await metadata.commitArtifact(commit(repository, path))).artifact.blob.digest)
+    await metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path, user: 'alice' })
+  }
+  const [pinned, expired, trashed] = digests as [Digest, Digest, Digest]
+  await behind.query(
+    `INSERT INTO pins VALUES ('\\x${pinned}', 'u1', now() + interval '1 hour'), ('\\x${expired}', 'u2', now() - interval '1 second')`,
+  )
+  await behind.query(
+    `INSERT INTO trash_refs (repository_id, path, digest, version, created_by, created_at, updated_at, deleted_by, deleted_at, expires_at)
+    VALUES ($1, 'trashed', '\\x${trashed}', 1, 'a', now(), now(), 'a', now(), now() + interval '1 day')`,
+    [repository.id],
+  )
+  const judged = await metadata.collection.judge('', 100, held)
+  t.same(new Map(judged.map(({ digest, verdict }) => [digest, verdict])), new Map([[pinned, 'pinned'], [expired, 'unused'], [trashed, 'trash']])) // prettier-ignore
+  t.same(
+    (await metadata.collection.condemn(digests, 0, token)).map(({ digest }) => digest),
+    [expired],
+  )
+})
+
+t.test('a shard that is away is told by a later run; the blob is not forgotten', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one')
+  const [first] = map.shards
+  await world.run(held)
+  world.away.add(first!.id)
+  await world.run(atOnce)
+  t.equal(world.holders(one), 1)
+  t.match(await world.metadata.collection.explain(one.digest, held), { verdict: 'purging' })
+  world.away.clear()
+  await world.run(held)
+  t.equal(world.holders(one), 0)
+  t.equal(await world.metadata.collection.explain(one.digest, held), undefined)
+})
+
+t.test('bytes uploaded again while their old generation is being deleted live on under a new one', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one', 'the same bytes')
+  await world.run(held)
+  world.away.add(map.shards[0]!.id)
+  await world.run(atOnce)
+  const [repository] = await world.metadata.listRepositories()
+  const again = blob('the same bytes')
+  done(await world.metadata.commitArtifact(commit(repository!, 'again', { blob: again })))
+  world.hold(again)
+  world.away.clear()
+  await world.run(atOnce)
+  await world.run(atOnce)
+  t.equal(world.holders(again), 6, 'I10: a deletion names its generation')
+  t.match(await world.metadata.collection.explain(one.digest, held), { verdict: 'referenced' })
+})
+
+t.test('I13: a database that is older than what the shards know disarms garbage collection', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one')
+  await world.run(held)
+  const { incarnation, collection } = world.metadata
+  world.newest = { incarnation, version: 1_000_000 }
+  await t.rejects(world.run(atOnce), { code: 'CONFLICT', message: /disarmed itself: .* restored from an older copy/ })
+  world.newest = undefined
+  await t.rejects(world.run(atOnce), { code: 'CONFLICT', message: /is disarmed/ }, 'and it stays so')
+  t.equal(world.holders(one), 6)
+  await collection.arm()
+  world.newest = { incarnation: 'another', version: 1 }
+  await t.rejects(world.run(atOnce), { message: /another database/ })
+  await collection.arm()
+  world.newest = { incarnation, version: await collection.newestVersion() }
+  await world.run(atOnce)
+  t.equal(world.holders(one), 0)
+})
+
+t.test('shards of two zones away: too few are left to be asked', async t => {
+  const world = await World.start(t)
+  await garbage(world, 'one')
+  for (const zone of ['z0', 'z1', 'z2'].slice(0, 2)) {
+    for (const node of map.nodes.filter(one => one.zone.endsWith(zone.slice(1)))) {
+      for (const shard of map.shards) if (shard.node === node.id) world.away.add(shard.id)
+    }
+  }
+  t.ok(world.away.size >= 4)
+  await t.rejects(world.run(atOnce), { message: /several zones/ })
+})
+
+t.test('more than 5 % of everything stops the run, unless it is forced', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  await garbage(world, 'first')
+  const [repository] = await metadata.listRepositories()
+  const paths = Array.from({ length: 1_100 }, (_, index) => `many/${index}`)
+  for (let start = 0; start < paths.length; start += 500) {
+    await Promise.all(paths.slice(start, start + 500).map(path => metadata.commitArtifact(commit(repository!, path))))
+  }
+  await metadata.deleteFolder({ repositoryId: repository!.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
+  await t.rejects(world.run(held), { code: 'CONFLICT', message: /1101 of 1101 blobs .* more than 5 %/ })
+  world.checkpoint = undefined
+  await world.run(held, { force: true })
+  t.match(world.lines.at(-2), 'condemned: 1101 blobs')
+})
+
+t.test('I27: an old primary condemns and purges nothing', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one')
+  const old = world.token
+  await world.metadata.issueToken('primary', 'the next')
+  await t.rejects(world.run(held, {}, old), { code: 'LEASE_LOST' })
+  t.match(await world.metadata.collection.explain(one.digest, held), { verdict: 'unused' })
+})
+
+t.test('a run that was cut off at any step is resumed and ends the same', async t => {
+  for (let cut = 1; cut <= 5; cut++) {
+    const world = await World.start(t)
+    const one = await garbage(world, 'one')
+    await world.run(held)
+    let saves = 0
+    world.onSave = () => {
+      if (++saves === cut) throw new HoldfastError('METADATA_UNAVAILABLE', 'the primary ends here')
+    }
+    await t.rejects(world.run(atOnce), { code: 'METADATA_UNAVAILABLE' })
+    world.onSave = () => {}
+    await world.run(atOnce)
+    t.equal(world.holders(one), 0, `cut at save ${cut}`)
+    t.equal(await world.metadata.collection.explain(one.digest, held), undefined)
+  }
+})
