@@ -7,6 +7,7 @@ import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { isHoldfastError } from '../shared/errors.ts'
+import type { MapNode } from '../shared/cluster-map.ts'
 import { parseZone } from '../shared/ids.ts'
 import { version } from '../shared/version.ts'
 import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
@@ -108,7 +109,9 @@ async function build(
   })
   const clients = new NodeClients({ clusterSecret: config.secret, view, health })
   closers.push(() => clients.close())
-  const checker = new HealthChecker({ view, clients, health })
+  const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })
+  const onNewerEpoch = (node: MapNode, epoch: number): void => void keeper.catchUp(node, epoch)
+  const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
   await checker.start()
   closers.push(() => checker.close())
   const writes = new WriteContext({ view, health, clients })
@@ -166,7 +169,6 @@ async function build(
   const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath })
 
   // tasks
-  const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })
   await keeper.start()
   closers.push(() => keeper.close())
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })

@@ -13,7 +13,8 @@ export { outcomeOf, wireErrorOf } from './wire-errors.ts'
 
 /** JSON answers of nodes are small or paged; what is longer is no answer of ours. */
 const answerBytesMax = 16 * 1024 * 1024
-const connectTimeoutMs = 500
+/** A busy machine accepts late; a node that does not accept at all costs a read no more than its hedge. */
+const connectTimeoutMs = 1_000
 const requestTimeoutMs = 5_000
 
 export interface RequestOptions {

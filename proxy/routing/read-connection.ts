@@ -12,7 +12,7 @@ import { type AnswerHead, headBytesMax, parseHead } from './read-head.ts'
 const headEnd = Buffer.from('\r\n\r\n')
 /** Error answers are short JSON. */
 const errorBytesMax = 64 * 1024
-const connectTimeoutMs = 500
+const connectTimeoutMs = 1_000
 /** Used when the node does not say how long it keeps an idle connection; node:http closes after 5 s. */
 const keepAliveDefaultMs = 4_000
 const keepAliveMsMax = 30_000

@@ -2,8 +2,8 @@
 import { mkdir, open, rename } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
-import { encodeClusterMap, type ClusterMap, type MapNode } from '../../shared/cluster-map.ts'
-import { isHoldfastError } from '../../shared/errors.ts'
+import { decodeClusterMap, encodeClusterMap, type ClusterMap, type MapNode } from '../../shared/cluster-map.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { wirePath } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
@@ -25,7 +25,7 @@ export interface MapKeeperDeps {
 export class MapKeeper {
   readonly #deps: MapKeeperDeps
   #timer: NodeJS.Timeout | undefined
-  #polling: Promise<void> = Promise.resolve()
+  #polling: Promise<void> | undefined
   #closed = false
 
   constructor(deps: MapKeeperDeps) {
@@ -33,7 +33,9 @@ export class MapKeeper {
   }
 
   async start(): Promise<void> {
-    await this.#save(this.#deps.view.current().map)
+    await this.#polling
+    this.#polling = this.#save(this.#deps.view.current().map).finally(() => (this.#polling = undefined))
+    await this.#polling
     this.#schedule()
   }
 
@@ -41,6 +43,14 @@ export class MapKeeper {
     this.#closed = true
     clearTimeout(this.#timer)
     await this.#polling
+  }
+
+  /**
+   * A node says that it has a newer map: fetched at once from PostgreSQL, or from that node while PostgreSQL is away. Never rejects;
+   * what fails is tried again when the node says so again, or with the next poll.
+   */
+  async catchUp(node: MapNode, epoch: number): Promise<void> {
+    if (epoch > this.#deps.view.current().map.epoch) await this.#poll(node)
   }
 
   /** For the primary: a node whose map is older gets the newest one. */
@@ -72,20 +82,38 @@ export class MapKeeper {
   #schedule(): void {
     if (this.#closed) return
     this.#timer = setTimeout(() => {
-      this.#polling = this.#poll().finally(() => this.#schedule())
+      void this.#poll().finally(() => this.#schedule())
     }, pollMs)
   }
 
-  async #poll(): Promise<void> {
+  /** Calls at once share one look, and one file. */
+  #poll(informant?: MapNode): Promise<void> {
+    if (this.#closed) return Promise.resolve()
+    return (this.#polling ??= this.#look(informant).finally(() => (this.#polling = undefined)))
+  }
+
+  async #look(informant: MapNode | undefined): Promise<void> {
     const { metadata, view, log } = this.#deps
     try {
-      const map = await metadata.loadClusterMap()
+      const map = await metadata.loadClusterMap().catch((error: unknown) => {
+        if (informant === undefined || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+        return this.#mapOf(informant)
+      })
       if (map === undefined || !view.replace(map)) return
       log.info({ epoch: map.epoch }, 'newer cluster map')
       await this.#save(map)
     } catch (error) {
-      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) log.error({ err: error }, 'could not keep the cluster map')
+      const away = isHoldfastError(error, 'METADATA_UNAVAILABLE') || isHoldfastError(error, 'NODE_UNREACHABLE')
+      if (!away) log.error({ err: error }, 'could not keep the cluster map')
     }
+  }
+
+  async #mapOf(node: MapNode): Promise<ClusterMap> {
+    const answer = await this.#deps.clients.get(node).requestJson('GET', wirePath.clusterMap)
+    const map = decodeClusterMap(JSON.stringify(answer)) // with its checksum
+    const { clusterId } = this.#deps.view.current().map
+    if (map.clusterId === clusterId) return map
+    throw new HoldfastError('CLUSTER_MAP_INVALID', 'a storage node has the map of another cluster', { node: node.id })
   }
 
   async #save(map: ClusterMap): Promise<void> {
