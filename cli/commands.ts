@@ -35,6 +35,14 @@ export const commands: Readonly<Record<string, Command>> = {
     run: async source => (await import('./doctor.ts')).doctor(source),
     help: async () => configHelp((await import('./doctor.ts')).doctorOptions),
   },
+  task: {
+    summary: 'List, run, stop and schedule the tasks of the cluster',
+    run: async source => (await import('./task.ts')).task(source),
+    help: async () => {
+      const [{ taskOptions, taskUsage }, { clientOptions }] = [await import('./task.ts'), await import('./client.ts')]
+      return `${taskUsage}\n${configHelp({ ...taskOptions, ...clientOptions })}`
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

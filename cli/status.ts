@@ -20,7 +20,8 @@ export function status(source: ConfigSource, write?: Writer): Promise<number> {
 }
 
 /** What is not as it should be, a line each. Pure. */
-export function problemsOf({ nodes, postgres, coordination, pendingRepairs, epoch, primary }: ClusterStatus): string[] {
+export function problemsOf(status: ClusterStatus): string[] {
+  const { nodes, postgres, coordination, pendingRepairs, epoch, primary, tasks = [] } = status
   const problems: string[] = []
   if (epoch === null) problems.push('there is no cluster map yet')
   if (!postgres.up) problems.push(because('PostgreSQL is away', postgres.reason))
@@ -33,6 +34,9 @@ export function problemsOf({ nodes, postgres, coordination, pendingRepairs, epoc
     for (const shard of node.shards) {
       if (shard.state !== 'ok') problems.push(because(`shard ${shard.id} is ${shard.state}`, shard.reason))
     }
+  }
+  for (const { name, lastState, lastError } of tasks) {
+    if (lastState === 'failed') problems.push(because(`the last run of task ${name} failed`, lastError ?? undefined))
   }
   if (pendingRepairs !== null && pendingRepairs > 0) problems.push(`${pendingRepairs} repairs are pending`)
   return problems

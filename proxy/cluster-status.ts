@@ -6,6 +6,7 @@ import type { Coordinator } from './coordination/types.ts'
 import type { Metadata } from './metadata/types.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable, NodeHealth } from './routing/health.ts'
+import type { JobControl } from './tasks/job-control.ts'
 import { primaryRole } from './tasks/primary.ts'
 
 export interface StatusParts {
@@ -14,6 +15,7 @@ export interface StatusParts {
   readonly view: ClusterView
   readonly health: HealthTable
   readonly resolver: Pick<Resolver, 'metadataAvailable'>
+  readonly jobControl: Pick<JobControl, 'list'>
 }
 
 /** Never rejects for a part that is away: that is what it is there to tell. */
@@ -23,11 +25,13 @@ export async function clusterStatus({
   view,
   health,
   resolver,
+  jobControl,
 }: StatusParts): Promise<ClusterStatus> {
-  const [pendingRepairs, members, primary] = await Promise.all([
+  const [pendingRepairs, members, primary, tasks] = await Promise.all([
     metadata.countRepairs().catch(() => null),
     coordinator.members().catch(() => []),
     coordinator.holder(primaryRole).catch(() => undefined),
+    jobControl.list().catch(() => undefined),
   ])
   const { map } = view.current()
   const known = new Map(health.nodes().map(node => [node.node, node]))
@@ -54,6 +58,9 @@ export async function clusterStatus({
       startedAt,
     })),
     pendingRepairs,
+    ...(tasks === undefined
+      ? {}
+      : { tasks: tasks.map(({ name, state, lastState, lastError }) => ({ name, state, lastState, lastError })) }),
     postgres: resolver.metadataAvailable && pendingRepairs !== null ? { up: true } : { up: false, reason: 'no answer' },
     coordination: { driver: coordinator.driver, up, ...(reason === undefined ? {} : { reason }) },
   }

@@ -10,6 +10,7 @@ import type { ReplicatedBlobReader } from './routing/blob-reader.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable } from './routing/health.ts'
 import type { WriteContext } from './routing/write-context.ts'
+import type { Jobs } from './tasks/jobs.ts'
 import type { Primary } from './tasks/primary.ts'
 import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import type { RepairCopies } from './tasks/repair-copies.ts'
@@ -28,10 +29,11 @@ export interface CountedParts {
   readonly primary: Primary
   readonly repair: RepairCopies
   readonly reclaim: ReclaimUploads
+  readonly jobs: Pick<Jobs, 'known'>
 }
 
 export function readings(parts: CountedParts): Reading[] {
-  return [...cluster(parts), ...caches(parts), ...reads(parts), ...writes(parts), ...tasks(parts)]
+  return [...cluster(parts), ...caches(parts), ...reads(parts), ...writes(parts), ...tasks(parts), ...jobs(parts)]
 }
 
 /** `aggregator`: how the values of several workers become one. */
@@ -127,5 +129,39 @@ function tasks({ repair, reclaim }: CountedParts): Reading[] {
   return [
     counter('repaired_copies', 'Missing copies this worker brought home as primary', () => repair.copied),
     counter('reclaimed_uploads', 'Abandoned uploads this worker reclaimed as primary', () => reclaim.reclaimed),
+  ]
+}
+
+/** Told by the primary alone: others do not know, and would go on telling what was. */
+function jobs({ jobs: source }: CountedParts): Reading[] {
+  type Known = NonNullable<Jobs['known']>
+  type Row = Known['rows'][number]
+  const perTask = (
+    name: string,
+    help: string,
+    valueOf: (row: Row, active: Known['active']) => number | null,
+  ): Reading => ({
+    name: `holdfast_task_${name}`,
+    help,
+    type: 'gauge',
+    labels: ['task'],
+    aggregator: 'max',
+    read: () =>
+      (source.known?.rows ?? []).flatMap(row => {
+        const value = valueOf(row, source.known?.active ?? [])
+        return value === null ? [] : [{ labels: { task: row.name }, value }]
+      }),
+  })
+  return [
+    perTask('running', '1 while a run of the task is going on', ({ name }, active) =>
+      active.some(run => run.job === name && run.state === 'running') ? 1 : 0,
+    ),
+    perTask('failed', '1 if the last run of the task failed', row => (row.lastState === 'failed' ? 1 : 0)),
+    perTask('last_success_timestamp_seconds', 'When the task last succeeded', ({ lastSuccessAt }) =>
+      lastSuccessAt === null ? null : lastSuccessAt / 1_000,
+    ),
+    perTask('last_duration_seconds', 'How long the last run of the task took', ({ lastDurationMs }) =>
+      lastDurationMs === null ? null : lastDurationMs / 1_000,
+    ),
   ]
 }

@@ -45,6 +45,7 @@ import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
+import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
 import { Jobs } from './tasks/jobs.ts'
 import { Primary } from './tasks/primary.ts'
@@ -174,6 +175,7 @@ async function build(
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const definitions: readonly Job[] = [housekeeping(metadata)]
+  const jobControl = new JobControl(metadata.jobs, definitions)
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const primary = new Primary({
     coordinator,
@@ -208,6 +210,8 @@ async function build(
     primary,
     repair,
     reclaim,
+    jobs,
+    jobControl,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -230,6 +234,7 @@ async function build(
     metadata,
     repositories,
     artifacts: changes,
+    tasks: jobControl,
     announce: keys => publisher.invalidate(keys),
     status: () => clusterStatus(parts),
     clusterMap: () => view.current().map,

@@ -10,6 +10,7 @@ import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
+import { addTaskRoutes } from './task-routes.ts'
 import type { ApiDeps } from './types.ts'
 
 export type Api = FastifyInstance<
@@ -49,6 +50,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addRepositoryRoutes(api, deps)
       addArtifactRoutes(api, deps)
       addClusterRoutes(api, deps)
+      addTaskRoutes(api, deps)
     },
     { prefix: '/api/v1' },
   )

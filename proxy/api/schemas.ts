@@ -3,7 +3,7 @@ import { Type, type Static } from 'typebox'
 import { passwordBytesMax, passwordCharsMin } from '../access/passwords.ts'
 
 const closed = { additionalProperties: false } as const
-const nullable = <Schema extends Type.TSchema>(schema: Schema) => Type.Union([schema, Type.Null()])
+export const nullable = <Schema extends Type.TSchema>(schema: Schema) => Type.Union([schema, Type.Null()])
 
 export const repositoryName = Type.String({ pattern: '^[a-z0-9][a-z0-9._-]{0,63}$' })
 const redeploy = Type.Union([Type.Literal('allow'), Type.Literal('once'), Type.Literal('deny')], {
@@ -92,6 +92,18 @@ export const clusterStatus = Type.Object({
   ),
   /** null: PostgreSQL cannot be asked. */
   pendingRepairs: nullable(Type.Integer()),
+  /** Of the primary; absent while PostgreSQL cannot be asked. */
+  tasks: Type.Optional(
+    Type.Array(
+      Type.Object({
+        name: Type.String(),
+        state: Type.String({ description: 'idle, queued, running' }),
+        /** How its last run ended; null before the first. */
+        lastState: nullable(Type.String()),
+        lastError: nullable(Type.String()),
+      }),
+    ),
+  ),
   postgres: partState,
   coordination: Type.Object({ driver: Type.String(), up: Type.Boolean(), reason: Type.Optional(Type.String()) }),
 })

@@ -5,6 +5,7 @@ import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
 import type { Metadata, Repository } from '../metadata/types.ts'
+import type { JobControl } from '../tasks/job-control.ts'
 import type { ClusterStatus } from './schemas.ts'
 
 /** A path in a repository: an artifact, or a folder with its trailing '/' ('' is the whole repository). */
@@ -35,6 +36,7 @@ export interface ApiDeps {
   /** The repositories as this worker knows them; proxy/artifacts' Repositories fits. */
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
   readonly artifacts: ArtifactOperations
+  readonly tasks: JobControl
   /**
    * Tells every worker, this one included, that what these keys name has changed (`repositoriesKey`, `userKey(name)`); resolves
    * when none can act on the older state any more.

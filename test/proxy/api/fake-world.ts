@@ -7,7 +7,10 @@ import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
 import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
 import type { Repository, User } from '../../../proxy/metadata/types.ts'
+import type { Job } from '../../../proxy/tasks/job.ts'
+import { JobControl } from '../../../proxy/tasks/job-control.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
+import { MemoryJobStore } from '../tasks/memory-job-store.ts'
 
 export const basic = (name: string, password: string): string =>
   'Basic ' + Buffer.from(`${name}:${password}`).toString('base64')
@@ -27,6 +30,19 @@ export const status: ClusterStatus = {
   coordination: { driver: 'memory', up: false, reason: 'gone' },
 }
 
+const tasks: readonly Job[] = [
+  {
+    name: 'tidy',
+    title: 'Tidy up',
+    defaultSchedule: '0 4 * * *',
+    checkParams: ({ deep }) => {
+      if (deep !== undefined && typeof deep !== 'boolean') throw new HoldfastError('BAD_REQUEST', 'deep: true or false')
+    },
+    run: async () => undefined,
+  },
+  { name: 'drill', title: 'Practise', defaultSchedule: null, run: async () => undefined },
+]
+
 export interface World {
   readonly api: Api
   readonly repositories: Map<string, Repository>
@@ -35,6 +51,8 @@ export interface World {
   readonly announced: string[]
   readonly changes: unknown[]
   readonly logged: unknown[]
+  /** Behind two tasks: 'tidy' takes a parameter `deep`, 'drill' has no schedule. */
+  readonly jobStore: MemoryJobStore
   fault: Error | undefined
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
@@ -54,7 +72,7 @@ export async function setUp(t: Test): Promise<World> {
     ['ann', { name: 'ann', passwordHash: 'ann-secret', admin: false }],
   ])
   const world: Omit<World, 'api' | 'call'> = {
-    repositories, users, audit: [], announced: [], changes: [], logged: [], fault: undefined,
+    repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -102,6 +120,7 @@ export async function setUp(t: Test): Promise<World> {
       deleteFolder: async (place, user) => world.changes.push(['delete folder', shown(place), user]),
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
     },
+    tasks: new JobControl(world.jobStore, tasks),
     announce: async keys => {
       world.announced.push(...keys)
       for (const key of keys) if (key.startsWith('!user/')) authenticator.forget(key.slice(6))
