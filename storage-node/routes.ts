@@ -1,6 +1,7 @@
 /** Every route of the wire but the reading of blobs. Each answers, or throws what the server answers with. */
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Dispatcher } from 'undici'
+import { atMost } from '../shared/at-most.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import { parsePartition } from '../shared/partition.ts'
 import { type AppendAnswer, type DropAnswer, type TouchAnswer, uploadIdPattern, wireHeader } from '../shared/wire.ts'
@@ -32,6 +33,8 @@ interface Call extends RouteContext {
 
 type Handler = (call: Call) => Promise<void>
 
+/** Their records share a flush of the log. */
+const dropsAtOnce = 64
 const jsonBytesMax = 4 * 1024 * 1024
 const mapBytesMax = 64 * 1024 * 1024
 const pageDefault = 1000
@@ -118,8 +121,7 @@ async function drop(call: Call): Promise<void> {
   const { shard: id, reason, blobs } = parseDrop(await readJson(request, jsonBytesMax, node.limits.stallMs))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard } = shardNamed(node, id)
-  const results: DropAnswer['results'][number][] = []
-  for (const blob of blobs) results.push(await shard.drop(blob, reason))
+  const results = await atMost(dropsAtOnce, blobs, blob => shard.drop(blob, reason))
   answer(call, { results } satisfies DropAnswer)
 }
 

@@ -5,6 +5,7 @@
 import { createHash, hash, randomBytes } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import { type Dispatcher, request } from 'undici'
+import { atMost } from '../shared/at-most.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
 import { type TransferAnswer, type TransferRequest, wirePath } from '../shared/wire.ts'
@@ -27,14 +28,9 @@ type Source = WantedBlob['sources'][number]
 
 /** Pulls what is missing, a few at a time; results in the order of the request. Never rejects. */
 export async function transferBlobs(deps: TransferDeps, blobs: readonly WantedBlob[]): Promise<TransferAnswer> {
-  const results: TransferAnswer['results'][number][] = []
-  const queue = blobs.entries()
-  const work = async () => {
-    for (const [index, blob] of queue) {
-      results[index] = await transferBlob(deps, blob).catch((error: unknown) => toWireError(toHoldfastError(error)))
-    }
-  }
-  await Promise.all(Array.from({ length: deps.concurrency }, work))
+  const results = await atMost(deps.concurrency, blobs, blob =>
+    transferBlob(deps, blob).catch((error: unknown) => toWireError(toHoldfastError(error))),
+  )
   return { results }
 }
 

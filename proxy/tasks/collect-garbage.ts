@@ -4,6 +4,7 @@
  * under the locks of the blobs (metadata/collection.ts); deletions name the generation, so one that comes late cannot hit bytes that were
  * uploaded again.
  */
+import { atMost } from '../../shared/at-most.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Digest, ShardId } from '../../shared/ids.ts'
 import { type DropRequest, type NodeStatus, wirePath } from '../../shared/wire.ts'
@@ -119,7 +120,7 @@ class Collection {
   async #condemn(): Promise<void> {
     const { collection, ages } = this.#deps
     for (;;) {
-      this.#check()
+      await this.#checkNotDisarmed()
       const page = await collection.judge(this.#at.after, judgedPage, ages)
       const last = page.at(-1)
       if (last === undefined) return
@@ -138,7 +139,7 @@ class Collection {
 
   async #purge(): Promise<void> {
     for (;;) {
-      this.#check()
+      await this.#checkNotDisarmed()
       const { collection, ages } = this.#deps
       const blobs = await collection.purge(ages.holdMs, purgedPage, this.#context.term.token)
       if (blobs.length === 0) return
@@ -149,7 +150,7 @@ class Collection {
   /** What an earlier run could not finish, because a node was away or its primary ended. */
   async #finish(): Promise<void> {
     for (;;) {
-      this.#check()
+      await this.#checkNotDisarmed()
       const blobs = await this.#deps.collection.purging(this.#at.after, purgedPage)
       const last = blobs.at(-1)
       if (last === undefined) return
@@ -161,7 +162,7 @@ class Collection {
   /** Every shard is told; only when all have answered does the row go: a shard that is away is told by the next run. */
   async #delete(blobs: readonly DoomedBlob[]): Promise<void> {
     const shards = this.#deps.view.current().map.shards.map(shard => shard.id)
-    const away = (await eachAtMost(toldAtOnce, shards, shard => this.#drop(shard, blobs))).filter(told => !told).length
+    const away = (await atMost(toldAtOnce, shards, shard => this.#drop(shard, blobs))).filter(told => !told).length
     if (away > 0) {
       this.#context.log(`${away} shards cannot be reached: ${blobs.length} blobs remain to be finished`)
       return
@@ -199,10 +200,7 @@ class Collection {
    */
   async #checkArmed(): Promise<void> {
     const { collection, view } = this.#deps
-    const disarmed = await collection.disarmed()
-    if (disarmed !== undefined) {
-      throw new HoldfastError('CONFLICT', `garbage collection is disarmed (${disarmed.by}): ${disarmed.reason}`, {})
-    }
+    await this.#checkNotDisarmed()
     const { map } = view.current()
     const issued = await collection.newestVersion()
     const zonesAway = new Set<string>()
@@ -226,6 +224,14 @@ class Collection {
         },
       )
     }
+  }
+
+  /** Before every decision: the emergency stop ends a run that is under way. */
+  async #checkNotDisarmed(): Promise<void> {
+    this.#check()
+    const disarmed = await this.#deps.collection.disarmed()
+    if (disarmed === undefined) return
+    throw new HoldfastError('CONFLICT', `garbage collection is disarmed (${disarmed.by}): ${disarmed.reason}`, {})
   }
 
   #doubt({ id, newest }: NodeStatus['shards'][number], issued: number): string | undefined {
@@ -287,24 +293,6 @@ function total(found: Checkpoint['found']): Amount {
     blobs: amounts.reduce((sum, { blobs }) => sum + blobs, 0),
     bytes: amounts.reduce((sum, { bytes }) => sum + bytes, 0),
   }
-}
-
-/** Like Promise.all over `map`, with so many under way at once. */
-async function eachAtMost<Item, Result>(
-  most: number,
-  items: readonly Item[],
-  work: (item: Item) => Promise<Result>,
-): Promise<Result[]> {
-  const results: Result[] = []
-  let next = 0
-  const worker = async (): Promise<void> => {
-    while (next < items.length) {
-      const index = next++
-      results[index] = await work(items[index] as Item) // within bounds
-    }
-  }
-  await Promise.all(Array.from({ length: Math.min(most, items.length) }, worker))
-  return results
 }
 
 function paramsOf({ plan = false, force = false, ...unknown }: JobParams): Params {
