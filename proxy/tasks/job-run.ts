@@ -67,13 +67,13 @@ export class JobExecution {
     const facts = { task: this.#job.name, run: id, token: this.#term.token }
     this.#deps.log.info({ ...facts, takeovers }, 'job runs')
     const reports = this.#reportNowAndThen()
-    const error =
-      fruitless > fruitlessMax
-        ? new HoldfastError('INTERNAL', `${fruitless} primaries ended during this run without getting anywhere`)
-        : await this.#work()
+    const hopeless = fruitless > fruitlessMax && !this.#stop.signal.aborted
+    const error = hopeless
+      ? new HoldfastError('INTERNAL', `${fruitless} primaries ended during this run without getting anywhere`)
+      : await this.#work()
     this.#over.abort()
     await reports
-    const end = this.#judge(error)
+    const end = hopeless ? 'failed' : this.#judge(error)
     if (end === 'failed') this.#deps.log.error({ ...facts, err: error }, 'job failed')
     else this.#deps.log.info({ ...facts, end, ...(error === undefined ? {} : { err: error }) }, 'job ended')
     return this.#settle(end, error)
@@ -169,10 +169,11 @@ export class JobExecution {
   }
 
   #judge(error: unknown): RunEnd {
-    // The order matters: a run that was stopped while its lease was lost is ended as stopped by the next primary.
+    // Stopped while its lease was lost: if this cannot be written, the next primary ends it as stopped.
     if (this.#stop.signal.aborted) return 'stopped'
-    if (error === undefined) return 'succeeded'
+    // Also when it resolved: whether it did all its work, or only heeded the signal, nobody can tell.
     if (this.#term.signal.aborted || isHoldfastError(error, ...interruptions)) return 'interrupted'
+    if (error === undefined) return 'succeeded'
     return 'failed'
   }
 
