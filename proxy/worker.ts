@@ -11,6 +11,7 @@ import type { MapNode } from '../shared/cluster-map.ts'
 import { parseZone } from '../shared/ids.ts'
 import { version } from '../shared/version.ts'
 import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
+import { FailedLogins } from './access/failed-logins.ts'
 import { LoginLimiter } from './access/login-limiter.ts'
 import { loadPasswords } from './access/passwords.ts'
 import { ArtifactChanges } from './artifacts/artifact-changes.ts'
@@ -135,13 +136,18 @@ async function build(
   const leaseUsable = (key?: string): boolean => coordinator.cache.usable(key)
   const repositories = new Repositories({ metadata, leaseUsable: () => leaseUsable(repositoriesKey), now })
   const limiter = new LoginLimiter(now)
-  const authenticator = new Authenticator({ metadata, passwords, limiter, now })
+  const failedLogins = new FailedLogins({ limiter, tell: key => coordinator.cache.invalidate([key]) })
+  const onFailed = (address: string, name: string): void => failedLogins.failed(address, name)
+  const authenticator = new Authenticator({ metadata, passwords, limiter, onFailed, now })
   const invalidateLocal = (keys: readonly string[] | 'all'): void => {
     const settingsChanged = keys === 'all' || keys.includes(repositoriesKey)
     if (settingsChanged) repositories.invalidate()
     if (keys === 'all') authenticator.forget()
     else
-      for (const key of keys) if (key.startsWith(userKeyPrefix)) authenticator.forget(key.slice(userKeyPrefix.length))
+      for (const key of keys) {
+        if (key.startsWith(userKeyPrefix)) authenticator.forget(key.slice(userKeyPrefix.length))
+        failedLogins.heard(key)
+      }
     // Prepared heads depend on the repository's settings.
     cache.invalidate(settingsChanged ? 'all' : keys)
   }

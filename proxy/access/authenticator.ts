@@ -23,6 +23,8 @@ export interface AuthenticatorDeps {
   readonly metadata: Pick<Metadata, 'findUser'>
   readonly passwords: Pick<Passwords, 'verify'>
   readonly limiter: Pick<LoginLimiter, 'begin' | 'succeeded' | 'undecided'>
+  /** A password, or the name it came with, was wrong. */
+  readonly onFailed?: (address: string, name: string) => void
   /** Monotonic, ms. */
   readonly now: () => number
 }
@@ -134,7 +136,10 @@ export class Authenticator {
       limiter.undecided(address, name)
       throw error
     }
-    if (!right || user === undefined) throw new HoldfastError('UNAUTHORIZED', 'user name or password is wrong')
+    if (!right || user === undefined) {
+      this.#deps.onFailed?.(address, name)
+      throw new HoldfastError('UNAUTHORIZED', 'user name or password is wrong')
+    }
     limiter.succeeded(address, name)
     return user
   }

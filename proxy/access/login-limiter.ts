@@ -4,8 +4,10 @@
  * Three counters of failed logins: for a pair of address and user name (10, somebody tries one account), for an address (50, it tries
  * many accounts), for a user name (100, many addresses try one account). The first two block for 5 s, 10 s, 20 s … 5 min. The third
  * blocks nobody by itself: it lowers the pair's limit to 1, so that an address which has not failed yet, the user's own, is still heard.
- * An attempt counts when it begins, or a thousand at once would all pass before the first had failed.
+ * An attempt counts when it begins, or a thousand at once would all pass before the first had failed. Those of other workers count when
+ * they have failed (failed-logins.ts).
  */
+import { hash } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import { isIPv6 } from 'node:net'
 
@@ -37,6 +39,12 @@ interface Counter {
   blockedUntil: number
 }
 
+interface Counters {
+  readonly pair: Counter
+  readonly origin: Counter
+  readonly account: Counter
+}
+
 export class LoginLimiter {
   readonly #now: () => number
   readonly #limits: LoginLimits
@@ -58,33 +66,45 @@ export class LoginLimiter {
    * milliseconds to wait (a refused attempt is not counted).
    */
   begin(address: string, user: string): number | undefined {
-    const { pairFailuresMax, addressFailuresMax, userFailuresMax } = this.#limits
     const now = this.#now()
-    const place = addressGroup(address)
-    const pair = this.#counter(this.#pairs, `${place} ${user}`, now)
-    const origin = this.#counter(this.#addresses, place, now)
-    const account = this.#counter(this.#users, user, now)
-    const waitMs = Math.max(pair.blockedUntil, origin.blockedUntil) - now
+    const counters = this.#countersOf(addressGroup(address), nameKey(user), now)
+    const waitMs = Math.max(counters.pair.blockedUntil, counters.origin.blockedUntil) - now
     if (waitMs > 0) return waitMs
-    this.#count(pair, now, account.failures >= userFailuresMax ? 1 : pairFailuresMax)
-    this.#count(origin, now, addressFailuresMax)
-    this.#count(account, now, Infinity)
+    this.#countAll(counters, now)
     return undefined
+  }
+
+  /** Another worker saw an attempt fail; `place` and `user` as `addressGroup` and `nameKey` made them. */
+  failedElsewhere(place: string, user: string): void {
+    const now = this.#now()
+    this.#countAll(this.#countersOf(place, user, now), now)
   }
 
   /** The attempt was right: it counts nowhere, and the pair starts afresh. */
   succeeded(address: string, user: string): void {
     this.undecided(address, user)
-    this.#pairs.delete(`${addressGroup(address)} ${user}`)
+    this.#pairs.delete(`${addressGroup(address)} ${nameKey(user)}`)
   }
 
   /** Nobody could say whether the attempt was right (overload, no database): it counts nowhere. */
   undecided(address: string, user: string): void {
-    const place = addressGroup(address)
+    const [place, name] = [addressGroup(address), nameKey(user)]
     const { pairFailuresMax, addressFailuresMax } = this.#limits
-    uncount(this.#pairs.get(`${place} ${user}`), pairFailuresMax)
+    uncount(this.#pairs.get(`${place} ${name}`), pairFailuresMax)
     uncount(this.#addresses.get(place), addressFailuresMax)
-    uncount(this.#users.get(user), Infinity)
+    uncount(this.#users.get(name), Infinity)
+  }
+
+  #countersOf(place: string, user: string, now: number): Counters {
+    const pair = this.#counter(this.#pairs, `${place} ${user}`, now)
+    return { pair, origin: this.#counter(this.#addresses, place, now), account: this.#counter(this.#users, user, now) }
+  }
+
+  #countAll({ pair, origin, account }: Counters, now: number): void {
+    const { pairFailuresMax, addressFailuresMax, userFailuresMax } = this.#limits
+    this.#count(pair, now, account.failures >= userFailuresMax ? 1 : pairFailuresMax)
+    this.#count(origin, now, addressFailuresMax)
+    this.#count(account, now, Infinity)
   }
 
   #counter(counters: LRUCache<string, Counter>, key: string, now: number): Counter {
@@ -109,6 +129,9 @@ function uncount(counter: Counter | undefined, failuresMax: number): void {
   counter.failures = Math.max(0, counter.failures - 1)
   if (counter.failures < failuresMax) counter.blockedUntil = 0
 }
+
+/** What a user name is counted under, here and at the other workers: people type passwords into the wrong field. */
+export const nameKey = (user: string): string => hash('sha256', user, 'base64url')
 
 /** An IPv6 client owns at least a /64, so that is counted as one; IPv4 in IPv6 clothes is IPv4. */
 export function addressGroup(address: string): string {

@@ -2,6 +2,7 @@ import t from 'tap'
 import fc from 'fast-check'
 import { Authenticator, parseBasic } from '../../../proxy/access/authenticator.ts'
 import { decide, type Action } from '../../../proxy/access/decide.ts'
+import { FailedLogins } from '../../../proxy/access/failed-logins.ts'
 import { addressGroup, defaultLoginLimits, LoginLimiter } from '../../../proxy/access/login-limiter.ts'
 import { loadPasswords, Passwords } from '../../../proxy/access/passwords.ts'
 import { anonymous, type Principal } from '../../../proxy/access/principal.ts'
@@ -270,4 +271,38 @@ t.test('without PostgreSQL those who are known go on for a day, others get 503',
   world.now += 10_000
   users.delete('ann')
   await t.rejects(authenticator.authenticate(ann, '1.1.1.1'), { code: 'UNAUTHORIZED' }, 'removed meanwhile')
+})
+
+t.test('failed logins are counted by all workers together', async t => {
+  const keys: string[] = []
+  let reachable = true
+  const workers = [0, 1, 2].map(() => {
+    const limiter = new LoginLimiter(() => 0)
+    const tell = async (key: string): Promise<void> => {
+      keys.push(key)
+      if (!reachable) throw new HoldfastError('COORDINATION_UNAVAILABLE', 'away')
+      for (const other of workers) if (other.limiter !== limiter) other.failures.heard(key)
+    }
+    return { limiter, failures: new FailedLogins({ limiter, tell }) }
+  })
+  const attempt = (worker: number, address: string): number | undefined => {
+    const one = workers[worker % 3]!
+    const waitMs = one.limiter.begin(address, 'ann')
+    if (waitMs === undefined) one.failures.failed(address, 'ann')
+    return waitMs
+  }
+  for (let i = 0; i < 10; i++) t.equal(attempt(i, '1.1.1.1'), undefined)
+  for (const worker of [0, 1, 2]) t.equal(attempt(worker, '1.1.1.1'), 5_000, 'ten in all, not ten each')
+  t.notOk(
+    keys.some(key => key.includes('ann')),
+    'names are not told in clear',
+  )
+  t.equal(attempt(0, '2.2.2.2'), undefined)
+  for (let i = 0; i < 20; i++) for (const { failures } of workers) failures.heard(keys.at(-1)!)
+  t.equal(attempt(1, '2.2.2.2'), undefined, 'told again it counts once')
+  for (const { failures } of workers) for (const key of ['raw/a', '!user/ann']) failures.heard(key)
+  reachable = false
+  for (let i = 0; i < 10; i++) t.equal(attempt(0, '3.3.3.3'), undefined)
+  t.ok(attempt(0, '3.3.3.3'), 'alone, each counts its own')
+  t.equal(attempt(1, '3.3.3.3'), undefined)
 })
