@@ -43,6 +43,14 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${taskUsage}\n${configHelp({ ...taskOptions, ...clientOptions })}`
     },
   },
+  gc: {
+    summary: 'Garbage collection: plan, run, disarm, why a blob is kept',
+    run: async source => (await import('./gc.ts')).gc(source),
+    help: async () => {
+      const [{ gcOptions, gcUsage }, { clientOptions }] = [await import('./gc.ts'), await import('./client.ts')]
+      return `${gcUsage}\n${configHelp({ ...gcOptions, ...clientOptions })}`
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

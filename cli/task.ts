@@ -67,7 +67,7 @@ const verbs: Readonly<Record<string, Verb>> = {
     words: 1,
     run: async (command, path) => {
       const { client, config, print } = command
-      const run = (await client.call('POST', `${path}/stop`)) as JobRun
+      const run = (await client.call('POST', `${path}/stop`, {})) as JobRun
       if (config.wait) {
         await waitFor(command, path, run.id)
         return 0
@@ -126,15 +126,22 @@ async function change({ client, print }: Command, path: string, body: unknown): 
 }
 
 async function waitFor({ client, print }: Command, path: string, id: number): Promise<number> {
+  const run = await awaitRun(client, path, id)
+  print(runText(run), run)
+  return run.state === 'succeeded' ? 0 : 1
+}
+
+/** Resolves with the run when it has ended, however it did. */
+export async function awaitRun(client: Command['client'], path: string, id: number): Promise<JobRun> {
   for (;;) {
     const run = (await client.call('GET', `${path}/runs/${id}`)) as JobRun
-    if (run.state !== 'queued' && run.state !== 'running') {
-      print(`run ${id} of ${run.job}: ${endText(run)}`, run)
-      return run.state === 'succeeded' ? 0 : 1
-    }
+    if (run.state !== 'queued' && run.state !== 'running') return run
     await sleep(pollMs)
   }
 }
+
+/** `run 7 of tidy: succeeded, 120 blobs` */
+export const runText = (run: JobRun): string => `run ${run.id} of ${run.job}: ${endText(run)}`
 
 function paramsOf(text: string | undefined): { params?: unknown } {
   if (text === undefined) return {}

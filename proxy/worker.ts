@@ -45,6 +45,7 @@ import { HealthTable } from './routing/health.ts'
 import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
+import { collectGarbage } from './tasks/collect-garbage.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
@@ -180,7 +181,13 @@ async function build(
   closers.push(() => keeper.close())
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
-  const definitions: readonly Job[] = [housekeeping(metadata)]
+  const { collection } = metadata
+  const collectionAges = { minAgeMs: config.gcMinAgeMs, holdMs: config.gcHoldMs }
+  const incarnation = (): string => metadata.incarnation
+  const definitions: readonly Job[] = [
+    housekeeping(metadata),
+    collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
+  ]
   const jobControl = new JobControl(metadata.jobs, definitions)
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const primary = new Primary({
@@ -241,6 +248,8 @@ async function build(
     repositories,
     artifacts: changes,
     tasks: jobControl,
+    collection,
+    collectionAges,
     announce: keys => publisher.invalidate(keys),
     status: () => clusterStatus(parts),
     clusterMap: () => view.current().map,

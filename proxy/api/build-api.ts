@@ -9,6 +9,7 @@ import { installErrors } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
+import { addGcRoutes } from './gc-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
 import { addTaskRoutes } from './task-routes.ts'
 import type { ApiDeps } from './types.ts'
@@ -51,6 +52,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addArtifactRoutes(api, deps)
       addClusterRoutes(api, deps)
       addTaskRoutes(api, deps)
+      addGcRoutes(api, deps)
     },
     { prefix: '/api/v1' },
   )

@@ -4,6 +4,7 @@ import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
+import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import type { Metadata, Repository } from '../metadata/types.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { ClusterStatus } from './schemas.ts'
@@ -37,6 +38,8 @@ export interface ApiDeps {
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
   readonly artifacts: ArtifactOperations
   readonly tasks: JobControl
+  readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>
+  readonly collectionAges: CollectionAges
   /**
    * Tells every worker, this one included, that what these keys name has changed (`repositoriesKey`, `userKey(name)`); resolves
    * when none can act on the older state any more.

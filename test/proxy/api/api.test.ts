@@ -65,6 +65,76 @@ t.test('what a client sends is taken as it is or refused', async t => {
   t.equal(JSON.stringify([...repositories]), before)
 })
 
+t.test('tasks: shown, run, stopped, scheduled by any proxy; wrong wishes are refused', async t => {
+  const { call, jobStore: store, audit } = await setUp(t)
+  t.match((await call('GET', '/tasks')).json(), {
+    tasks: [
+      {
+        name: 'drill',
+        schedule: null,
+        defaultSchedule: null,
+        nextRunAt: null,
+        enabled: true,
+        state: 'idle',
+        run: null,
+      },
+      { name: 'tidy', title: 'Tidy up', schedule: '0 4 * * *', nextRunAt: Date.UTC(2026, 0, 1, 4), lastState: null },
+    ],
+  })
+  const begun = await call('POST', '/tasks/tidy/runs', { params: { deep: true } })
+  t.equal(begun.statusCode, 202)
+  t.equal(begun.headers.location, '/api/v1/tasks/tidy/runs/1')
+  t.match(begun.json(), { id: 1, job: 'tidy', state: 'queued', origin: 'user', user: 'admin', params: { deep: true } })
+  t.match((await call('POST', '/tasks/tidy/runs', {})).json(), { code: 'CONFLICT' })
+  await store.claim(1, 1)
+  await store.report(1, 1, {
+    lines: ['one', 'two'],
+    progress: { done: 1, total: 2, unit: 'x', rate: 1 },
+    remainingMs: 5,
+  })
+  t.match((await call('GET', '/tasks/tidy')).json(), {
+    state: 'running',
+    run: { token: 1, progress: { done: 1, total: 2, unit: 'x', rate: 1 }, estimatedEndAt: store.now + 5 },
+  })
+  const stopped = await call('POST', '/tasks/tidy/stop', {})
+  t.equal(stopped.statusCode, 202)
+  t.match(stopped.json(), { state: 'running', stoppedBy: 'admin' })
+  await store.finish(1, 1, { state: 'failed', error: { code: 'INTERNAL', message: 'oh' }, lines: [] })
+  t.match((await call('GET', '/tasks/tidy/runs')).json(), { runs: [{ id: 1, state: 'failed', error: { message: 'oh' } }] }) // prettier-ignore
+  t.match((await call('GET', '/tasks/tidy/runs/1')).json(), { id: 1, state: 'failed' })
+  t.match((await call('GET', '/tasks/tidy')).json(), { state: 'idle', lastState: 'failed', lastError: 'oh' })
+  t.same((await call('GET', '/tasks/tidy/runs/1/log?after=1')).json(), { lines: [{ seq: 2, at: store.now, line: 'two' }] }) // prettier-ignore
+  const changed = await call('PATCH', '/tasks/tidy', { schedule: '*/5  1-2 * * 1', enabled: false })
+  t.match(changed.json(), { schedule: '*/5 1-2 * * 1', defaultSchedule: '0 4 * * *', enabled: false, nextRunAt: null })
+  t.match((await call('PATCH', '/tasks/tidy', { schedule: null, enabled: true })).json(), { schedule: null, enabled: true }) // prettier-ignore
+  t.match((await call('PATCH', '/tasks/tidy', { schedule: 'default' })).json(), { schedule: '0 4 * * *' })
+  const refusals: [Parameters<typeof call>, string][] = [
+    [['POST', '/tasks/tidy/stop', {}], 'CONFLICT'],
+    [['POST', '/tasks/tidy/runs', { params: { deep: 'x' } }], 'BAD_REQUEST'],
+    [['POST', '/tasks/drill/runs', { params: { deep: true } }], 'BAD_REQUEST'],
+    [['POST', '/tasks/tidy/runs', { params: { x: 'x'.repeat(20_000) } }], 'TOO_LARGE'],
+    [['POST', '/tasks/tidy/runs', { what: 1 }], 'BAD_REQUEST'],
+    [['POST', '/tasks/tidy/runs', { params: [] }], 'BAD_REQUEST'],
+    [['PATCH', '/tasks/tidy', {}], 'BAD_REQUEST'],
+    [['PATCH', '/tasks/tidy', { schedule: '61 * * * *' }], 'BAD_REQUEST'],
+    [['PATCH', '/tasks/tidy', { schedule: 5 }], 'BAD_REQUEST'],
+    [['GET', '/tasks/tidy/runs/x'], 'BAD_REQUEST'],
+    [['GET', '/tasks/tidy/runs/1/log?after=-1'], 'BAD_REQUEST'],
+    [['GET', '/tasks/tidy/runs/7'], 'NOT_FOUND'],
+    [['GET', '/tasks/drill/runs/1'], 'NOT_FOUND'],
+    [['GET', '/tasks/drill/runs/1/log'], 'NOT_FOUND'],
+    [['GET', '/tasks/none'], 'NOT_FOUND'],
+    [['POST', '/tasks/none/runs', {}], 'NOT_FOUND'],
+    [['PATCH', '/tasks/none', { enabled: true }], 'NOT_FOUND'],
+    [['POST', '/tasks/none/stop', {}], 'NOT_FOUND'],
+    [['GET', '/tasks', undefined, ann], 'FORBIDDEN'],
+    [['POST', '/tasks/tidy/runs', {}, ann], 'FORBIDDEN'],
+  ]
+  for (const [asked, code] of refusals) t.match((await call(...asked)).json(), { code }, `${asked[0]} ${asked[1]}`)
+  t.equal(store.runs.length, 1)
+  t.match(audit.slice(0, 3), [{ action: 'task.run', outcome: 'done' }, { action: 'task.run', outcome: 'CONFLICT' }, { action: 'task.stop', subject: '/api/v1/tasks/tidy/stop' }]) // prettier-ignore
+})
+
 t.test('status, the map and the description', async t => {
   const world = await setUp(t)
   t.same((await world.call('GET', '/status')).json(), status)
@@ -238,4 +308,23 @@ t.test('guessing passwords through the API is slowed down', async t => {
     if (answer.statusCode === 429) t.equal(answer.headers['retry-after'], '5')
   }
   t.same(codes, [...Array.from({ length: 10 }, () => 401), 429, 429])
+})
+
+t.test('garbage collection can be asked why, and stopped', async t => {
+  const { call, audit } = await setUp(t)
+  t.match((await call('GET', '/gc')).json(), { armed: true, disarmed: null, minAgeMs: 1, holdMs: 2 })
+  t.match((await call('POST', '/gc/disarm', { reason: 'a restore is under way' })).json(), {
+    armed: false,
+    disarmed: { reason: 'a restore is under way', by: 'admin' },
+  })
+  t.equal((await call('POST', '/gc/disarm', {})).statusCode, 400)
+  t.match((await call('POST', '/gc/arm', {})).json(), { armed: true })
+  t.match((await call('GET', `/gc/blobs/${'a'.repeat(64)}`)).json(), { verdict: 'referenced', references: ['open/a'] })
+  t.equal((await call('GET', `/gc/blobs/${'b'.repeat(64)}`)).statusCode, 404)
+  t.equal((await call('GET', '/gc/blobs/nonsense')).statusCode, 400)
+  t.equal((await call('POST', '/gc/disarm', { reason: 'x' }, ann)).statusCode, 403)
+  t.match(
+    audit.map(({ action }) => action),
+    ['gc.disarm', 'gc.disarm', 'gc.arm', 'gc.disarm'],
+  )
 })

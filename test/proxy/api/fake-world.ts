@@ -6,6 +6,7 @@ import { LoginLimiter } from '../../../proxy/access/login-limiter.ts'
 import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
 import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
+import type { Disarmed } from '../../../proxy/metadata/collection-types.ts'
 import type { Repository, User } from '../../../proxy/metadata/types.ts'
 import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
@@ -54,6 +55,7 @@ export interface World {
   /** Behind two tasks: 'tidy' takes a parameter `deep`, 'drill' has no schedule. */
   readonly jobStore: MemoryJobStore
   fault: Error | undefined
+  disarmed: Disarmed | undefined
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
     path: string,
@@ -73,6 +75,7 @@ export async function setUp(t: Test): Promise<World> {
   ])
   const world: Omit<World, 'api' | 'call'> = {
     repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
+    disarmed: undefined,
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -121,6 +124,25 @@ export async function setUp(t: Test): Promise<World> {
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
     },
     tasks: new JobControl(world.jobStore, tasks),
+    collection: {
+      disarmed: async () => world.disarmed,
+      disarm: async (reason, by) => void (world.disarmed ??= { reason, by, at: 1 }),
+      arm: async () => void (world.disarmed = undefined),
+      explain: async digest => {
+        if (!digest.startsWith('a')) return undefined
+        return {
+          digest,
+          bytes: 5,
+          verdict: 'referenced',
+          createdAt: 1,
+          since: 1,
+          references: ['open/a'],
+          trash: [],
+          pins: 0,
+        }
+      },
+    },
+    collectionAges: { minAgeMs: 1, holdMs: 2 },
     announce: async keys => {
       world.announced.push(...keys)
       for (const key of keys) if (key.startsWith('!user/')) authenticator.forget(key.slice(6))
