@@ -131,6 +131,7 @@ function addTasks(app: Api, { tasks }: ApiDeps): void {
         tags,
         summary: 'Ask the run to end after its step',
         params: ofTask,
+        body: Type.Object({}, closed),
         response: { 202: runView, default: errorAnswer },
       },
     },

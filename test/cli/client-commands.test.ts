@@ -6,9 +6,12 @@ import { join } from 'node:path'
 import { commands } from '../../cli/commands.ts'
 import { repo } from '../../cli/repo.ts'
 import { problemsOf, status } from '../../cli/status.ts'
+import { humanTime, progressText, task } from '../../cli/task.ts'
 import { humanBytes, textTable } from '../../cli/text-table.ts'
+import type { JobRun } from '../../proxy/metadata/job-types.ts'
 import type { ConfigSource } from '../../shared/config.ts'
 import { setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
+import { eventually } from '../support/eventually.ts'
 
 /** The address of a server that answers so. */
 async function serve(t: Test, listener: RequestListener): Promise<string> {
@@ -107,6 +110,67 @@ t.test('a server that is away, silent, or another one is told apart from a refus
   })
 })
 
+t.test('tasks from the command line, against the real API', async t => {
+  const { api, jobStore: store } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const run = runner(task, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  t.match((await run('list')).out, /^TASK +STATE +SCHEDULE.*\ndrill +idle +- +- +- +Practise\ntidy +idle +0 4 \* \* \* +2026-01-01 04:00:00 +- +Tidy up\n/) // prettier-ignore
+  t.match(JSON.parse((await run('list', '--json')).out), [{ name: 'drill' }, { name: 'tidy' }])
+  t.match(await run('run', 'tidy', '--params', '{"deep":true}'), { code: 0, out: 'run 1 of tidy is queued\n', err: '' })
+  t.match(await run('run', 'tidy'), { code: 1, err: /CONFLICT/ })
+  await store.claim(1, 1)
+  await store.report(1, 1, { lines: ['first', 'second'], progress: { done: 1, total: 4, unit: 'files', note: 'a' } })
+  t.match((await run('list')).out, 'running 1 of 4 files (25 %), a')
+  t.match((await run('stop', 'tidy')).out, 'run 1 of tidy ends after its step\n')
+  await store.finish(1, 1, { state: 'stopped', lines: ['third'] })
+  t.match(await run('stop', 'tidy'), { code: 1, err: /CONFLICT/ })
+  t.match((await run('log', 'tidy')).out, /^2026-01-01 00:00:00 {2}first\n.* {2}second\n.* {2}third\n$/)
+  t.equal((await run('log', 'tidy', '--run', '1')).code, 0)
+  t.match(await run('log', 'tidy', '--run', '2'), { code: 1, err: /NOT_FOUND/ })
+  t.match(await run('log', 'drill'), { code: 1, err: /never run/ })
+  t.match((await run('show', 'tidy')).out, /^tidy: Tidy up\n(.*\n)+1 +stopped +admin +2026/)
+  t.match(JSON.parse((await run('show', 'tidy', '--json')).out), { name: 'tidy', runs: [{ id: 1 }] })
+  t.equal((await run('disable', 'tidy')).out, 'tidy: disabled, schedule 0 4 * * *\n')
+  t.equal((await run('enable', 'tidy')).out, 'tidy: enabled, schedule 0 4 * * *\n')
+  t.equal((await run('schedule', 'tidy', '5 * * * *')).out, 'tidy: enabled, schedule 5 * * * *\n')
+  t.equal((await run('schedule', 'tidy', '6', '*', '*', '*', '*')).out, 'tidy: enabled, schedule 6 * * * *\n')
+  t.equal((await run('schedule', 'tidy', 'none')).out, 'tidy: enabled, schedule none\n')
+  t.equal((await run('schedule', 'tidy', 'default')).out, 'tidy: enabled, schedule 0 4 * * *\n')
+  t.match(await run('schedule', 'tidy', 'never'), { code: 2, err: /BAD_REQUEST/ })
+  t.match(await run('run', 'nothing'), { code: 1, err: /NOT_FOUND/ })
+  for (const args of [[], ['list', 'x'], ['run'], ['run', 'a', 'b'], ['toString'], ['run', 'a', '--params', '{'], ['log', 'a', '--run', 'x']]) {
+    t.equal((await run(...args)).code, 2, args.join(' '))
+  } // prettier-ignore
+
+  const waited = run('run', 'drill', '--wait')
+  await eventually('it is queued', () => store.runs.length === 2)
+  await store.claim(2, 1)
+  await store.finish(2, 1, { state: 'succeeded', lines: [], progress: { done: 7, unit: 'files' } })
+  t.match(await waited, { code: 0, out: 'run 2 of drill: succeeded, 7 files\n' })
+  const failing = run('run', 'drill', '--wait', '--json')
+  await eventually('it is queued', () => store.runs.length === 3)
+  await store.claim(3, 1)
+  await store.finish(3, 1, { state: 'failed', error: { code: 'INTERNAL', message: 'oh' }, lines: [] })
+  const failed = await failing
+  t.equal(failed.code, 1)
+  t.match(JSON.parse(failed.out), { state: 'failed', error: { message: 'oh' } })
+
+  t.same([5, 59_000, 61_000, 180_000, 9_000_000, 400_000_000].map(humanTime), [
+    '5 ms',
+    '59 s',
+    '61 s',
+    '3 min',
+    '3 h',
+    '5 d',
+  ])
+  const moving = {
+    progress: { done: 1, total: 0, unit: 'x', rate: 2.5 },
+    estimatedEndAt: null,
+    state: 'running',
+  } as JobRun
+  t.equal(progressText(moving), '1 of 0 x, 2.5/s')
+})
+
 t.test('status exits with 0 when all is well, with 1 when it is not', async t => {
   const { api } = await setUp(t)
   const url = await serve(t, (request, response) => api.routing(request, response))
@@ -119,6 +183,8 @@ t.test('status exits with 0 when all is well, with 1 when it is not', async t =>
   const good = { ...fakeStatus, primary: 'm', coordination: { driver: 'redis', up: true } }
   t.same(problemsOf(good), [])
   t.same(problemsOf({ ...good, primary: null, pendingRepairs: 2, postgres: { up: false }, epoch: null }).length, 4)
+  const failedTask = { name: 'gc', state: 'idle', lastState: 'failed', lastError: 'oh' }
+  t.same(problemsOf({ ...good, tasks: [failedTask] }), ['the last run of task gc failed: oh'])
   const node = good.nodes[0]
   if (node === undefined) throw new Error('no node')
   const failing = { id: 's', weight: 1, state: 'failed', reason: 'EIO' }
