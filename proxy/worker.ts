@@ -171,7 +171,7 @@ async function build(
     writer: blobWriter,
     publisher,
     onMetadataUnavailable: () => resolver.metadataFailed(),
-    metadataAvailable: () => resolver.metadataAvailable,
+    metadataAvailable: () => metadata.available && resolver.metadataAvailable,
     artifactBytesMax: config.artifactBytesMax,
   })
   const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath })

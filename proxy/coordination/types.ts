@@ -33,7 +33,8 @@ export interface CacheLease {
    * that no worker can answer from an older entry any more (I37). Calls are batched; with no other holder it costs one round
    * trip at most. Call it after the commit, before the answer to the client. Without Redis it falls back to the suspension
    * protocol (docs/architecture.md, "Caches"). Rejects only with COORDINATION_UNAVAILABLE, when PostgreSQL too has been out
-   * of reach for 8 s since the commit, or with SHUTTING_DOWN: the write is committed then, but must not be acknowledged.
+   * of reach for 8 s since the commit, or with SHUTTING_DOWN: the write is committed then, but must not be acknowledged; the
+   * keys are owed, and told later. Who cannot wait so long may leave before: nothing depends on it.
    */
   invalidate(keys: readonly string[]): Promise<void>
   /** Called before the acknowledgement is sent; 'all' after a gap (reconnect, lost messages), before the cache is usable again. */

@@ -107,7 +107,7 @@ function changed(before: Spec, change: Change, serial: number): Spec {
 
 /** fast-check's settings: `runs` kept small, since every run plans whole tables; a failure prints its seed. */
 export function settings<Values>(runs: number): fc.Parameters<Values> {
-  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 2 ** 31)
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31)
   return { numRuns: runs, seed }
 }
 

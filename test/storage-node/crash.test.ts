@@ -151,8 +151,8 @@ for (const point of crashPoints satisfies readonly CrashPoint[]) {
 t.test('I4: kill -9 at random instants under load, again and again', async t => {
   const folder = t.testdir()
   const promises = new Promises()
-  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 1_000_000)
-  t.comment(`TEST_SEED=${seed}`)
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 1_000_000)
+  t.comment(`HOLDFAST_TEST_SEED=${seed}`)
   let random = seed
   for (let round = 0; round < 8; round += 1) {
     const child = await startChild(t, folder)

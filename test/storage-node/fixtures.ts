@@ -32,7 +32,7 @@ import type { StoreFs } from '../../storage-node/store-fs.ts'
 export const secret = 'a secret for tests only'
 export const clusterId = 'test-cluster'
 
-export const quiet: Logger = pino({ level: process.env['TEST_LOG_LEVEL'] ?? 'silent' })
+export const quiet: Logger = pino({ level: process.env['HOLDFAST_TEST_LOG_LEVEL'] ?? 'silent' })
 
 export const shardA = parseShardId('a-1') as ShardId
 export const shardB = parseShardId('a-2') as ShardId

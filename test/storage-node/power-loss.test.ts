@@ -128,8 +128,8 @@ async function findProblems(shard: Shard, story: Story, acknowledged: readonly s
 
 t.test('I4, I23: whatever a power cut takes of what was not flushed, everything acknowledged is there', async t => {
   const folder = t.testdir()
-  const seed = Number(process.env['TEST_SEED'] ?? Date.now() % 1_000_000)
-  t.comment(`TEST_SEED=${seed}`)
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 1_000_000)
+  t.comment(`HOLDFAST_TEST_SEED=${seed}`)
   const random = mulberry32(seed)
   const root = join(folder, 'live')
   await mkdir(root)

@@ -129,7 +129,7 @@ t.test('I40: whatever comes in is refused, or is a normal path that encodes and 
     fc.string({ unit: 'grapheme', maxLength: 3 }).map(text => encodeURIComponent(text)),
     fc.string({ minLength: 120, maxLength: 140 }),
   )
-  const parameters = { numRuns: 8_000, seed: Number(process.env['FC_SEED'] ?? Date.now() % 2 ** 31) }
+  const parameters = { numRuns: 8_000, seed: Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31) }
   t.comment(`seed ${parameters.seed}`)
   let accepted = 0
   fc.assert(

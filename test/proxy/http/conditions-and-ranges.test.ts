@@ -18,7 +18,7 @@ import {
   unsatisfiedContentRange,
 } from '../../../proxy/http/byte-ranges.ts'
 
-const seed = Number(process.env['FC_SEED'] ?? Date.now() % 2 ** 31)
+const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31)
 t.comment(`seed ${seed}`)
 
 const lastModifiedMs = Date.UTC(2024, 1, 29, 12, 0, 0, 700)

@@ -70,7 +70,7 @@ t.test('a folder lists what a naive reading of all paths lists', async t => {
       }
     },
   )
-  const seed = Number(process.env['HOLDFAST_SEED'] ?? Date.now() % 2 ** 31)
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31)
   t.comment(`seed ${seed}`)
   await fc.assert(property, { numRuns: 60, seed })
   t.pass()
