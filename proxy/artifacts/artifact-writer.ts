@@ -93,7 +93,7 @@ export class ArtifactWriter {
   async put(put: Put): Promise<PutOutcome> {
     const bytesMax = this.#bytesMax(put.repository)
     const limits = { smallBytesMax: inlineBlobBytesMax, expectedBytes: put.expectedBytes, bytesMax }
-    const body = await readUpload(put.body, limits, put.observe)
+    const body = await readUpload(put.body, limits, put.observe, put.signal)
     const partition = partitionOf(put.repository.name, put.path)
     const source =
       body.kind === 'small' ? this.#small(partition, body.bytes) : await this.#staged(partition, put, body.chunks)

@@ -8,19 +8,43 @@ export type UploadBody =
 
 /**
  * Reads until the body has ended or is larger than `smallBytesMax`. The length, where the client declared one, is checked:
- * LENGTH_MISMATCH for more or fewer bytes, TOO_LARGE beyond `bytesMax`. `observe` sees each chunk once, in order.
+ * LENGTH_MISMATCH for more or fewer bytes, TOO_LARGE beyond `bytesMax`. `observe` sees each chunk once, in order. Rejects with the
+ * signal's reason if it aborts meanwhile; what is left in `chunks` does not look at it.
  */
 export async function readUpload(
   source: AsyncIterable<Buffer>,
   limits: { smallBytesMax: number; expectedBytes: number | undefined; bytesMax: number | undefined },
   observe: (chunk: Buffer) => void,
+  signal?: AbortSignal,
 ): Promise<UploadBody> {
-  const chunks = counted(source, limits, observe)
-  const iterator = chunks[Symbol.asyncIterator]()
+  signal?.throwIfAborted()
+  const iterator = counted(source, limits, observe)
+  let leave: (() => void) | undefined
+  const left = new Promise<never>((_, reject) => {
+    leave = () => reject(signal?.reason as Error)
+    signal?.addEventListener('abort', leave, { once: true })
+  })
+  try {
+    return await readHead(iterator, limits.smallBytesMax, left)
+  } catch (error) {
+    // Not awaited: one that waits for a silent client returns only when that client does something.
+    void iterator.return(undefined).catch(() => undefined)
+    throw error
+  } finally {
+    if (leave !== undefined) signal?.removeEventListener('abort', leave)
+  }
+}
+
+/** `left` rejects when nobody waits any more; it is raced for a few chunks only, and then forgotten with them. */
+async function readHead(
+  iterator: AsyncGenerator<Buffer>,
+  smallBytesMax: number,
+  left: Promise<never>,
+): Promise<UploadBody> {
   const head: Buffer[] = []
   let headBytes = 0
-  while (headBytes <= limits.smallBytesMax) {
-    const next = await iterator.next()
+  while (headBytes <= smallBytesMax) {
+    const next = await Promise.race([iterator.next(), left])
     if (next.done === true)
       return { kind: 'small', bytes: head.length === 1 ? (head[0] as Buffer) : Buffer.concat(head) }
     head.push(next.value)

@@ -8,7 +8,7 @@ export interface Exchange {
   readonly request: IncomingMessage
   readonly response: ServerResponse
   readonly requestId: string
-  /** Aborts when the client leaves or the answer is complete. */
+  /** Aborts when the client leaves or the answer is complete; with REQUEST_TIMEOUT when its body does not come. */
   readonly signal: AbortSignal
 }
 

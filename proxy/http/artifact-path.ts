@@ -9,6 +9,7 @@
  * normalisation, so two names that look alike are two artifacts, as on the disks they come from.
  */
 import { HoldfastError } from '../../shared/errors.ts'
+import { isHost } from './broken-requests.ts'
 
 /** Longest path in UTF-8 bytes, without the repository. */
 export const pathBytesMax = 2_000
@@ -62,8 +63,8 @@ export function originForm(rawTarget: string): string {
   }
   if (rawTarget.includes('#')) throw invalid('fragment', 'a request target has no fragment')
   if (rawTarget.startsWith('/')) return rawTarget
-  const authority = /^https?:\/\/[^/?#]+/i.exec(rawTarget)
-  if (authority === null) throw invalid('target-form', 'the request target is no path')
+  const authority = /^https?:\/\/([^/?#]+)/i.exec(rawTarget)
+  if (authority === null || !isHost(authority[1] ?? '')) throw invalid('target-form', 'the request target is no path')
   const rest = rawTarget.slice(authority[0].length)
   return rest.startsWith('/') ? rest : '/' + rest
 }

@@ -10,6 +10,7 @@
  */
 import type { Server } from 'node:http'
 import type { Socket } from 'node:net'
+import { isHost } from './broken-requests.ts'
 
 /** What a request of the lane asked. */
 export interface LaneRequest {
@@ -33,6 +34,8 @@ export interface LaneDeps {
   readonly answerLater: (request: LaneRequest, socket: Socket) => Promise<LaneAnswer | undefined>
   /** False while draining: node:http says goodbye properly. */
   readonly open: () => boolean
+  /** node:http has just taken this connection, and has read nothing of it. */
+  readonly handedOver?: (socket: Socket) => void
   /** A connection on which nothing moves is closed after this time, in ms; told to clients in whole seconds, as node:http does. */
   readonly idleMs: number
 }
@@ -55,7 +58,10 @@ export class FastLane {
     // node:http attaches itself to a connection in its own listener of this event, the first one.
     const [attach] = server.listeners('connection') as [(this: Server, socket: Socket) => void]
     server.off('connection', attach)
-    this.#attach = socket => attach.call(server, socket)
+    this.#attach = socket => {
+      attach.call(server, socket)
+      deps.handedOver?.(socket)
+    }
     server.prependListener('connection', socket => this.#onConnection(socket))
   }
 
@@ -221,7 +227,7 @@ class LaneConnection {
       const colon = line.indexOf(':')
       const name = line.slice(0, Math.max(0, colon)).toLowerCase()
       const value = line.slice(colon + 1).trim()
-      if (name === 'host' && !host && value !== '') host = true
+      if (name === 'host' && !host && value !== '' && isHost(value)) host = true
       else if (name === 'authorization' && authorization === undefined) authorization = value
       else if (name === 'if-none-match' && ifNoneMatch === undefined) ifNoneMatch = value
       else if (name === 'x-forwarded-for' && forwardedFor === undefined) forwardedFor = value

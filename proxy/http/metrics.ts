@@ -31,6 +31,8 @@ export class Metrics {
   /** Artifact bytes from and to clients. */
   receivedBytes = 0
   sentBytes = 0
+  /** Clients given up for moving too little or nothing, by what they were waited for. */
+  readonly slowClients = { upload: 0, download: 0 }
 
   constructor() {
     const seconds = new LatencyHistogram({
@@ -54,6 +56,17 @@ export class Metrics {
         help: 'Bytes of answers sent to clients',
         type: 'counter',
         read: () => this.sentBytes,
+      },
+      {
+        name: 'holdfast_slow_clients_total',
+        help: 'Clients given up because they sent or took too few bytes',
+        type: 'counter',
+        labels: ['direction'],
+        read: () =>
+          (['upload', 'download'] as const).map(direction => ({
+            labels: { direction },
+            value: this.slowClients[direction],
+          })),
       },
     ])
   }

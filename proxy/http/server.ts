@@ -2,17 +2,20 @@
  * The edge: one node:http server. Artifact bytes never pass through a framework; /api/v1 is handed to fastify.
  * Every route stands in `edgeRoutes` with its access decision (I41).
  */
-import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo, Socket } from 'node:net'
 import type { Logger } from 'pino'
 import { HoldfastError, toHoldfastError } from '../../shared/errors.ts'
 import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
 import { originForm } from './artifact-path.ts'
 import type { ArtifactRoutes } from './artifact-routes.ts'
-import { errorBody, httpStatus } from './http-errors.ts'
+import { refuseBrokenRequest } from './broken-requests.ts'
+import { httpStatus } from './http-errors.ts'
 import { FastLane, type LaneAnswer, type LaneRequest } from './fast-lane.ts'
 import { outcomeOf, type Metrics, type Route } from './metrics.ts'
 import { requestIdOf } from './request-id.ts'
+import { RequestLines } from './request-lines.ts'
+import { SlowClients, type Direction, type PaceLimits } from './slow-clients.ts'
 
 /** All there is on the public port. 'public': answers carry no artifact and no secret; 'decided': the handler asks proxy/access. */
 export const edgeRoutes = [
@@ -31,15 +34,30 @@ export interface Readiness {
   readonly problems: readonly string[]
 }
 
-export interface EdgeServerOptions {
+export interface EdgeServerOptions extends PaceLimits {
   readonly host: string
   readonly port: number
   readonly requestHeadBytesMax: number
   readonly connectionsMax: number
   /** Requests in flight beyond this are refused with 503. */
   readonly requestsMax: number
-  /** A connection on which nothing moves for this long in mid-request is closed. */
+  /** A request on whose connection nothing moves for this long is answered 408 if it lacks its body, else its connection is closed. */
   readonly idleMs: number
+  /** 'off': node:http answers everything. What the two understand must not differ, and a test compares them. */
+  readonly fastLane?: 'on' | 'off'
+}
+
+/** A request that is being answered. */
+interface Underway extends Exchange {
+  readonly socket: Socket
+  readonly route: Route
+  readonly startedAt: number
+  /** Tells those who work for it to stop. */
+  readonly giveUp: (reason: HoldfastError) => void
+  /** Nobody is left who could be answered. */
+  left: boolean
+  /** It has been told why not. */
+  failed: boolean
 }
 
 export interface EdgeServerDeps {
@@ -59,8 +77,14 @@ export class EdgeServer {
   readonly #options: EdgeServerOptions
   readonly #server: Server
   readonly #lane: FastLane
-  /** Answers that are not complete, and their connections. */
-  readonly #answering = new Map<ServerResponse, Socket>()
+  /** Answers that are not complete. */
+  readonly #answering = new Map<ServerResponse, Underway>()
+  /** Of the connections that node:http has. */
+  readonly #lines = new WeakMap<Socket, RequestLines>()
+  readonly #slowClients: SlowClients
+  #looking: NodeJS.Timeout | undefined
+  /** Answers of the lane are logged, too. Read once: the lane pays nothing for a log that is not written. */
+  readonly #debug: boolean
   readonly #connections = new Set<Socket>()
   /** Connections of the fast lane that wait for an answer. */
   readonly #asking = new Set<Socket>()
@@ -68,12 +92,16 @@ export class EdgeServer {
   #closing: Promise<void> | undefined
   /** Connections end with the answer they have. */
   #ending = false
+  /** When a request last came in while draining; by performance.now(). */
+  #lastBegunAt = 0
   /** Called when the last connection has gone. */
   #onDeserted: (() => void) | undefined
 
   constructor(deps: EdgeServerDeps, options: EdgeServerOptions) {
     this.#deps = deps
     this.#options = options
+    this.#debug = deps.log.isLevelEnabled('debug')
+    this.#slowClients = new SlowClients(options)
     this.#server = createServer({
       maxHeaderSize: options.requestHeadBytesMax,
       // Longer than any client keeps an idle connection: the client closes first, so nothing is sent into a closing one.
@@ -81,26 +109,34 @@ export class EdgeServer {
       headersTimeout: 20_000,
       requestTimeout: 0, // long uploads live; idle ones end by `timeout`
       connectionsCheckingInterval: 5_000,
+      requireHostHeader: false, // looked at with the rest of the head, and refused in our words
       noDelay: true,
     })
     this.#lane = new FastLane(this.#server, {
       answer: (request, socket) => this.#fromMemory(request, socket),
       answerLater: (request, socket) => this.#fromReplicas(request, socket),
-      open: () => !this.#draining,
+      open: () => !this.#draining && options.fastLane !== 'off',
+      handedOver: socket => void this.#lines.set(socket, new RequestLines().watch(socket)),
       idleMs: keepAliveMs,
     })
+    // Beyond its limit node:http would drop headers, and with them perhaps a second Host; the size of a head is limited.
+    this.#server.maxHeadersCount = 0
     this.#server.maxConnections = options.connectionsMax
     this.#server.timeout = options.idleMs
     this.#server.on('request', (request: IncomingMessage, response: ServerResponse) =>
-      this.#onRequest(request, response, false),
+      this.#onRequest(request, response, 'none'),
     )
     this.#server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) =>
-      this.#onRequest(request, response, true),
+      this.#onRequest(request, response, 'continue'),
     )
+    this.#server.on('checkExpectation', (request: IncomingMessage, response: ServerResponse) =>
+      this.#onRequest(request, response, 'unknown'),
+    )
+    this.#server.on('timeout', (socket: Socket) => this.#onTimeout(socket))
     this.#server.on('clientError', (error: Error & { code?: string }, socket: Socket) => {
       // Bytes written now would become part of the answer that is under way, or the answer to a request before the broken one.
-      const owed = [...this.#answering].some(
-        ([response, one]) => one === socket && (response.headersSent || response.req.complete),
+      const owed = [...this.#answering.values()].some(
+        one => one.socket === socket && (one.response.headersSent || one.request.complete),
       )
       if (owed) socket.destroy()
       else refuseBrokenRequest(error, socket)
@@ -128,6 +164,7 @@ export class EdgeServer {
         resolve()
       })
     })
+    this.#looking = setInterval(() => this.#lookForSlowClients(), this.#slowClients.everyMs).unref()
   }
 
   /** Tells balancers by /readyz that this proxy is about to go; requests are still answered, the last one of each connection. */
@@ -137,8 +174,8 @@ export class EdgeServer {
   }
 
   /**
-   * Drains, waits a moment for requests that are on their way on kept connections, then takes no new connections and waits up to
-   * `drainMs` for what is in flight (I39). Safe to call twice.
+   * Drains, waits a moment for requests that are on their way on kept connections (until none has come for `quietMs`, `lingerMs` at
+   * most), then takes no new connections and waits up to `drainMs` for what is in flight (I39). Safe to call twice.
    */
   close(drainMs: number): Promise<void> {
     this.#closing ??= this.#close(drainMs)
@@ -151,15 +188,30 @@ export class EdgeServer {
       this.#lane.destroy()
       this.#server.closeAllConnections()
     }, drainMs)
-    await this.#deserted(Math.min(lingerMs, drainMs))
+    await this.#quiet(Math.min(lingerMs, drainMs))
     this.#ending = true
     const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
     this.#lane.close()
     // Also those that have sent nothing yet, or half a head: node:http would wait for the rest.
-    const busy = new Set([...this.#answering.values(), ...this.#asking])
+    const busy = new Set([...[...this.#answering.values()].map(({ socket }) => socket), ...this.#asking])
     for (const socket of this.#connections) if (!busy.has(socket)) socket.destroySoon()
     await closed
     clearTimeout(late)
+    clearInterval(this.#looking)
+  }
+
+  /** Resolves when no connection is left or no request has come for `quietMs`, after `withinMs` at the latest. */
+  async #quiet(withinMs: number): Promise<void> {
+    const until = performance.now() + withinMs
+    this.#lastBegunAt = performance.now()
+    while (this.#connections.size > 0) {
+      const now = performance.now()
+      const leftMs = Math.min(until, this.#lastBegunAt + quietMs) - now
+      if (leftMs <= 0) return
+      await this.#deserted(leftMs)
+      // What came in while this process did something else is read before it counts as not come.
+      await new Promise(resolve => setImmediate(resolve))
+    }
   }
 
   /** Resolves when no connection is left, after `withinMs` at the latest. */
@@ -184,35 +236,101 @@ export class EdgeServer {
     })
   }
 
-  #onRequest(request: IncomingMessage, response: ServerResponse, expectContinue: boolean): void {
-    const startedAt = performance.now()
-    if (this.#draining) response.shouldKeepAlive = false
-    const left = new AbortController()
-    const exchange = { request, response, requestId: requestIdOf(request.headers['x-request-id']), signal: left.signal }
-    const route = routeOf(request)
+  #onRequest(request: IncomingMessage, response: ServerResponse, expectation: Expectation): void {
     const { socket } = request
+    // At once, while the bytes that the parser is reading are at hand.
+    const problem = this.#lines.get(socket)?.problemOf(request)
+    if (this.#draining) {
+      response.shouldKeepAlive = false
+      this.#lastBegunAt = performance.now()
+    }
+    const exchange = this.#begin(request, response)
+    if (problem === undefined) {
+      this.#dispatch(exchange, expectation).catch((thrown: unknown) => this.#fail(exchange, thrown))
+      return
+    }
+    response.shouldKeepAlive = false
+    // The parser is still at its head: it does not know yet whether a body follows.
+    queueMicrotask(() => this.#fail(exchange, new HoldfastError('BAD_REQUEST', problem)))
+  }
+
+  #begin(request: IncomingMessage, response: ServerResponse): Underway {
+    const { socket } = request
+    const signals = new AbortController()
+    const exchange: Underway = {
+      request,
+      response,
+      requestId: requestIdOf(request.headers['x-request-id']),
+      signal: signals.signal,
+      socket,
+      route: routeOf(request),
+      startedAt: performance.now(),
+      giveUp: reason => signals.abort(reason),
+      left: false,
+      failed: false,
+    }
     const sentBefore = socket.bytesWritten
-    this.#answering.set(response, socket)
+    this.#answering.set(response, exchange)
     const end = (): void => {
       // A connection's end may tell both in one go: taken away now, the second listener is still called.
-      if (left.signal.aborted) return
+      if (exchange.left) return
+      exchange.left = true
       response.off('close', end)
       socket.off('close', end)
-      left.abort()
+      signals.abort()
       this.#deps.metrics.sentBytes += socket.bytesWritten - sentBefore
-      this.#end(exchange, route, startedAt)
+      this.#end(exchange)
     }
     response.once('close', end)
     // A pipelined answer that never had its turn hears nothing of the end of its connection.
     socket.once('close', end)
-    this.#dispatch(exchange, expectContinue).catch((thrown: unknown) => this.#fail(exchange, thrown))
+    return exchange
+  }
+
+  /** Nothing has moved on the connection for `idleMs`, or `keepAliveMs` between two requests. */
+  #onTimeout(socket: Socket): void {
+    const exchange = this.#answeringOn(socket)
+    if (exchange !== undefined && awaitsBody(exchange)) {
+      this.#tooSlow(socket, 'upload')
+      return
+    }
+    if (socket.writableLength > 0) this.#deps.metrics.slowClients.download++
+    socket.destroy()
+  }
+
+  #lookForSlowClients(): void {
+    const waitedFor = new Map<Socket, Direction>()
+    for (const exchange of this.#answering.values()) {
+      // What has arrived and is not taken waits for us.
+      if (awaitsBody(exchange) && exchange.request.readableLength === 0) waitedFor.set(exchange.socket, 'upload')
+    }
+    for (const socket of this.#connections) if (socket.writableLength > 0) waitedFor.set(socket, 'download')
+    for (const [socket, direction] of this.#slowClients.look(waitedFor)) this.#tooSlow(socket, direction)
+  }
+
+  /** A client that does not send is told so, one that does not read is cut off. */
+  #tooSlow(socket: Socket, direction: Direction): void {
+    this.#deps.metrics.slowClients[direction]++
+    const exchange = direction === 'upload' ? this.#answeringOn(socket) : undefined
+    if (exchange === undefined) {
+      socket.destroy()
+      return
+    }
+    const error = new HoldfastError('REQUEST_TIMEOUT', 'the body of the request did not arrive in time')
+    exchange.giveUp(error)
+    this.#fail(exchange, error)
+  }
+
+  /** The request on this connection whose turn it is. */
+  #answeringOn(socket: Socket): Underway | undefined {
+    return [...this.#answering.values()].find(one => one.socket === socket && one.response.socket === socket)
   }
 
   #fromMemory(request: LaneRequest, socket: Socket): LaneAnswer | undefined {
     const startedAt = performance.now()
     try {
       const answer = this.#deps.artifacts.fromMemory(request, socket)
-      if (answer !== undefined) this.#observeLane(answer, startedAt)
+      if (answer !== undefined) this.#observeLane(request, answer, startedAt)
       return answer
     } catch {
       return undefined // node:http's path meets the same trouble, tells the client and the log
@@ -225,7 +343,7 @@ export class EdgeServer {
     this.#asking.add(socket)
     try {
       const answer = await this.#deps.artifacts.fromReplicas(request, socket)
-      if (answer !== undefined) this.#observeLane(answer, startedAt)
+      if (answer !== undefined) this.#observeLane(request, answer, startedAt)
       return answer
     } catch {
       return undefined // node:http's path meets the same trouble, tells the client and the log
@@ -234,11 +352,19 @@ export class EdgeServer {
     }
   }
 
-  #observeLane({ status }: LaneAnswer, startedAt: number): void {
-    this.#deps.metrics.observe('get', outcomeOf(status), (performance.now() - startedAt) / 1000)
+  #observeLane({ target }: LaneRequest, { status, head }: LaneAnswer, startedAt: number): void {
+    const seconds = (performance.now() - startedAt) / 1000
+    this.#deps.metrics.observe('get', outcomeOf(status), seconds)
+    if (!this.#debug) return
+    // Whether all of it arrived is not known here: it has just been made.
+    const requestId = /^X-Request-Id: (.*)$/m.exec(head)?.[1]?.trim()
+    this.#deps.log.debug(
+      { requestId, method: 'GET', url: target.slice(0, 300), status, seconds, lane: true },
+      'request',
+    )
   }
 
-  async #dispatch(exchange: Exchange, expectContinue: boolean): Promise<void> {
+  async #dispatch(exchange: Exchange, expectation: Expectation): Promise<void> {
     const { request, response, requestId } = exchange
     const target = originForm(request.url ?? '')
     const path = target.split('?', 1)[0] ?? ''
@@ -248,6 +374,12 @@ export class EdgeServer {
     if (limited && this.#answering.size > this.#options.requestsMax) {
       throw new HoldfastError('OVERLOADED', 'too many requests at once', { retryAfterSeconds: 1 })
     }
+    if (expectation === 'unknown') {
+      response.writeHead(417)
+      response.end()
+      return
+    }
+    const expectContinue = expectation === 'continue'
     switch (prefix) {
       case '/repository/':
         return this.#deps.artifacts.handle(exchange, expectContinue)
@@ -288,9 +420,10 @@ export class EdgeServer {
     sendJson(response, ok ? 200 : 503, { ready: ok, problems: all }, requestId, {}, request.method === 'HEAD')
   }
 
-  #fail(exchange: Exchange, thrown: unknown): void {
-    // A client that left needs no answer, and what its absence broke is no error of ours.
-    if (exchange.response.destroyed && !exchange.response.writableFinished) return
+  #fail(exchange: Underway, thrown: unknown): void {
+    // A client that left needs no answer, and what its absence broke is no error of ours; nor is what was given up.
+    if ((exchange.left && !exchange.response.writableFinished) || exchange.failed) return
+    exchange.failed = true
     const error = toHoldfastError(thrown)
     const { request, requestId } = exchange
     const status = httpStatus[error.code]
@@ -304,23 +437,23 @@ export class EdgeServer {
     this.#answering.delete(exchange.response)
   }
 
-  #end(exchange: Exchange, route: Route, startedAt: number): void {
+  #end(exchange: Underway): void {
     this.#answering.delete(exchange.response)
-    this.#account(exchange, route, startedAt)
+    this.#account(exchange)
     if (!this.#ending) return
-    const { socket } = exchange.request
+    const { socket } = exchange
     // Not at once: node:http has to hear first that this answer is complete.
     setImmediate(() => {
-      if (![...this.#answering.values()].includes(socket)) socket.destroySoon()
+      if (![...this.#answering.values()].some(one => one.socket === socket)) socket.destroySoon()
     })
   }
 
-  #account({ request, response, requestId }: Exchange, route: Route, startedAt: number): void {
+  #account({ request, response, requestId, route, startedAt }: Underway): void {
     const seconds = (performance.now() - startedAt) / 1000
     const complete = response.writableFinished
     const outcome = complete ? outcomeOf(response.statusCode) : 'aborted'
     this.#deps.metrics.observe(route, outcome, seconds)
-    if (!this.#deps.log.isLevelEnabled('debug')) return
+    if (!this.#debug) return
     const facts = {
       requestId,
       method: request.method,
@@ -333,8 +466,16 @@ export class EdgeServer {
   }
 }
 
+/** What the client waits for before it sends its body: nothing, "100 Continue", or something we do not know. */
+type Expectation = 'none' | 'continue' | 'unknown'
+
+const awaitsBody = ({ request, response, failed }: Underway): boolean =>
+  !failed && !request.complete && !response.headersSent
+
 /** How long a proxy that ends listens for requests that its clients sent before they could know, in ms. */
 const lingerMs = 1_000
+/** It leaves earlier when none has come for so long: what was sent to it before is here by then, from anywhere in a continent. */
+const quietMs = 250
 
 const welcome = `Holdfast. Artifacts: /repository/<repository>/<path>  API: /api/v1/openapi.json  Health: /healthz /readyz  Metrics: /metrics
 `
@@ -367,22 +508,4 @@ function onlyReads({ method }: IncomingMessage): void {
   if (method !== 'GET' && method !== 'HEAD') {
     throw new HoldfastError('METHOD_NOT_ALLOWED', `${method} is not possible here`, { allow: ['GET', 'HEAD'] })
   }
-}
-
-/** What node's parser refuses (malformed, too large, contradicting lengths) gets a clear answer, then the connection ends. */
-function refuseBrokenRequest(error: Error & { code?: string }, socket: Socket): void {
-  if (!socket.writable || error.code === 'ECONNRESET') {
-    socket.destroy()
-    return
-  }
-  const [status, message] =
-    error.code === 'HPE_HEADER_OVERFLOW'
-      ? [431, 'the request head is too large']
-      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? [408, 'the request head did not arrive in time']
-        : [400, 'this is no well-formed HTTP request']
-  const body = JSON.stringify(errorBody(new HoldfastError('BAD_REQUEST', message), requestIdOf(undefined))) + '\n'
-  socket.end(
-    `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  )
 }

@@ -66,6 +66,7 @@ export async function startEdge(
   options: Partial<EdgeServerOptions> & {
     uploadsMax?: number
     trustProxy?: readonly string[]
+    logLevel?: string
     api?: (request: IncomingMessage, response: ServerResponse) => void
   } = {},
 ): Promise<EdgeWorld> {
@@ -185,7 +186,7 @@ export async function startEdge(
       metrics,
       metricsText: () => metrics.registry.metrics(),
       readiness: () => ({ ready: true, problems: [] }),
-      log: pino({ level: 'error' }, { write: line => void errors.push(JSON.parse(line)) }),
+      log: pino({ level: options.logLevel ?? 'error' }, { write: line => void errors.push(JSON.parse(line)) }),
     },
     {
       host: '127.0.0.1',
@@ -194,6 +195,8 @@ export async function startEdge(
       connectionsMax: 1_000,
       requestsMax: 1_000,
       idleMs: 60_000,
+      clientGraceMs: 60_000,
+      clientBytesPerSecondMin: 256,
       ...options,
     },
   )
@@ -328,7 +331,11 @@ export class FakeStore implements BlobReader, BlobWriter {
     this.staging++
     const chunks: Buffer[] = []
     try {
-      for await (const chunk of body) chunks.push(chunk)
+      const left = once(signal, 'abort').then(() => Promise.reject(signal.reason as Error))
+      const read = async (): Promise<void> => {
+        for await (const chunk of body) chunks.push(chunk)
+      }
+      await Promise.race([read(), left])
     } catch (error) {
       this.staging--
       this.aborted++

@@ -16,9 +16,9 @@ import { eventually } from '../../support/eventually.ts'
 import { parseAnswers, RawConnection, type RawAnswer } from '../../support/raw-http.ts'
 import { credentials, startEdge, type EdgeWorld } from './fake-edge.ts'
 
-const seed = Number(process.env['HOLDFAST_SEED'] ?? Date.now() % 2 ** 31)
-/** Byte streams that are compared. More of them: HOLDFAST_RUNS. */
-const numRuns = Number(process.env['HOLDFAST_RUNS'] ?? 400)
+const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 2 ** 31)
+/** Byte streams that are compared. More of them: HOLDFAST_TEST_RUNS. */
+const numRuns = Number(process.env['HOLDFAST_TEST_RUNS'] ?? 400)
 t.comment(`seed ${seed}`)
 t.setTimeout(numRuns > 400 ? 900_000 : 90_000) // a busy machine
 /** On a busy machine a property is tried less often: what it tries from then on passes by itself. */
@@ -62,18 +62,8 @@ ArtifactRoutes.prototype.fromReplicas = async function (...args) {
   return answer
 }
 
-/** The same server, but node:http keeps its own listener for connections and the lane gets none. */
-async function startEdgeWithoutLane(t: Test): Promise<EdgeWorld> {
-  const untouched = (method: 'off' | 'prependListener') =>
-    function (this: Server, event: string, listener: () => void): Server {
-      if (event !== 'connection') EventEmitter.prototype[method].call(this, event, listener)
-      return this
-    }
-  Object.assign(Server.prototype, { off: untouched('off'), prependListener: untouched('prependListener') })
-  const starting = startEdge(t) // makes the server at once
-  for (const method of ['off', 'prependListener']) Reflect.deleteProperty(Server.prototype, method)
-  return starting
-}
+/** The same server, but node:http has all connections from their beginning. */
+const startEdgeWithoutLane = (t: Test): Promise<EdgeWorld> => startEdge(t, { fastLane: 'off' })
 
 const updatedAt = Date.UTC(2026, 0, 1)
 
