@@ -1,0 +1,36 @@
+import t from 'tap'
+import { explore, type Variant } from './collection-model.ts'
+
+const whole: Variant = { shards: 2, quorum: 2, uploaders: 2, generations: 3 }
+
+t.test('I10, I11, I12: no step of garbage collection takes bytes from whoever was told they are stored', t => {
+  for (const variant of [whole, { ...whole, shards: 3, generations: 2 }]) {
+    const { states, counterexample } = explore(variant)
+    t.comment(`${variant.shards} shards: ${states} states`)
+    t.same(counterexample, undefined)
+    t.ok(states > 1_000, 'the model goes somewhere')
+  }
+  t.end()
+})
+
+t.test('each part of the protocol is needed: without it the model finds a way to lose bytes', t => {
+  const parts = [
+    'hold and second look',
+    'generation in deletions',
+    'state in commits',
+    'new generation for purging',
+  ] as const
+  for (const without of parts) {
+    const { counterexample } = explore({ ...whole, without })
+    t.ok(counterexample !== undefined, without)
+    t.comment(`without ${without}, ${counterexample?.length} steps: ${counterexample?.join('; ')}`)
+  }
+  t.end()
+})
+
+t.test('what verifies copies guards against lost disks (I24), not against the collector', t => {
+  for (const without of ['touch of the shards', 'generation in commits'] as const) {
+    t.same(explore({ ...whole, without }).counterexample, undefined, without)
+  }
+  t.end()
+})
