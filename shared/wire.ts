@@ -7,6 +7,7 @@ import type { Digest, Generation, NodeId, ShardId, Zone } from './ids.ts'
 import { partitionName } from './partition.ts'
 import type { ErrorCode } from './errors.ts'
 import type { ReferenceRecord } from './record.ts'
+import type { SetSummary } from './set-digest.ts'
 
 export const wireVersion = 1
 
@@ -48,6 +49,11 @@ export const wirePath = {
   upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
   commit: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}/commit`,
   unconfirmed: (shard: ShardId) => `/v1/unconfirmed/${shard}`,
+  verify: (shard: ShardId, { partition, digest, generation }: BlobKey) =>
+    `/v1/verify/${shard}/${partitionName(partition)}/${digest}.${generation}`,
+  summaries: (shard: ShardId) => `/v1/summaries/${shard}`,
+  entries: (shard: ShardId, partition: number) => `/v1/entries/${shard}/${partitionName(partition)}`,
+  versions: '/v1/versions',
 } as const
 
 /** Upload ids are made by the proxy: `u` and 25 characters of base 36. They become file names, hence the strictness. */
@@ -72,6 +78,8 @@ export interface ShardStatus {
   readonly state: ShardState
   /** Why it is not 'ok'. */
   readonly reason?: string
+  /** Which disk it is: random, for the life of the disk. A new one in the place of a broken one has another. */
+  readonly disk?: string
   readonly bytesTotal: number
   readonly bytesFree: number
   /** The newest version of a reference it ever had, and the database that issued it; absent: it never had any. */
@@ -168,4 +176,50 @@ export interface BlobListing {
   readonly blobs: readonly (BlobKey & { readonly bytes: number })[]
   /** Pass as `after` for the next page; absent on the last one. */
   readonly next?: string
+}
+
+/** GET /v1/verify/<shard>/<ppp>/<digest>.<gen>: the copy read to its end; a corrupt one is in quarantine when this is answered. */
+export interface VerifyAnswer {
+  readonly state: 'good' | 'corrupt' | 'missing'
+  readonly bytes?: number
+  /** Of a corrupt copy: what did not match. */
+  readonly reason?: string
+}
+
+/** GET /v1/summaries/<shard>?from=…&count=…: what the shard holds of these partitions; those with nothing are left out. */
+export interface SummaryAnswer {
+  readonly partitions: readonly PartitionSummary[]
+}
+export interface PartitionSummary {
+  readonly partition: number
+  /** Of the texts `<digest>.<generation>`. */
+  readonly blobs: SetSummary
+  /** Of the texts `<repository/path>@<version>`. */
+  readonly references: SetSummary
+}
+
+/** GET /v1/entries/<shard>/<ppp>?of=blobs|references&after=…&limit=…: names only, from the index, in the order of their keys. */
+export interface EntryListing {
+  readonly entries: readonly Entry[]
+  /** Pass as `after` for the next page; absent on the last one. */
+  readonly next?: string
+}
+export interface Entry {
+  /** `<digest>.<generation>` or `<repository/path>`. */
+  readonly key: string
+  /** Of a reference. */
+  readonly version?: number
+  /** Of a blob, and when it was written, ms. */
+  readonly bytes?: number
+  readonly time?: number
+}
+
+/** POST /v1/versions: the newest version this shard has of each path. */
+export interface VersionsRequest {
+  readonly shard: ShardId
+  readonly references: readonly { readonly partition: number; readonly key: string }[]
+}
+export interface VersionsAnswer {
+  /** null: it has none. */
+  readonly versions: readonly (number | null)[]
 }

@@ -36,6 +36,11 @@ export class ShardFiles {
     return join(this.folder, 'blobs', name)
   }
 
+  /** Length of the blob's file; undefined: there is none. */
+  size(name: string): Promise<number | undefined> {
+    return this.#fs.size(this.blob(name))
+  }
+
   temporary(upload: string): string {
     return join(this.folder, 'tmp', upload)
   }

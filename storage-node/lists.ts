@@ -30,7 +30,9 @@ export async function findReference(shard: Shard, partition: number, key: string
   const record = await readReference(shard, value)
   if (record !== undefined) return record
   // Forgotten, so that the copy a repair brings is not taken for known.
-  await shard.lookUp(index => index.write([{ type: 'del', key: indexKey }]))
+  const forgotten = [{ type: 'del', key: indexKey }] as const
+  await shard.lookUp(index => index.write(forgotten))
+  shard.summaries.changed(forgotten)
   shard.damagedCount += 1
   shard.log.error({ partition, key }, 'damaged reference record')
   throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')

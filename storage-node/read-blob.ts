@@ -36,6 +36,9 @@ export interface BlobRequest {
   readonly onError: (response: ServerResponse, error: unknown) => void
 }
 
+/** One shard's copy of a blob. */
+type Copy = Pick<BlobRequest, 'shard' | 'name'>
+
 /** Answers with the blob, a part of it, or an error. Returns at once. */
 export function sendBlob(request: BlobRequest): void {
   const location = request.shard.cachedLocation(request.name)
@@ -112,7 +115,7 @@ async function sendFile(request: BlobRequest, location: BlobLocation, range: Byt
   const { shard, name } = request
   const open = await openBlobFile(shard, name)
   try {
-    open.blockCrcs ??= await readBlockCrcs(request, location)
+    open.blockCrcs ??= await blockCrcsOf(request, location)
     const reader = new BlockReader(request, open, open.blockCrcs, location.bytes)
     await sendChunks(request, location, range, reader)
   } finally {
@@ -134,9 +137,18 @@ export async function openBlobFile(shard: Shard, name: string): Promise<OpenFile
   }
 }
 
+/** The same, and the file is looked for in its folder: a descriptor kept open would not tell that somebody removed it. */
+export async function openPresentFile(shard: Shard, name: string): Promise<OpenFile> {
+  const size = await shard.files.size(name).catch((error: unknown) => {
+    throw readError(shard, error)
+  })
+  if (size === undefined) shard.openFiles.forget(shard.files.blob(name))
+  return openBlobFile(shard, name)
+}
+
 /** The table stands in the log, in the blob's record. */
-async function readBlockCrcs(request: BlobRequest, location: BlobLocation): Promise<Buffer> {
-  const { shard } = request
+export async function blockCrcsOf(copy: Copy, location: BlobLocation): Promise<Buffer> {
+  const { shard } = copy
   const open = await shard.openFiles.open(shard.segmentPath(location.segment)).catch((error: unknown) => {
     throw readError(shard, error)
   })
@@ -145,7 +157,7 @@ async function readBlockCrcs(request: BlobRequest, location: BlobLocation): Prom
     const read = await readFully(open.file, table, location.offset).catch((error: unknown) => {
       throw readError(shard, error)
     })
-    if (read !== table.length || crc32(table) !== location.crc) throw corrupt(request, 'block checksums')
+    if (read !== table.length || crc32(table) !== location.crc) throw corrupt(copy, 'block checksums')
     return table
   } finally {
     shard.openFiles.release(open)
@@ -153,14 +165,14 @@ async function readBlockCrcs(request: BlobRequest, location: BlobLocation): Prom
 }
 
 /** Reads verified blocks of one blob file. */
-class BlockReader {
+export class BlockReader {
   readonly bytes: number
-  readonly #request: BlobRequest
+  readonly #copy: Copy
   readonly #open: OpenFile
   readonly #blockCrcs: Buffer
 
-  constructor(request: BlobRequest, open: OpenFile, blockCrcs: Buffer, bytes: number) {
-    this.#request = request
+  constructor(copy: Copy, open: OpenFile, blockCrcs: Buffer, bytes: number) {
+    this.#copy = copy
     this.#open = open
     this.#blockCrcs = blockCrcs
     this.bytes = bytes
@@ -171,12 +183,12 @@ class BlockReader {
     const start = block * blockBytes
     const chunk = target.subarray(0, Math.min(blockCount * blockBytes, this.bytes - start))
     const read = await readFully(this.#open.file, chunk, start).catch((error: unknown) => {
-      throw readError(this.#request.shard, error)
+      throw readError(this.#copy.shard, error)
     })
-    if (read !== chunk.length) throw corrupt(this.#request, 'file is too short')
+    if (read !== chunk.length) throw corrupt(this.#copy, 'file is too short')
     for (let at = 0, index = block; at < chunk.length; at += blockBytes, index += 1) {
       if (crc32(chunk.subarray(at, at + blockBytes)) !== this.#blockCrcs.readUInt32LE(index * 4)) {
-        throw corrupt(this.#request, `checksum of block ${index}`)
+        throw corrupt(this.#copy, `checksum of block ${index}`)
       }
     }
     return chunk
@@ -269,7 +281,7 @@ function notFound(): HoldfastError {
   return new HoldfastError('BLOB_NOT_FOUND', 'this shard does not have the blob')
 }
 
-function corrupt({ shard, name }: BlobRequest, why: string): HoldfastError {
+function corrupt({ shard, name }: Copy, why: string): HoldfastError {
   void shard.quarantine(name, why)
   return new HoldfastError('BLOB_CORRUPT', 'the copy on this shard is corrupt', { why })
 }

@@ -1,8 +1,9 @@
 /** JSON bodies of the wire, checked field by field: digests and generations become file names (I40). */
 import { HoldfastError } from '../shared/errors.ts'
 import { parseShardId, type ShardId } from '../shared/ids.ts'
-import type { BlobKey, DropRequest, TouchRequest, TransferRequest } from '../shared/wire.ts'
-import { isBlobKey } from './append.ts'
+import type { BlobKey, DropRequest, TouchRequest, TransferRequest, VersionsRequest } from '../shared/wire.ts'
+import { isBlobKey, pathKeyBytesMax } from './append.ts'
+import { partitionCount } from '../shared/partition.ts'
 import type { CommitOrder } from './uploads.ts'
 
 type Fields = Record<string, unknown>
@@ -33,6 +34,19 @@ export function parseTransfer(fields: Fields): TransferRequest {
   })
   return { shard: shardOf(fields['shard']), blobs }
 }
+
+export function parseVersions(fields: Fields): VersionsRequest {
+  const references = list(fields['references']).map(({ partition, key }) => {
+    if (!isPartition(partition) || typeof key !== 'string' || Buffer.byteLength(key) > pathKeyBytesMax) {
+      throw bad('reference')
+    }
+    return { partition, key }
+  })
+  return { shard: shardOf(fields['shard']), references }
+}
+
+const isPartition = (value: unknown): value is number =>
+  Number.isInteger(value) && Number(value) >= 0 && Number(value) < partitionCount
 
 export function parseCommit(fields: Fields): CommitOrder {
   const table = fields['blockCrcs']

@@ -3,17 +3,27 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Dispatcher } from 'undici'
 import { atMost } from '../shared/at-most.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
-import { parsePartition } from '../shared/partition.ts'
-import { type AppendAnswer, type DropAnswer, type TouchAnswer, uploadIdPattern, wireHeader } from '../shared/wire.ts'
+import { parsePartition, partitionCount } from '../shared/partition.ts'
+import {
+  type AppendAnswer,
+  type DropAnswer,
+  type SummaryAnswer,
+  type TouchAnswer,
+  uploadIdPattern,
+  type VersionsAnswer,
+  wireHeader,
+} from '../shared/wire.ts'
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
 import { blobName } from './apply-records.ts'
 import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
 import { findReference, listBlobs, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
-import { parseCommit, parseDrop, parseTouch, parseTransfer } from './requests.ts'
+import { parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
 import { serveUpload } from './serve-upload.ts'
+import { listNames, versionsOf } from './summaries.ts'
 import { touchBlob } from './touch.ts'
 import { transferBlobs } from './transfer.ts'
+import { verifyBlob } from './verify-blob.ts'
 
 export interface RouteContext {
   readonly node: StorageNode
@@ -35,6 +45,7 @@ type Handler = (call: Call) => Promise<void>
 
 /** Their records share a flush of the log. */
 const dropsAtOnce = 64
+const blobNamePattern = /^[0-9a-f]{3}\/[0-9a-f]{64}\.[0-9a-z]{12}$/
 const jsonBytesMax = 4 * 1024 * 1024
 const mapBytesMax = 64 * 1024 * 1024
 const pageDefault = 1000
@@ -56,6 +67,10 @@ const routes: Readonly<Record<string, Handler>> = {
   'DELETE uploads 2': deleteUpload,
   'POST uploads 3': commitUpload,
   'GET unconfirmed 1': unconfirmed,
+  'GET verify 3': verify,
+  'GET summaries 1': summaries,
+  'GET entries 2': entries,
+  'POST versions 0': versions,
 }
 
 /** Rejects with the error to answer with. */
@@ -153,6 +168,36 @@ async function references(call: Call): Promise<void> {
 async function unconfirmed(call: Call): Promise<void> {
   const { shard } = shardNamed(call.node, call.parts[0])
   answer(call, await listUnconfirmed(shard, wholeNumber(call, 'olderThanMs', 0), pageOf(call)))
+}
+
+async function verify(call: Call): Promise<void> {
+  const [id, partition, file] = call.parts
+  const name = `${partition}/${file}`
+  if (!blobNamePattern.test(name)) throw new HoldfastError('BAD_REQUEST', 'not a blob')
+  // Whoever asked and left wants no gigabytes read; whoever is shutting down neither.
+  const left = new AbortController()
+  call.response.once('close', () => left.abort())
+  answer(call, await verifyBlob(shardNamed(call.node, id).shard, name, AbortSignal.any([left.signal, call.signal])))
+}
+
+async function summaries(call: Call): Promise<void> {
+  const { shard } = shardNamed(call.node, call.parts[0])
+  const count = Math.max(1, wholeNumber(call, 'count', partitionCount))
+  const partitions = await shard.summaries.list(shard, wholeNumber(call, 'from', 0), count)
+  answer(call, { partitions } satisfies SummaryAnswer)
+}
+
+async function entries(call: Call): Promise<void> {
+  const { shard, partition } = shardAndPartition(call)
+  const of = call.query.get('of')
+  if (of !== 'blobs' && of !== 'references') throw new HoldfastError('BAD_REQUEST', 'of must be blobs or references')
+  answer(call, await listNames(shard, of, partition, pageOf(call)))
+}
+
+async function versions(call: Call): Promise<void> {
+  const { node, request } = call
+  const { shard: id, references: items } = parseVersions(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  answer(call, { versions: await versionsOf(shardNamed(node, id).shard, items) } satisfies VersionsAnswer)
 }
 
 async function putUpload(call: Call): Promise<void> {

@@ -11,6 +11,8 @@ export interface ShardMarker {
   readonly clusterId: string
   readonly node: string
   readonly shard: string
+  /** Random, given when the disk was set up: tells a new disk from the one it replaces. */
+  readonly disk?: string
 }
 
 const markerName = 'holdfast.json'
@@ -22,9 +24,9 @@ export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMark
   if (content === undefined) return undefined
   try {
     const marker = JSON.parse(content.toString('utf8')) as Partial<ShardMarker>
-    const { format, clusterId, node, shard } = marker
+    const { format, clusterId, node, shard, disk } = marker
     if (format === 1 && typeof clusterId === 'string' && typeof node === 'string' && typeof shard === 'string') {
-      return { format, clusterId, node, shard }
+      return { format, clusterId, node, shard, ...(typeof disk === 'string' ? { disk } : {}) }
     }
   } catch (cause) {
     throw new HoldfastError('SHARD_FAILED', 'marker file is damaged', { folder }, { cause })

@@ -2,6 +2,7 @@
  * One disk: its log, index, blob files and health. Every method that writes resolves only when the write is durable and
  * visible. Names of blobs are `<ppp>/<digest>.<generation>`, checked where they come in.
  */
+import { randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
@@ -21,6 +22,7 @@ import { indexFits, replayLog } from './replay.ts'
 import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
 import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
+import { Summaries } from './summaries.ts'
 
 /** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
 const emptyDiskEntries = ['lost+found', 'holdfast.json.new']
@@ -45,6 +47,7 @@ export class Shard {
   readonly health: ShardHealth
   readonly files: ShardFiles
   readonly openFiles: OpenFiles
+  readonly summaries = new Summaries()
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
   readonly #deps: ShardDeps
@@ -57,6 +60,8 @@ export class Shard {
   #index: ShardIndex | undefined
   #log: ShardLog | undefined
   #marker: ShardMarker | undefined
+  /** Which disk this is: a new one in the place of a broken one has another. */
+  #disk: string | undefined
   #checkpoint: LogPosition | undefined
   #checkpointBytes = 0
   #rebuildIndex = false
@@ -92,6 +97,7 @@ export class Shard {
       weight: this.weight,
       state,
       ...(reason === undefined ? {} : { reason }),
+      ...(this.#disk === undefined ? {} : { disk: this.#disk }),
       bytesTotal,
       bytesFree,
     }
@@ -344,9 +350,18 @@ export class Shard {
     if (found !== undefined || !mayCreate || entries.length > 0) {
       const problem = markerProblem(found, marker)
       if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })
+      // Markers of the first release name no disk, and one that cannot be written to stays without.
+      this.#disk = found?.disk ?? (await this.#nameDisk(marker).catch(() => undefined))
       return
     }
-    await writeMarker(fs, folder, marker)
+    await this.#nameDisk(marker)
+  }
+
+  async #nameDisk(marker: ShardMarker): Promise<string> {
+    const disk = randomBytes(8).toString('hex')
+    await writeMarker(this.#deps.fs, this.files.folder, { ...marker, disk })
+    this.#disk = disk
+    return disk
   }
 
   async #openIndex(): Promise<ShardIndex> {
@@ -373,6 +388,7 @@ export class Shard {
       return plan
     })
     this.#changeCount += 1
+    this.summaries.changed(changes)
     for (const [name, location] of blobs) {
       this.#corrupt.delete(name)
       if (location === undefined) this.#locations.delete(name)
@@ -389,6 +405,7 @@ export class Shard {
     this.#log = undefined
     this.#checkpoint = undefined
     this.#locations.clear()
+    this.summaries.clear()
     this.openFiles.clear()
     await index?.close()
   }

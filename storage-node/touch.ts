@@ -1,7 +1,7 @@
 import { crc32 } from 'node:zlib'
 import type { TouchAnswer } from '../shared/wire.ts'
 import type { BlobLocation } from './index.ts'
-import { openBlobFile } from './read-blob.ts'
+import { openPresentFile } from './read-blob.ts'
 import type { Shard } from './shard.ts'
 import { readFully } from './store-fs.ts'
 
@@ -34,7 +34,7 @@ async function holdsInline(shard: Shard, name: string, location: BlobLocation): 
 }
 
 async function holdsFile(shard: Shard, name: string, location: BlobLocation): Promise<boolean> {
-  const open = await openBlobFile(shard, name)
+  const open = await openPresentFile(shard, name)
   try {
     if ((await open.file.size()) === location.bytes) return true
     void shard.quarantine(name, 'length of the file')
