@@ -17,6 +17,7 @@ import { CommitQueue } from './commit-queue.ts'
 import { callTimeoutMs, Database } from './database.ts'
 import { ensureIdentity, type Identity } from './identity.ts'
 import { JobTables } from './jobs.ts'
+import * as inspection from './inspection.ts'
 import { issueToken, newestToken } from './leaders.ts'
 import { listFolder } from './list-folder.ts'
 import { migrate } from './migrate.ts'
@@ -214,6 +215,19 @@ class PostgresMetadata implements types.Metadata {
   postponeRepair = (id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void> =>
     repairs.postponeRepair(this.#database, id, token, retryMs, missing)
   countRepairs = (): Promise<number> => repairs.countRepairs(this.#database)
+  finishRepairs = (ids: readonly number[], token: number): Promise<void> =>
+    repairs.finishRepairs(this.#database, ids, token)
+  inspectBlobs = (digests: readonly Digest[]): Promise<readonly types.InspectedBlob[]> =>
+    inspection.inspectBlobs(this.#database, digests)
+  pageOfBlobs = (after: string, limit: number): Promise<readonly types.Blob[]> =>
+    inspection.pageOfBlobs(this.#database, after, limit)
+  inspectVersions = (
+    paths: Parameters<types.Metadata['inspectVersions']>[0],
+  ): Promise<readonly (types.PathVersion | undefined)[]> => inspection.inspectVersions(this.#database, paths)
+  pageOfReferences = (
+    after: Parameters<types.Metadata['pageOfReferences']>[0],
+    limit: number,
+  ): Promise<readonly types.InspectedArtifact[]> => inspection.pageOfReferences(this.#database, after, limit)
   reclaimUnconfirmed = (
     blobs: Parameters<types.Metadata['reclaimUnconfirmed']>[0],
     token: number,

@@ -62,8 +62,12 @@ export async function dueRepairs(database: Database, limit: number): Promise<rea
   }
 }
 
-export async function finishRepair(database: Database, id: number, token: number): Promise<void> {
-  await fenced(database, token, transaction => transaction.query(remove, [[id]]))
+export function finishRepair(database: Database, id: number, token: number): Promise<void> {
+  return finishRepairs(database, [id], token)
+}
+
+export async function finishRepairs(database: Database, ids: readonly number[], token: number): Promise<void> {
+  if (ids.length > 0) await fenced(database, token, transaction => transaction.query(remove, [ids]))
 }
 
 export async function postponeRepair(

@@ -138,6 +138,29 @@ export interface OutboxEntry {
   readonly time: number
 }
 
+/** A blob's row as comparisons of shards with the database need it. */
+export interface InspectedBlob extends Blob {
+  readonly state: 'live' | 'condemned' | 'purging'
+  /** Since its row was made, by PostgreSQL's clock; a year at most. */
+  readonly ageMs: number
+  /** By an artifact, a deletion that can be undone, or an upload that is about to. */
+  readonly named: boolean
+}
+export interface PathVersion {
+  readonly version: number
+  /** false: deleted. */
+  readonly live: boolean
+  readonly ageMs: number
+}
+/** What the database says about a path. */
+export interface InspectedArtifact extends PathVersion {
+  readonly repositoryId: number
+  readonly repository: string
+  readonly path: string
+  /** Absent for a deleted path, and where the row of a living one's blob is lost. */
+  readonly blob?: Blob & Pick<InspectedBlob, 'state'>
+}
+
 /** A blob, or the reference of a path, with fewer than R copies. */
 export interface RepairEntry {
   readonly id: number
@@ -212,6 +235,22 @@ export interface Metadata {
   finishRepair(id: number, token: number): Promise<void>
   postponeRepair(id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void>
   countRepairs(): Promise<number>
+  /** Many at once, all or none; those that have grown since they were read stay. */
+  finishRepairs(ids: readonly number[], token: number): Promise<void>
+
+  /** Those of these digests (500 at most) that have a row, in whatever state. */
+  inspectBlobs(digests: readonly Digest[]): Promise<readonly InspectedBlob[]>
+  /** Live blobs with a digest above `after` ('' for all), in the order of their digests. */
+  pageOfBlobs(after: string, limit: number): Promise<readonly Blob[]>
+  /** Newest version of each path (500 at most), deleted ones included; undefined: never heard of. */
+  inspectVersions(
+    paths: readonly { readonly repository: string; readonly path: string }[],
+  ): Promise<readonly (PathVersion | undefined)[]>
+  /** Artifacts and tombstones behind `after`, in the order of repository id and path. */
+  pageOfReferences(
+    after: { readonly repositoryId: number; readonly path: string },
+    limit: number,
+  ): Promise<readonly InspectedArtifact[]>
   /**
    * For blobs that nodes hold but no reference ever confirmed: which of them have a live row ('live'), and which are
    * now fenced off so that no later commit can bring them to life ('reclaim'). LEASE_LOST if the token is not the newest.

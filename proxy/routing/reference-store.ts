@@ -42,6 +42,24 @@ export class ShardReferences implements ReferenceStore {
     return { missing }
   }
 
+  async appendTo(record: ReferenceRecord, shards: readonly ShardId[]): Promise<ReadonlySet<ShardId>> {
+    const frame = encodeRecord(record)
+    const view = this.#deps.view.current()
+    const done = new Set<ShardId>()
+    const sent = shards.map(shard => {
+      const { id: node, url, zone } = view.node(shard)
+      const { appender } = this.#deps.context.uplink({ shard, node, url, zone })
+      return new Promise<void>(resolve => {
+        appender.append(shard, frame, error => {
+          if (error === undefined) done.add(shard)
+          resolve()
+        })
+      })
+    })
+    await Promise.all(sent)
+    return done
+  }
+
   async newest(repository: string, path: string): Promise<ReferenceRecord | undefined> {
     const view = this.#deps.view.current()
     const partition = partitionOf(repository, path)

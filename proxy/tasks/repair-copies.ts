@@ -5,29 +5,42 @@
 import type { Logger } from 'pino'
 import { isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
-import { partitionOf } from '../../shared/partition.ts'
+import type { ReferenceRecord } from '../../shared/record.ts'
 import { wirePath, type DropRequest, type TransferAnswer, type TransferRequest } from '../../shared/wire.ts'
 import { referenceOf, tombstoneOf } from '../artifacts/reference.ts'
-import type { Metadata, RepairEntry } from '../metadata/types.ts'
+import type { Metadata, RepairEntry, Repository } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import type { NodeClient } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
+import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
 
-const batchSize = 100
+const batchSize = 400
 /** While the target's node is known to be away, a repair costs nothing but this look, in ms. */
 const awayRetryMs = 1_000
 const failedRetryMsMax = 60_000
-const transferTimeoutMs = 120_000
+const commandTimeoutMs = 120_000
+/** A disk or a network slower than 5 MB/s is as good as none. */
+const bytesPerMsMin = 5_000
 const concurrency = 4
+const blobsPerRequest = 64
+const bytesPerRequest = 64 * 1024 * 1024
+/** To one shard; each is pulled by a few connections of its node. */
+const requestsAtOnce = 2
 
 export interface RepairDeps {
   readonly metadata: Pick<
     Metadata,
-    'dueRepairs' | 'finishRepair' | 'postponeRepair' | 'listRepositories' | 'findArtifact' | 'incarnation'
+    | 'dueRepairs'
+    | 'finishRepair'
+    | 'finishRepairs'
+    | 'postponeRepair'
+    | 'listRepositories'
+    | 'findArtifact'
+    | 'incarnation'
   >
-  readonly references: Pick<ReferenceStore, 'append'>
+  readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
   readonly view: Pick<ClusterView, 'current'>
   readonly health: Pick<HealthTable, 'state' | 'writable'>
@@ -39,6 +52,9 @@ export class RepairCopies implements PrimaryTask {
   readonly pauseMs = 1_000
   readonly #deps: RepairDeps
   copied = 0
+  copiedBytes = 0
+  /** References brought to shards that lacked them. */
+  appended = 0
 
   constructor(deps: RepairDeps) {
     this.#deps = deps
@@ -46,16 +62,156 @@ export class RepairCopies implements PrimaryTask {
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
     const due = await this.#deps.metadata.dueRepairs(batchSize)
-    const queue = [...due]
+    const isPlain = (entry: RepairEntry): boolean => entry.kind === 'blob' && this.#handoffsOf(entry).length === 0
+    const ends = await Promise.allSettled([
+      this.#copyMany(due.filter(isPlain), term),
+      this.#appendMany(
+        due.filter(entry => entry.kind === 'reference'),
+        term,
+      ),
+      ...this.#oneByOne(
+        due.filter(entry => entry.kind === 'blob' && !isPlain(entry)),
+        term,
+      ),
+    ])
+    const failed = ends.find(end => end.status === 'rejected')
+    if (failed !== undefined) throw failed.reason
+    return due.length === batchSize ? 'more' : 'idle'
+  }
+
+  /** Blobs without handoffs, many in one request: a lost disk is mostly small ones. */
+  async #copyMany(entries: readonly RepairEntry[], term: Term): Promise<void> {
+    const lacking = new Map<RepairEntry, Set<ShardId>>()
+    const batches = new Map<ShardId, RepairEntry[]>()
+    for (const entry of entries) {
+      const wanted = this.#deps.view.current().owners(entry.partition).filter(owner => entry.missing.includes(owner)) // prettier-ignore
+      lacking.set(entry, new Set(wanted))
+      for (const shard of wanted) {
+        if (this.#writable(shard)) batches.set(shard, [...(batches.get(shard) ?? []), entry])
+      }
+    }
+    const copied = await Promise.allSettled(
+      [...batches].map(([shard, wanted]) => this.#fill(shard, wanted, lacking, term)),
+    )
+    await this.#settle(entries, lacking, term)
+    const failed = copied.find(end => end.status === 'rejected')
+    if (failed !== undefined && !isHoldfastError(failed.reason)) throw failed.reason
+  }
+
+  /** Takes from `lacking` what the shard has afterwards. */
+  async #fill(
+    shard: ShardId,
+    entries: readonly RepairEntry[],
+    lacking: ReadonlyMap<RepairEntry, Set<ShardId>>,
+    term: Term,
+  ): Promise<void> {
+    const queue = requestsOf(entries)
+    const worker = async (): Promise<void> => {
+      for (let batch = queue.shift(); batch !== undefined && !term.signal.aborted; batch = queue.shift()) {
+        const done = await this.#transfer(shard, batch, term)
+        for (const entry of done) lacking.get(entry)?.delete(shard)
+      }
+    }
+    await Promise.all(Array.from({ length: requestsAtOnce }, worker))
+  }
+
+  async #transfer(shard: ShardId, batch: readonly RepairEntry[], term: Term): Promise<readonly RepairEntry[]> {
+    const wanted = batch.flatMap(entry => (entry.blob === undefined ? [] : [{ entry, blob: entry.blob }]))
+    const blobs = wanted.map(({ entry, blob: { digest, generation, partition, bytes } }) => {
+      return { digest, generation, partition, bytes, sources: this.#sourcesOf(entry, shard) }
+    })
+    const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+    const request: TransferRequest = { shard, blobs }
+    const { results } = await this.#command<TransferAnswer>('POST', wirePath.transfer, shard, request, term, bytes)
+    return wanted.flatMap(({ entry, blob }, index) => {
+      const result = results[index]
+      if (result === 'copied') {
+        this.copied++
+        this.copiedBytes += blob.bytes
+      }
+      if (result === 'copied' || result === 'held') return entry
+      this.#deps.log.warn({ digest: blob.digest, shard, result }, 'copy failed')
+      return []
+    })
+  }
+
+  /** Shards that should have the blob, likely ones first; which of those is first changes, so that all of them share the work. */
+  #sourcesOf(entry: RepairEntry, target: ShardId): TransferRequest['blobs'][number]['sources'] {
+    const view = this.#deps.view.current()
+    const owners = view.owners(entry.partition)
+    const good = owners.filter(owner => !entry.missing.includes(owner))
+    const turn = good.length === 0 ? 0 : entry.id % good.length
+    const likely = [...good.slice(turn), ...good.slice(0, turn), ...this.#handoffsOf(entry)]
+    return [...likely, ...owners.filter(owner => !likely.includes(owner))]
+      .filter(shard => shard !== target && this.#deps.health.state(view.node(shard).id) !== 'down')
+      .map(shard => ({ url: view.node(shard).url, shard }))
+  }
+
+  async #appendMany(entries: readonly RepairEntry[], term: Term): Promise<void> {
+    if (entries.length === 0) return
+    const lacking = new Map<RepairEntry, Set<ShardId>>()
+    // From PostgreSQL itself: by a list that is a moment old, a living artifact would get a tombstone.
+    const repositories = await this.#deps.metadata.listRepositories()
+    const ends = await Promise.allSettled(
+      entries.map(async entry => {
+        const owners = this.#deps.view.current().owners(entry.partition)
+        const wanted = owners.filter(owner => entry.missing.includes(owner))
+        lacking.set(entry, new Set(wanted))
+        const reachable = wanted.filter(shard => this.#writable(shard))
+        if (reachable.length === 0) return
+        const done = await this.#deps.references.appendTo(await this.#recordOf(entry, repositories), reachable)
+        lacking.set(entry, new Set(wanted.filter(shard => !done.has(shard))))
+        this.appended += done.size
+      }),
+    )
+    await this.#settle(entries, lacking, term)
+    const failed = ends.find(end => end.status === 'rejected' && !isHoldfastError(end.reason))
+    if (failed?.status === 'rejected') throw failed.reason
+  }
+
+  async #recordOf(entry: RepairEntry, repositories: readonly Repository[]): Promise<ReferenceRecord> {
+    const { repository: name, path } = splitKey(entry.key ?? '')
+    const { metadata } = this.#deps
+    const { incarnation } = metadata
+    const repository = repositories.find(one => one.name === name)
+    const artifact = repository === undefined ? undefined : await metadata.findArtifact(repository.id, path)
+    if (artifact !== undefined) return referenceOf(name, artifact, incarnation)
+    const facts = { incarnation, user: 'holdfast', time: Date.now() }
+    return tombstoneOf(name, { path, version: entry.version ?? 0, outboxSeq: 0 }, facts)
+  }
+
+  /** What lacks nothing any more is finished, in one transaction; the rest is postponed. */
+  async #settle(
+    entries: readonly RepairEntry[],
+    lacking: ReadonlyMap<RepairEntry, ReadonlySet<ShardId>>,
+    term: Term,
+  ): Promise<void> {
+    // What a deposed primary saw is not its to write down.
+    if (term.signal.aborted) return
+    const { metadata } = this.#deps
+    const open = entries.filter(entry => (lacking.get(entry)?.size ?? 1) > 0)
+    const done = entries.filter(entry => !open.includes(entry))
+    if (done.length > 0) {
+      await metadata.finishRepairs(
+        done.map(({ id }) => id),
+        term.token,
+      )
+    }
+    for (const entry of open) {
+      const missing = [...(lacking.get(entry) ?? entry.missing)] as ShardId[]
+      const tried = missing.some(shard => this.#writable(shard))
+      await metadata.postponeRepair(entry.id, term.token, tried ? backoffMs(entry) : awayRetryMs, missing)
+    }
+  }
+
+  #oneByOne(entries: readonly RepairEntry[], term: Term): Promise<void>[] {
+    const queue = [...entries]
     const worker = async (): Promise<void> => {
       for (let entry = queue.shift(); entry !== undefined && !term.signal.aborted; entry = queue.shift()) {
         await this.#repair(entry, term)
       }
     }
-    const ends = await Promise.allSettled(Array.from({ length: concurrency }, worker))
-    const failed = ends.find(end => end.status === 'rejected')
-    if (failed !== undefined) throw failed.reason
-    return due.length === batchSize ? 'more' : 'idle'
+    return Array.from({ length: concurrency }, worker)
   }
 
   async #repair(entry: RepairEntry, term: Term): Promise<void> {
@@ -100,10 +256,7 @@ export class RepairCopies implements PrimaryTask {
   /** Resolves with those that still lack their copy. */
   async #supply(entry: RepairEntry, wanted: readonly ShardId[], term: Term): Promise<readonly ShardId[]> {
     const reachable = wanted.filter(shard => this.#writable(shard))
-    const done =
-      entry.kind === 'blob'
-        ? await this.#copyBlob(entry, reachable, term)
-        : await this.#appendReference(entry, reachable)
+    const done = await this.#copyBlob(entry, reachable, term)
     return wanted.filter(shard => !done.has(shard))
   }
 
@@ -113,51 +266,11 @@ export class RepairCopies implements PrimaryTask {
 
   async #copyBlob(entry: RepairEntry, targets: readonly ShardId[], term: Term): Promise<ReadonlySet<ShardId>> {
     const done = new Set<ShardId>()
-    const { blob } = entry
-    if (blob === undefined) return done
-    const view = this.#deps.view.current()
-    const owners = view.owners(entry.partition)
-    const likely = [...owners.filter(owner => !entry.missing.includes(owner)), ...this.#handoffsOf(entry)]
-    const sources = [...likely, ...owners.filter(owner => !likely.includes(owner))]
-      .filter(shard => this.#deps.health.state(view.node(shard).id) !== 'down')
-      .map(shard => ({ url: view.node(shard).url, shard }))
-    const { digest, generation, partition, bytes } = blob
     for (const shard of targets) {
       term.signal.throwIfAborted()
-      const request: TransferRequest = {
-        shard,
-        blobs: [{ digest, generation, partition, bytes, sources: sources.filter(one => one.shard !== shard) }],
-      }
-      const answer = await this.#command<TransferAnswer>('POST', wirePath.transfer, shard, request, term)
-      const result = answer.results[0]
-      if (result === 'copied' || result === 'held') done.add(shard)
-      else this.#deps.log.warn({ digest, shard, result }, 'copy failed')
-      if (result === 'copied') this.copied++
+      if ((await this.#transfer(shard, [entry], term)).length > 0) done.add(shard)
     }
     return done
-  }
-
-  async #appendReference(entry: RepairEntry, targets: readonly ShardId[]): Promise<ReadonlySet<ShardId>> {
-    if (entry.key === undefined || targets.length === 0) return new Set()
-    const slash = entry.key.indexOf('/')
-    const name = entry.key.slice(0, slash)
-    const path = entry.key.slice(slash + 1)
-    const { metadata } = this.#deps
-    const { incarnation } = metadata
-    // From PostgreSQL itself: by a list that is a moment old, a living artifact would get a tombstone.
-    const repository = (await metadata.listRepositories()).find(one => one.name === name)
-    const artifact = repository === undefined ? undefined : await metadata.findArtifact(repository.id, path)
-    const record =
-      artifact === undefined
-        ? tombstoneOf(
-            name,
-            { path, version: entry.version ?? 0, outboxSeq: 0 },
-            { incarnation, user: 'holdfast', time: Date.now() },
-          )
-        : referenceOf(name, artifact, incarnation)
-    const { missing } = await this.#deps.references.append(record)
-    const owners = this.#deps.view.current().owners(partitionOf(name, path))
-    return new Set(owners.filter(owner => !missing.includes(owner)))
   }
 
   async #dropHandoffs(entry: RepairEntry, term: Term): Promise<void> {
@@ -177,11 +290,37 @@ export class RepairCopies implements PrimaryTask {
     return entry.handoffs.filter((shard): shard is ShardId => view.has(shard) && !owners.includes(shard))
   }
 
-  async #command<Answer>(method: string, path: string, shard: ShardId, body: unknown, term: Term): Promise<Answer> {
+  async #command<Answer>(
+    method: string,
+    path: string,
+    shard: ShardId,
+    body: unknown,
+    term: Term,
+    bytes = 0,
+  ): Promise<Answer> {
     const client = this.#deps.clients.ofShard(shard)
     const fence = `${primaryRole}:${term.token}`
-    return client.requestJson<Answer>(method, path, body, { fence, signal: term.signal, timeoutMs: transferTimeoutMs })
+    const timeoutMs = commandTimeoutMs + bytes / bytesPerMsMin
+    return client.requestJson<Answer>(method, path, body, { fence, signal: term.signal, timeoutMs })
   }
+}
+
+/** Cut so that one request is short: a number of small blobs, or one large one. */
+function requestsOf(entries: readonly RepairEntry[]): RepairEntry[][] {
+  const requests: RepairEntry[][] = []
+  let bytes = Infinity
+  for (const entry of entries) {
+    const size = entry.blob?.bytes ?? 0
+    const last = requests.at(-1)
+    if (last === undefined || last.length >= blobsPerRequest || bytes + size > bytesPerRequest) {
+      requests.push([entry])
+      bytes = size
+    } else {
+      last.push(entry)
+      bytes += size
+    }
+  }
+  return requests
 }
 
 function backoffMs(entry: RepairEntry): number {

@@ -80,15 +80,16 @@ function repairs(...entries: Partial<RepairEntry>[]) {
       incarnation: 'i',
       dueRepairs: async () => queue.splice(0),
       finishRepair: async (id, token) => void world.log.push(`done ${id} ${token}`),
+      finishRepairs: async (ids, token) => ids.forEach(id => world.log.push(`done ${id} ${token}`)),
       postponeRepair: async (id, token, retryMs, missing) =>
         void world.log.push(`later ${id} ${token} ${retryMs} ${missing.join()}`),
       listRepositories: async () => world.repositories,
       findArtifact: async () => world.artifact,
     },
     references: {
-      append: async record => {
+      appendTo: async (record, shards) => {
         world.appended.push(record)
-        return { missing: world.appendMissing }
+        return new Set(shards.filter(shard => !world.appendMissing.includes(shard)))
       },
     },
     clients: world.clients,
@@ -111,7 +112,7 @@ t.test('a missing copy is pulled from those who have it, and the entry is gone',
       shard: third,
       what: 'POST /v1/transfer',
       fence: 'primary:5',
-      body: { shard: third, blobs: [{ digest: blob.digest, sources: [{ shard: first }, { shard: second }] }] },
+      body: { shard: third, blobs: [{ digest: blob.digest, sources: [{ shard: second }, { shard: first }] }] },
     },
   ])
   t.same(world.log, ['done 1 5'])
@@ -179,9 +180,10 @@ t.test('what fails is tried again later, ever later, and keeps nothing else wait
 })
 
 t.test('a full batch asks for the next one, and a lost term for none', async t => {
-  const many = repairs(...Array.from({ length: 100 }, () => ({ blob: blobOf('x') })))
+  const many = repairs(...Array.from({ length: 400 }, () => ({ blob: blobOf('x') })))
   t.equal(await many.task.step(term), 'more')
-  t.equal(many.world.log.length, 100)
+  t.equal(many.world.log.length, 400)
+  t.equal(many.world.calls.length, 7, 'many blobs in one request')
   const lost = repairs({ blob: blobOf('x') })
   await lost.task.step({ token: 5, signal: AbortSignal.abort() })
   t.same(lost.world.log, [])
