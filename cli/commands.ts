@@ -51,6 +51,30 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${gcUsage}\n${configHelp({ ...gcOptions, ...clientOptions })}`
     },
   },
+  verify: {
+    summary: 'Read every copy of an artifact (exit code 1 if any is not good)',
+    run: async source => (await import('./copies.ts')).verify(source),
+    help: async () => {
+      const [{ verifyUsage }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
+      return `${verifyUsage}\n${configHelp(clientOptions)}`
+    },
+  },
+  dispersion: {
+    summary: 'Show how many copies blobs have, in how many zones',
+    run: async source => (await import('./copies.ts')).dispersion(source),
+    help: async () => {
+      const [{ dispersionOptions }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
+      return configHelp({ ...dispersionOptions, ...clientOptions })
+    },
+  },
+  fsck: {
+    summary: 'Check the database against all shards, and queue repairs with --repair',
+    run: async source => (await import('./copies.ts')).fsck(source),
+    help: async () => {
+      const [{ fsckOptions }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
+      return configHelp({ ...fsckOptions, ...clientOptions })
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

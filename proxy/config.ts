@@ -132,6 +132,14 @@ export const proxyOptions = {
     default: 24 * 3_600_000,
     doc: 'How long an unused blob is condemned, and can still be named again, before it is deleted.',
   },
+  antiEntropyMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 1_000,
+    max: 24 * 3_600_000,
+    default: 600_000,
+    doc: 'Pause between two comparisons of all that the shards hold.',
+  },
   drainMs: {
     kind: 'int',
     unit: 'ms',

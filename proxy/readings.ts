@@ -11,6 +11,7 @@ import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable } from './routing/health.ts'
 import type { WriteContext } from './routing/write-context.ts'
 import type { Jobs } from './tasks/jobs.ts'
+import type { AntiEntropy } from './tasks/anti-entropy.ts'
 import type { Primary } from './tasks/primary.ts'
 import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import type { RepairCopies } from './tasks/repair-copies.ts'
@@ -30,6 +31,7 @@ export interface CountedParts {
   readonly repair: RepairCopies
   readonly reclaim: ReclaimUploads
   readonly jobs: Pick<Jobs, 'known'>
+  readonly antiEntropy: AntiEntropy
 }
 
 export function readings(parts: CountedParts): Reading[] {
@@ -125,9 +127,17 @@ function writes({ writes: { counters }, writer, publisher }: CountedParts): Read
   ]
 }
 
-function tasks({ repair, reclaim }: CountedParts): Reading[] {
+function tasks({ repair, reclaim, antiEntropy }: CountedParts): Reading[] {
   return [
     counter('repaired_copies', 'Missing copies this worker brought home as primary', () => repair.copied),
+    counter('repaired_bytes', 'Bytes of them', () => repair.copiedBytes),
+    counter('repaired_references', 'Missing references this worker brought home as primary', () => repair.appended),
+    gauge('repairs_waiting', 'Repairs in the queue, as the primary last saw it', () => antiEntropy.waiting, 'max'),
+    counter('anti_entropy_rounds', 'Comparisons of all partitions that were begun', () => antiEntropy.rounds),
+    gauge('anti_entropy_partitions_left', 'Partitions still to be compared', () => antiEntropy.partitionsLeft),
+    counter('anti_entropy_partitions_compared', 'Partitions compared', () => antiEntropy.compared),
+    counter('anti_entropy_partitions_differing', 'Partitions whose owners differed', () => antiEntropy.differing),
+    counter('anti_entropy_repairs', 'Repairs queued for differences', () => antiEntropy.queued),
     counter('reclaimed_uploads', 'Abandoned uploads this worker reclaimed as primary', () => reclaim.reclaimed),
   ]
 }

@@ -34,6 +34,7 @@ import { ClientAddresses } from './http/client-address.ts'
 import { Metrics } from './http/metrics.ts'
 import { wholeBytesMax } from './http/serve-artifact.ts'
 import { EdgeServer } from './http/server.ts'
+import { inspectionOf } from './inspection/inspection.ts'
 import { openMetadata } from './metadata/open-metadata.ts'
 import type { Metadata } from './metadata/types.ts'
 import { readings } from './readings.ts'
@@ -46,6 +47,7 @@ import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
+import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
@@ -189,6 +191,7 @@ async function build(
     collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
+  const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const primary = new Primary({
     coordinator,
@@ -198,6 +201,7 @@ async function build(
       replayOutbox({ metadata, publisher }),
       repair,
       reclaim,
+      antiEntropy,
       jobs,
     ],
     log,
@@ -225,6 +229,7 @@ async function build(
     reclaim,
     jobs,
     jobControl,
+    antiEntropy,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -250,6 +255,15 @@ async function build(
     tasks: jobControl,
     collection,
     collectionAges,
+    inspection: inspectionOf({
+      metadata,
+      clients,
+      view,
+      health,
+      reportBadCopy: badCopies.report,
+      log,
+      abandonedMs: config.abandonedMs,
+    }),
     announce: keys => publisher.invalidate(keys),
     status: () => clusterStatus(parts),
     clusterMap: () => view.current().map,

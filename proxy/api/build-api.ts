@@ -10,6 +10,7 @@ import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
 import { addGcRoutes } from './gc-routes.ts'
+import { addInspectionRoutes } from './inspection-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
 import { addTaskRoutes } from './task-routes.ts'
 import type { ApiDeps } from './types.ts'
@@ -53,6 +54,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addClusterRoutes(api, deps)
       addTaskRoutes(api, deps)
       addGcRoutes(api, deps)
+      addInspectionRoutes(api, deps)
     },
     { prefix: '/api/v1' },
   )

@@ -116,3 +116,80 @@ export const errorAnswer = Type.Object(
   { code: Type.String(), message: Type.String(), requestId: Type.String() },
   { additionalProperties: true },
 )
+
+export const pathQuery = Type.Object(
+  { path: Type.String({ minLength: 1, maxLength: 2_000, description: 'Decoded, without a leading slash' }) },
+  closed,
+)
+const shardPlace = { shard: Type.String(), node: Type.String(), zone: Type.String() }
+const because = { reason: Type.Optional(Type.String()) }
+export const verification = Type.Object({
+  repository: Type.String(),
+  path: Type.String(),
+  version: Type.Integer(),
+  partition: Type.Integer({ description: 'Of the path: where its references are' }),
+  blob: Type.Object({
+    digest: Type.String(),
+    generation: Type.String(),
+    partition: Type.Integer(),
+    bytes: Type.Integer(),
+  }),
+  copiesWanted: Type.Integer(),
+  copies: Type.Array(
+    Type.Object({
+      ...shardPlace,
+      role: Type.String({ description: 'owner, handoff' }),
+      state: Type.String({ description: 'good, corrupt, missing, unreachable' }),
+      ...because,
+    }),
+  ),
+  references: Type.Array(
+    Type.Object({
+      ...shardPlace,
+      state: Type.String({ description: 'current, old, newer, different, missing, unreachable' }),
+      version: Type.Optional(Type.Integer()),
+      ...because,
+    }),
+  ),
+  healthy: Type.Boolean({ description: 'Every owner has a good copy and the newest reference' }),
+})
+export type VerificationView = Static<typeof verification>
+
+export const dispersionQuery = Type.Object(
+  { after: Type.Optional(Type.String({ description: "'' begins with all blobs, `next` goes on; without: a sample" })) },
+  closed,
+)
+export const dispersionReport = Type.Object({
+  replicas: Type.Integer(),
+  blobs: Type.Integer(),
+  byCopies: Type.Array(Type.Integer(), { description: 'Blobs with 0, 1, … copies on their owners' }),
+  byZones: Type.Array(Type.Integer(), { description: 'Blobs with copies in 0, 1, … zones' }),
+  unknown: Type.Integer({ description: 'Blobs of which an owner could not be asked' }),
+  spread: Type.Integer({ description: 'Blobs with copies in as many zones as there can be' }),
+  next: Type.Optional(Type.String()),
+})
+export type DispersionReport = Static<typeof dispersionReport>
+
+export const fsckQuery = Type.Object(
+  { mark: Type.Optional(Type.String({ maxLength: 2_100, description: '`next` of the page before' })) },
+  closed,
+)
+export const fsckPage = Type.Object({
+  paths: Type.Integer(),
+  blobs: Type.Integer(),
+  findings: Type.Array(
+    Type.Object({
+      problem: Type.String({
+        description:
+          'reference-without-bytes, too-few-copies, too-few-references, bytes-without-reference, other-generation',
+      }),
+      partition: Type.Integer(),
+      name: Type.String(),
+      shards: Type.Array(Type.String()),
+    }),
+  ),
+  unreachable: Type.Array(Type.String()),
+  queued: Type.Integer({ description: 'Repairs that were queued' }),
+  next: Type.Optional(Type.String()),
+})
+export type FsckReport = Static<typeof fsckPage>

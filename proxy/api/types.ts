@@ -5,6 +5,7 @@ import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
+import type { Inspection } from '../inspection/inspection.ts'
 import type { Metadata, Repository } from '../metadata/types.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { ClusterStatus } from './schemas.ts'
@@ -45,6 +46,7 @@ export interface ApiDeps {
    * when none can act on the older state any more.
    */
   readonly announce: (keys: readonly string[]) => Promise<void>
+  readonly inspection: Inspection
   readonly status: () => Promise<ClusterStatus>
   /** The newest map this worker knows; undefined before the first. */
   readonly clusterMap: () => ClusterMap | undefined

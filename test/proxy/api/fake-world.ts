@@ -12,6 +12,7 @@ import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { MemoryJobStore } from '../tasks/memory-job-store.ts'
+import type { Digest, Generation } from '../../../shared/ids.ts'
 
 export const basic = (name: string, password: string): string =>
   'Basic ' + Buffer.from(`${name}:${password}`).toString('base64')
@@ -143,6 +144,17 @@ export async function setUp(t: Test): Promise<World> {
       },
     },
     collectionAges: { minAgeMs: 1, holdMs: 2 },
+    inspection: {
+      verify: async (one, path) => ({
+        repository: one.name, path, version: 1, partition: 1, copiesWanted: 0, copies: [], references: [], healthy: true,
+        blob: { digest: 'd' as Digest, generation: 'g' as Generation, partition: 1, bytes: 1 },
+      }), // prettier-ignore
+      dispersion: async () => ({ replicas: 3, blobs: 0, byCopies: [], byZones: [], unknown: 0, spread: 0 }),
+      fsck: async (mark, repair) => {
+        if (repair) world.changes.push(['fsck', mark])
+        return { paths: 0, blobs: 0, findings: [], unreachable: [], queued: 0 }
+      },
+    },
     announce: async keys => {
       world.announced.push(...keys)
       for (const key of keys) if (key.startsWith('!user/')) authenticator.forget(key.slice(6))

@@ -1,0 +1,294 @@
+/**
+ * What the owners of each partition hold, compared with each other, for ever: the safety net under the repair queue. A disk that was
+ * lost and replaced, a node that was away for longer than its repairs were kept, a record that rotted unseen: all look the same
+ * here, as a difference. PostgreSQL decides what should be there (a deleted path is a version like any other, I16), the
+ * repair queue brings it home.
+ *
+ *     all partitions every 10 min ┐
+ *     a shard came back           ├─▶ pending ──summaries of 512 at a time──▶ suspects ──names, database──▶ repair queue
+ *     a shard has another disk    ┘
+ */
+import type { Logger } from 'pino'
+import { isHoldfastError } from '../../shared/errors.ts'
+import { parseDigest, type ShardId } from '../../shared/ids.ts'
+import { partitionCount } from '../../shared/partition.ts'
+import { wirePath, type ReferenceAnswer } from '../../shared/wire.ts'
+import type { Metadata, RepairEntry } from '../metadata/types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
+import { behind, differingReferences, missingBlobs, splitKey, suspect, type ShardSummary } from './compare-sets.ts'
+import type { PrimaryTask, Term } from './primary.ts'
+import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
+
+/** Partitions compared by one question to each shard. */
+const blockSize = 512
+/** Suspects looked into by one step. */
+const suspectsAtOnce = 8
+const chunkSize = 500
+const askedAtOnce = 16
+/** What is younger is still in the hands of its writer. */
+const settledMs = 10_000
+/** More waiting repairs than this: they go first. */
+const queuedMax = 20_000
+const retryMs = 30_000
+
+type NewRepair = Omit<RepairEntry, 'id' | 'attempts'>
+
+export interface AntiEntropyDeps extends ContentsDeps {
+  readonly metadata: Pick<Metadata, 'inspectBlobs' | 'inspectVersions' | 'addRepairs' | 'countRepairs'>
+  readonly view: Pick<ClusterView, 'current'>
+  readonly health: Pick<HealthTable, 'state' | 'shardState' | 'shardStatus'>
+  readonly log: Logger
+  /** Monotonic, ms. */
+  readonly now: () => number
+  /** Between two rounds over all partitions, in ms, +-20 %. */
+  readonly roundMs: number
+}
+
+interface Suspect {
+  readonly partition: number
+  readonly blobs: boolean
+  readonly references: boolean
+  /** Shards that hold blobs of it without being owners. */
+  readonly strays: readonly ShardId[]
+}
+
+export class AntiEntropy implements PrimaryTask {
+  readonly name = 'anti-entropy'
+  readonly pauseMs = 1_000
+  readonly #deps: AntiEntropyDeps
+  readonly #pending = new Set<number>()
+  #suspects: Suspect[] = []
+  #term: number | undefined
+  #epoch = 0
+  #nextRoundAt = -Infinity
+  readonly #away = new Set<ShardId>()
+  readonly #disks = new Map<ShardId, string>()
+  /** Partitions to be looked at again, and when: something in them was too young to judge. */
+  readonly #later = new Map<number, number>()
+  /** Rounds over all partitions that were begun, partitions compared, those that differed, and repairs queued for them. */
+  rounds = 0
+  compared = 0
+  differing = 0
+  queued = 0
+  /** Repairs that waited when it was last looked. */
+  waiting = 0
+
+  constructor(deps: AntiEntropyDeps) {
+    this.#deps = deps
+  }
+
+  /** Partitions that are still to be compared or looked into in the present round. */
+  get partitionsLeft(): number {
+    return this.#pending.size + this.#suspects.length
+  }
+
+  readonly step = async (term: Term): Promise<'more' | 'idle'> => {
+    this.#notice(term)
+    this.waiting = await this.#deps.metadata.countRepairs()
+    if (this.partitionsLeft === 0 || this.waiting > queuedMax) return 'idle'
+    if (this.#suspects.length > 0) await this.#lookInto(this.#suspects.slice(0, suspectsAtOnce), term.signal)
+    else await this.#compareBlock(term.signal)
+    return this.partitionsLeft > 0 ? 'more' : 'idle'
+  }
+
+  /** What has happened since the last step that makes a comparison worth while at once. */
+  #notice(term: Term): void {
+    const { view, now, roundMs, log } = this.#deps
+    const { map } = view.current()
+    const isDue = now() >= this.#nextRoundAt
+    if (term.token !== this.#term || map.epoch !== this.#epoch || isDue) {
+      if (term.token !== this.#term) this.#forget()
+      this.#term = term.token
+      this.#epoch = map.epoch
+      this.#nextRoundAt = now() + roundMs * (0.8 + 0.4 * Math.random())
+      this.rounds += 1
+      for (let partition = 0; partition < partitionCount; partition++) this.#pending.add(partition)
+    }
+    for (const [partition, at] of this.#later) {
+      if (now() < at) continue
+      this.#later.delete(partition)
+      this.#pending.add(partition)
+    }
+    const changed = new Set(map.shards.map(({ id }) => id).filter(id => this.#hasChanged(id)))
+    if (changed.size === 0) return
+    log.info({ shards: [...changed] }, 'shards are back or new: comparing what they hold')
+    for (let partition = 0; partition < partitionCount; partition++) {
+      if (
+        view
+          .current()
+          .owners(partition)
+          .some(owner => changed.has(owner))
+      )
+        this.#pending.add(partition)
+    }
+  }
+
+  #forget(): void {
+    this.#suspects = []
+    this.#pending.clear()
+    this.#later.clear()
+    this.#away.clear()
+    this.#disks.clear()
+  }
+
+  /** Is it back from an absence, or another disk than before? */
+  #hasChanged(shard: ShardId): boolean {
+    if (!this.#usable(shard)) {
+      this.#away.add(shard)
+      return false
+    }
+    const isBack = this.#away.delete(shard)
+    const disk = this.#deps.health.shardStatus(shard)?.disk
+    const before = this.#disks.get(shard)
+    if (disk !== undefined) this.#disks.set(shard, disk)
+    return isBack || (before !== undefined && disk !== undefined && before !== disk)
+  }
+
+  #usable(shard: ShardId): boolean {
+    const { health, view } = this.#deps
+    return health.state(view.current().node(shard).id) !== 'down' && health.shardState(shard) !== 'failed'
+  }
+
+  async #compareBlock(signal: AbortSignal): Promise<void> {
+    const first = Math.min(...this.#pending)
+    const from = first - (first % blockSize)
+    const view = this.#deps.view.current()
+    const answers = await this.#ask({ from, count: blockSize }, signal)
+    for (let partition = from; partition < from + blockSize; partition++) {
+      if (!this.#pending.delete(partition)) continue
+      this.compared += 1
+      const owners = view.owners(partition)
+      const { blobs, references } = suspect(partition, owners, answers)
+      if (!blobs && !references) continue
+      this.differing += 1
+      const strays = [...answers.keys()].filter(
+        shard => !owners.includes(shard) && (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0,
+      )
+      this.#suspects.push({ partition, blobs, references, strays })
+    }
+  }
+
+  async #ask(range: { from: number; count: number }, signal: AbortSignal): Promise<Map<ShardId, ShardSummary>> {
+    const queue = this.#deps.view.current().map.shards.map(({ id }) => id).filter(id => this.#usable(id)) // prettier-ignore
+    const answers = new Map<ShardId, ShardSummary>()
+    const worker = async (): Promise<void> => {
+      for (let shard = queue.pop(); shard !== undefined; shard = queue.pop()) {
+        try {
+          answers.set(shard, await summariesOf(this.#deps, shard, range, signal))
+        } catch (error) {
+          this.#unanswered(shard, error)
+        }
+      }
+    }
+    await Promise.all(Array.from({ length: askedAtOnce }, worker))
+    return answers
+  }
+
+  /** The others are compared without it; a round over everything comes soon. */
+  #unanswered(shard: ShardId, error: unknown): void {
+    if (!isHoldfastError(error)) throw error
+    this.#deps.log.debug({ err: error, shard }, 'a shard did not say what it holds')
+    this.#nextRoundAt = Math.min(this.#nextRoundAt, this.#deps.now() + retryMs)
+  }
+
+  async #lookInto(suspects: readonly Suspect[], signal: AbortSignal): Promise<void> {
+    const ends = await Promise.allSettled(suspects.map(one => this.#repairsFor(one, signal)))
+    signal.throwIfAborted()
+    const repairs: NewRepair[] = []
+    for (const end of ends) {
+      if (end.status === 'fulfilled') repairs.push(...end.value)
+      else if (!isHoldfastError(end.reason)) throw end.reason
+      else if (isHoldfastError(end.reason, 'METADATA_UNAVAILABLE')) throw end.reason
+      else this.#nextRoundAt = Math.min(this.#nextRoundAt, this.#deps.now() + retryMs)
+    }
+    for (const chunk of chunksOf(repairs)) await this.#deps.metadata.addRepairs(chunk)
+    this.queued += repairs.length
+    // Only now: a step that failed is repeated with the same ones.
+    this.#suspects.splice(0, suspects.length)
+    if (repairs.length > 0) {
+      this.#deps.log.info({ repairs: repairs.length, partitionsLeft: this.partitionsLeft }, 'differences queued')
+    }
+  }
+
+  async #repairsFor(one: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
+    const owners = this.#deps.view.current().owners(one.partition).filter(owner => this.#usable(owner)) // prettier-ignore
+    return [
+      ...(one.blobs ? await this.#blobRepairs(one, signal) : []),
+      ...(one.references ? await this.#referenceRepairs(one.partition, owners, signal) : []),
+    ]
+  }
+
+  /** Its writer may still be at it; if not, it is judged in a moment. */
+  #isYoung(partition: number, ageMs: number): boolean {
+    if (ageMs >= settledMs) return false
+    this.#later.set(partition, this.#deps.now() + settledMs)
+    return true
+  }
+
+  async #blobRepairs({ partition, strays }: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
+    const owners = this.#deps.view.current().owners(partition)
+    const asked = [...owners, ...strays].filter(shard => this.#usable(shard))
+    const held = new Map<ShardId, ReadonlySet<string>>()
+    for (const shard of asked) {
+      const entries = await entriesOf(this.#deps, shard, partition, 'blobs', signal)
+      held.set(shard, new Set(entries.map(({ key }) => key)))
+    }
+    const repairs: NewRepair[] = []
+    for (const chunk of chunksOf(missingBlobs(owners, held))) {
+      const wanted = new Map(chunk.map(one => [one.key, one]))
+      const digests = [...new Set(chunk.flatMap(({ key }) => parseDigest(key.slice(0, 64)) ?? []))]
+      for (const blob of await this.#deps.metadata.inspectBlobs(digests)) {
+        const found = wanted.get(`${blob.digest}.${blob.generation}`)
+        // Other generations, and what no row names, are for the collectors of garbage.
+        if (found === undefined || blob.partition !== partition) continue
+        if (blob.state === 'purging' || this.#isYoung(partition, blob.ageMs)) continue
+        repairs.push({ kind: 'blob', partition, blob, missing: found.missing, handoffs: found.handoffs })
+      }
+    }
+    return repairs
+  }
+
+  async #referenceRepairs(
+    partition: number,
+    owners: readonly ShardId[],
+    signal: AbortSignal,
+  ): Promise<readonly NewRepair[]> {
+    const held = new Map<ShardId, ReadonlyMap<string, number>>()
+    for (const shard of owners) {
+      const entries = await entriesOf(this.#deps, shard, partition, 'references', signal)
+      held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
+    }
+    const repairs: NewRepair[] = []
+    for (const chunk of chunksOf(differingReferences(held))) {
+      const known = await this.#deps.metadata.inspectVersions(chunk.map(({ key }) => splitKey(key)))
+      for (const [index, reference] of chunk.entries()) {
+        const { key, versions } = reference
+        const current = known[index] ?? (await this.#lastWord(partition, key, versions, signal))
+        if (current === undefined || this.#isYoung(partition, current.ageMs)) continue
+        const missing = behind(reference, current.version)
+        if (missing.length > 0) {
+          repairs.push({ kind: 'reference', partition, key, version: current.version, missing, handoffs: [] })
+        }
+      }
+    }
+    return repairs
+  }
+
+  /** Of a path the database has forgotten, with its repository: only that it was deleted is worth spreading (I16). */
+  async #lastWord(
+    partition: number,
+    key: string,
+    versions: ReadonlyMap<ShardId, number>,
+    signal: AbortSignal,
+  ): Promise<{ version: number; ageMs: number } | undefined> {
+    const [shard] = [...versions].reduce((newest, one) => (one[1] > newest[1] ? one : newest))
+    const path = `${wirePath.references(shard, partition)}?key=${encodeURIComponent(key)}`
+    const record = await this.#deps.clients.ofShard(shard).requestJson<ReferenceAnswer>('GET', path, undefined, { signal }) // prettier-ignore
+    return record.op === 'delete' ? { version: record.version, ageMs: Infinity } : undefined
+  }
+}
+
+function* chunksOf<Item>(items: readonly Item[]): Generator<readonly Item[]> {
+  for (let at = 0; at < items.length; at += chunkSize) yield items.slice(at, at + chunkSize)
+}

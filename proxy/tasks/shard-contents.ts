@@ -1,0 +1,109 @@
+/** Asks shards what they hold: summaries, names, versions, and whether they have certain blobs. In pages, one shard at a time. */
+import type { ShardId } from '../../shared/ids.ts'
+import {
+  wirePath,
+  type BlobKey,
+  type Entry,
+  type EntryListing,
+  type SummaryAnswer,
+  type TouchAnswer,
+  type TouchRequest,
+  type VersionsAnswer,
+  type VersionsRequest,
+} from '../../shared/wire.ts'
+import type { NodeClient } from '../routing/node-client.ts'
+import type { ShardSummary } from './compare-sets.ts'
+
+const pageSize = 2_000
+/** A shard that has to read its whole index first takes its time. */
+const timeoutMs = 30_000
+/** Items of one request: small blobs are read for the answer. */
+const touchMax = 200
+const versionsMax = 500
+
+export interface ContentsDeps {
+  readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+}
+
+/** Of the partitions `from` to `from + count`. All of these reject with the node's error, or the signal's reason. */
+export async function summariesOf(
+  { clients }: ContentsDeps,
+  shard: ShardId,
+  { from, count }: { from: number; count: number },
+  signal: AbortSignal,
+): Promise<ShardSummary> {
+  const path = `${wirePath.summaries(shard)}?from=${from}&count=${count}`
+  const { partitions } = await clients
+    .ofShard(shard)
+    .requestJson<SummaryAnswer>('GET', path, undefined, { signal, timeoutMs })
+  return new Map(partitions.map(one => [one.partition, one]))
+}
+
+/** One page of a partition's names. */
+export function entriesPage(
+  { clients }: ContentsDeps,
+  shard: ShardId,
+  { partition, of, after, limit }: { partition: number; of: 'blobs' | 'references'; after?: string; limit: number },
+  signal?: AbortSignal,
+): Promise<EntryListing> {
+  const query = new URLSearchParams({ of, limit: String(limit), ...(after === undefined ? {} : { after }) })
+  const path = `${wirePath.entries(shard, partition)}?${query.toString()}`
+  return clients.ofShard(shard).requestJson<EntryListing>('GET', path, undefined, { signal, timeoutMs })
+}
+
+export async function entriesOf(
+  deps: ContentsDeps,
+  shard: ShardId,
+  partition: number,
+  of: 'blobs' | 'references',
+  signal: AbortSignal,
+): Promise<readonly Entry[]> {
+  const found: Entry[] = []
+  for (let after: string | undefined, more = true; more;) {
+    const page = { partition, of, limit: pageSize, ...(after === undefined ? {} : { after }) }
+    const { entries, next } = await entriesPage(deps, shard, page, signal)
+    found.push(...entries)
+    after = next
+    more = next !== undefined
+  }
+  return found
+}
+
+/** Newest versions that the shard has, in the order asked; null: none. */
+export async function versionsOf(
+  { clients }: ContentsDeps,
+  shard: ShardId,
+  references: VersionsRequest['references'],
+  signal?: AbortSignal,
+): Promise<readonly (number | null)[]> {
+  const found: (number | null)[] = []
+  for (let at = 0; at < references.length; at += versionsMax) {
+    const request: VersionsRequest = { shard, references: references.slice(at, at + versionsMax) }
+    const answer = await clients
+      .ofShard(shard)
+      .requestJson<VersionsAnswer>('POST', wirePath.versions, request, { signal, timeoutMs, repeatable: true })
+    found.push(...answer.versions)
+  }
+  return found
+}
+
+/** Which of these blobs the shard has, as its disk says just now. */
+export async function touchAll(
+  { clients }: ContentsDeps,
+  shard: ShardId,
+  blobs: readonly BlobKey[],
+  signal?: AbortSignal,
+): Promise<TouchAnswer['results']> {
+  const found: TouchAnswer['results'][number][] = []
+  for (let at = 0; at < blobs.length; at += touchMax) {
+    const items = blobs
+      .slice(at, at + touchMax)
+      .map(({ partition, digest, generation }) => ({ shard, partition, digest, generation }))
+    const request: TouchRequest = { items }
+    const answer = await clients
+      .ofShard(shard)
+      .requestJson<TouchAnswer>('POST', wirePath.touch, request, { signal, timeoutMs, repeatable: true })
+    found.push(...answer.results)
+  }
+  return found
+}
