@@ -196,3 +196,14 @@ async function everything(cluster: Cluster): Promise<unknown> {
     maps: await query(cluster, 'SELECT epoch FROM cluster_maps ORDER BY epoch'),
   }
 }
+
+t.test('wrong passwords are counted by all proxies together', async t => {
+  const cluster = await startCluster(t, { proxies: 2 })
+  const guessers = [0, 1].map(proxy => cluster.client({ proxy, password: 'wrong' }))
+  let guesses = 0
+  const guess = async (proxy: number): Promise<number> => (guesses++, (await guessers[proxy]!.get('raw/secret')).status)
+  for (let i = 0; i < 10; i++) t.equal(await guess(i % 2), 401, 'five at each proxy')
+  for (const proxy of [0, 1]) await eventually('blocked', async () => (await guess(proxy)) === 429, { everyMs: 200 })
+  t.ok(guesses <= 16, `${guesses} guesses until both refused; counting alone, each takes ten and refuses the next`)
+  t.ok(await cluster.client({ proxy: 1 }).metric('holdfast_node_up'), 'nobody else is')
+})
