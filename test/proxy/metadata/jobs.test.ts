@@ -176,6 +176,24 @@ for (const [name, world] of Object.entries(worlds)) {
   })
 }
 
+t.test('what is due or reset is dealt with until now, and nothing else', async t => {
+  const url = await server.createDatabase(template)
+  const metadata = await open(t, url)
+  const client = await connect(t, url)
+  const token = await metadata.issueToken('primary', 'me')
+  const names = ['changed', 'due', 'other', 'reset']
+  await metadata.jobs.applySchedules({ newcomers: names, due: [], reset: [] }, token)
+  await client.query(`UPDATE jobs SET scheduled_until = now() - interval '1 day'`)
+  await metadata.jobs.applySchedules({ newcomers: names, due: ['due'], reset: ['reset'] }, token)
+  await metadata.jobs.changeJob('changed', { enabled: true })
+  const { jobs, now, active } = await metadata.jobs.agenda()
+  t.same(
+    jobs.map(job => [job.name, now - job.scheduledUntil < 3_600_000]),
+    [['changed', true], ['due', true], ['other', false], ['reset', true]],
+  ) // prettier-ignore
+  t.match([active.length, active[0]?.job], [1, 'due'])
+})
+
 t.test('housekeeping deletes what nobody needs, and nothing else', async t => {
   const url = await server.createDatabase(template)
   const metadata = await open(t, url)

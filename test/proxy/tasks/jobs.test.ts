@@ -305,7 +305,8 @@ t.test('I29: a clock that jumped two days ahead and back holds no schedule up', 
   await store.applySchedules({ newcomers: [], due: ['work'], reset: [] }, 1)
   store.now -= 48 * hour
   t.match(await plan(), { due: [], reset: ['work'] })
-  await store.applySchedules({ newcomers: [], due: [], reset: ['work'] }, 1)
+  await new FakePrimary(t, store, [job(async () => undefined, daily)]).look()
+  t.equal(store.rows.get('work')?.scheduledUntil, store.now)
   store.now += 12 * hour
   t.same((await plan()).due, ['work'])
 })
