@@ -52,6 +52,7 @@ export interface StorageNodeLimits {
   /** How much of the log a start may have to replay: the index is made durable at least this often. */
   readonly checkpointMs: number
   readonly checkpointBytes: number
+  /** How long a complete upload waits for its commit. The proxy that sent it drops it by itself unless it dies. */
   readonly stagedHoldMs: number
   readonly trashHoldMs: number
   /** A body, or a reader of one, that makes no progress for so long is cut off. */
@@ -79,7 +80,7 @@ export const defaultLimits: StorageNodeLimits = {
   markerCheckMs: 10_000,
   checkpointMs: 5_000,
   checkpointBytes: 32 * MiB,
-  stagedHoldMs: 24 * hourMs,
+  stagedHoldMs: hourMs,
   trashHoldMs: 24 * hourMs,
   stallMs: 60_000,
   drainMs: 30_000,

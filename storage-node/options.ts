@@ -93,7 +93,7 @@ export const storageNodeOptions = {
     min: 60_000,
     max: 720 * 3_600_000,
     default: defaultLimits.stagedHoldMs,
-    doc: 'How long what a broken upload left behind is kept.',
+    doc: 'How long a complete upload that nobody commits or reads is kept.',
   },
   drainMs: {
     kind: 'int',

@@ -24,10 +24,18 @@ export interface CommitOrder extends BlobKey {
   readonly confirmed?: true
 }
 
+/** Ids of aborted uploads that are remembered; an upload comes at most seconds after its abort. */
+const abortedCountMax = 10_000
+
 export class Uploads {
   readonly #fs: StoreFs
   readonly #shard: Shard
   readonly #uploads = new Map<string, Upload>()
+  /**
+   * An abort may overtake its upload, which comes over another connection: what begins afterwards (or is just making its file) must
+   * not stay behind, complete and with nobody to commit it. Ids are never used twice. The oldest are forgotten first.
+   */
+  readonly #aborted = new Set<string>()
 
   constructor(fs: StoreFs, shard: Shard) {
     this.#fs = fs
@@ -71,10 +79,11 @@ export class Uploads {
     return upload.finished
   }
 
-  /** The file and how much of it can be read, of an upload in flight too. UPLOAD_NOT_FOUND. */
+  /** The file and how much of it can be read, of an upload in flight too; its hold begins anew. UPLOAD_NOT_FOUND. */
   written(id: string): { path: string; bytes: number } {
     const upload = this.#uploads.get(id)
     if (upload === undefined) throw notFound(id)
+    upload.touchedAt = this.#shard.clock.monotonic()
     return { path: upload.staged.path, bytes: upload.staged.writtenBytes }
   }
 
@@ -94,15 +103,21 @@ export class Uploads {
     await upload.committing
   }
 
-  /** Drops an upload, in flight or staged. Resolves also if there is none. */
+  /** Drops an upload, in flight, staged, or still to come. Resolves also if there is none. */
   async abort(id: string): Promise<void> {
+    this.#aborted.add(id)
+    if (this.#aborted.size > abortedCountMax)
+      for (const oldest of this.#aborted) {
+        this.#aborted.delete(oldest)
+        break
+      }
     const upload = this.#uploads.get(id)
     if (upload === undefined || upload.committing !== undefined) return
     this.#uploads.delete(id)
     await upload.staged.abort()
   }
 
-  /** Drops what was staged long ago and never committed. */
+  /** Drops what was staged, and then neither committed nor read, for `stagedHoldMs`. */
   async expire(): Promise<void> {
     const before = this.#shard.clock.monotonic() - this.#shard.limits.stagedHoldMs
     for (const [id, upload] of this.#uploads) {
@@ -118,11 +133,16 @@ export class Uploads {
     this.#checkLength(expectedBytes ?? 0)
     this.#shard.health.checkWritable('blob', expectedBytes)
     if (this.#uploads.has(id)) throw new HoldfastError('CONFLICT', 'an upload of this id exists', { id })
+    if (this.#aborted.has(id)) throw notFound(id)
     let staged
     try {
       staged = await StagedFile.create(this.#fs, this.#shard.files.temporary(id))
     } catch (error) {
       throw this.#shard.writeError(error)
+    }
+    if (this.#aborted.has(id)) {
+      await staged.abort()
+      throw notFound(id)
     }
     const upload = { staged, finished: undefined, committing: undefined, touchedAt: this.#shard.clock.monotonic() }
     this.#uploads.set(id, upload)

@@ -26,6 +26,8 @@ export interface RequestOptions {
   readonly requestId?: string | undefined
   /** Repeat once when a kept connection broke before any byte of the answer; GETs always are. */
   readonly repeatable?: boolean
+  /** What becomes of it says nothing about the node's health: work in the background that is in no hurry. */
+  readonly untold?: boolean
 }
 
 export interface NodeClientsDeps {
@@ -221,10 +223,10 @@ export class NodeClient {
     this.#inFlight += 1
     try {
       const answer = await this.#exchange(pool, method, path, body, options)
-      this.report('ok')
+      if (options.untold !== true) this.report('ok')
       return answer
     } catch (error) {
-      if (error instanceof HoldfastError) {
+      if (error instanceof HoldfastError && options.untold !== true) {
         const outcome = outcomeOf(error)
         if (outcome !== undefined) this.report(outcome)
       }

@@ -91,12 +91,14 @@ export class ReplicaSet {
       ...this.#options,
       now: () => this.now(),
       onChange: () => this.wake(),
+      onUndiscarded: () => this.#context.discards.add({ target, path: replica.path }),
       onFail: (error: HoldfastError) => {
         this.#context.counters.droppedReplicas += 1
         if (isNodeFailure(error)) this.#failedNodes.add(target.node)
       },
     }
-    return new ReplicaUpload(target, this.#context.uplink(target), options, fresh)
+    const replica: ReplicaUpload = new ReplicaUpload(target, this.#context.uplink(target), options, fresh)
+    return replica
   }
 
   /** Its node has gone down since it was opened. */

@@ -23,6 +23,8 @@ export interface ReplicaUploadOptions {
   readonly onChange: () => void
   /** It failed, for whatever reason; told once, before `onChange`. */
   readonly onFail: (reason: HoldfastError) => void
+  /** The node has not heard that it may forget the upload, and must be told again. */
+  readonly onUndiscarded: () => void
 }
 
 /** One replica of an upload: the body on its way to one shard, until the shard has flushed all of it. */
@@ -125,7 +127,10 @@ export class ReplicaUpload {
     this.#options.onChange()
   }
 
-  /** Drops what the shard has of this upload; never rejects. A node that cannot be told forgets it by itself in time. */
+  /**
+   * Drops what the shard has of this upload; never rejects. A node that does not hear it in time is told again in the background: it may
+   * have all bytes, and would hold them until it gives up waiting for a commit.
+   */
   async discard(): Promise<void> {
     this.failure ??= new HoldfastError('UPLOAD_NOT_FOUND', 'upload dropped', { shard: this.target.shard })
     this.#queue = []
@@ -134,7 +139,7 @@ export class ReplicaUpload {
     try {
       await this.uplink.client.requestJson('DELETE', this.path, undefined, { timeoutMs: discardTimeoutMs })
     } catch {
-      // Not reachable, or nothing there: the node removes what no connection feeds any more.
+      this.#options.onUndiscarded()
     }
   }
 

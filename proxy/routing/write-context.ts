@@ -4,6 +4,7 @@ import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import { AppendBatcher } from './append-batcher.ts'
 import type { ClusterView } from './cluster-view.ts'
+import { Discards } from './discards.ts'
 import type { HealthTable } from './health.ts'
 import type { NodeClient, NodeClients } from './node-client.ts'
 import { WireConnections } from './wire-connection.ts'
@@ -63,12 +64,19 @@ export class WriteContext {
     droppedReplicas: 0,
     quorumFailures: 0,
   }
+  /** Staged uploads whose nodes are told again to forget them. */
+  readonly discards: Discards
   readonly #deps: WriteContextDeps
   readonly #uplinks = new Map<NodeId, NodeUplink>()
 
   constructor(deps: WriteContextDeps) {
     this.#deps = deps
     this.now = deps.now ?? (() => performance.now())
+    this.discards = new Discards({
+      now: this.now,
+      isDown: node => this.isDown(node),
+      uplink: target => this.uplink(target),
+    })
   }
 
   get placement(): PlacementView {
@@ -169,6 +177,7 @@ export class WriteContext {
 
   /** Takes no new records, and cuts connections. Call it when no write is in flight any more. */
   close(): void {
+    this.discards.close()
     for (const { appender, connections } of this.#uplinks.values()) {
       appender.close()
       connections.destroy()

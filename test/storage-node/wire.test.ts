@@ -336,6 +336,28 @@ t.test('an upload that breaks off, or is given up, leaves nothing', async t => {
   t.equal((await client.call('DELETE', wirePath.upload(shardA, other))).status, 200, 'again')
 })
 
+t.test(
+  'I8: an upload that comes behind its own abort leaves nothing, in whatever order the two are handled',
+  async t => {
+    const { client, folder } = await startNode(t)
+    const late = uploadId()
+    t.equal((await client.call('DELETE', wirePath.upload(shardA, late))).status, 200)
+    refused(t, await client.call('PUT', wirePath.upload(shardA, late), Buffer.alloc(100)), 404, 'UPLOAD_NOT_FOUND')
+    const statuses = new Set<number>()
+    await Promise.all(
+      Array.from({ length: 60 }, async () => {
+        const id = uploadId()
+        const putting = client.call('PUT', wirePath.upload(shardA, id), Buffer.alloc(200_000))
+        const aborting = client.call('DELETE', wirePath.upload(shardA, id))
+        statuses.add((await putting).status)
+        t.equal((await aborting).status, 200)
+      }),
+    )
+    t.comment(`answers: ${[...statuses].join()}`)
+    t.same(await readdir(join(folder, shardA, 'tmp')), [])
+  },
+)
+
 t.test('uploads that break off before their file is there leave nothing', async t => {
   const { client, folder, url } = await startNode(t)
   const { port } = new URL(url)

@@ -26,6 +26,8 @@ export interface Faults {
   commitDelayMs?: number | undefined
   /** At the commit: the node refuses, dies before it is durable, or after, without an answer. */
   commit?: 'refuse' | 'die-before' | 'die-after' | undefined
+  /** So many requests to forget an upload break off unheard. */
+  deafToDiscards?: number | undefined
   /** Flips one bit of each upload. */
   corruptUploads?: boolean | undefined
 }
@@ -118,6 +120,10 @@ export class FakeWriteNode {
     if (kind === 'uploads' && request.method === 'PUT')
       return this.#receive(`${shard}/${third}`, shard, request, response)
     if (kind === 'uploads' && request.method === 'DELETE') {
+      if ((this.faults.deafToDiscards ?? 0) > 0) {
+        this.faults.deafToDiscards = (this.faults.deafToDiscards ?? 0) - 1
+        return void request.socket.destroy()
+      }
       this.uploads.delete(`${shard}/${third}`)
       return void response.writeHead(204).end()
     }

@@ -108,6 +108,24 @@ t.test('I8: whatever ends an upload early, nothing stays on any node', async t =
   t.equal(cluster.nodes.flatMap(node => [...node.blobs]).length, 0)
 })
 
+t.test('I8: a node that does not hear that an upload is over is told again', async t => {
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
+  const body = source.subarray(0, mib)
+  for (const node of cluster.nodes) node.faults.deafToDiscards = 3
+  const staged = await cluster.writer.stage(3, chunksOf(body), options(body.length))
+  await staged.abort()
+  t.ok(leftovers(cluster).length > 0, 'they have not heard')
+  t.ok(cluster.context.discards.size > 0)
+  for (let i = 0; i < 1_000 && cluster.context.discards.size > 0; i += 1) await sleep(20)
+  t.same(leftovers(cluster), [])
+  t.equal(cluster.context.discards.size, 0)
+  // And there is an end to it.
+  for (const node of cluster.nodes) node.faults.deafToDiscards = 1_000
+  for (let i = 0; i < 5; i += 1) await (await cluster.writer.stage(3, chunksOf(body), options(body.length))).abort()
+  cluster.context.close()
+  t.equal(cluster.context.discards.size, 0, 'nothing goes on behind the end')
+})
+
 t.test('a shard that refuses at once is replaced while the start of the body is still at hand', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c'])
   const [full] = cluster.view.current().owners(3)
