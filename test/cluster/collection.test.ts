@@ -1,0 +1,70 @@
+/** Garbage collection without any hold, under load that uploads and deletes the same few bytes all the time: the worst that can be done to it. */
+import t from 'tap'
+import { gc } from '../../cli/gc.ts'
+import { startCluster, type Cluster } from '../support/cluster.ts'
+import { eventually } from '../support/eventually.ts'
+import { History } from '../support/history.ts'
+import { Load, tallyText } from '../support/load.ts'
+import { seededRandom } from '../support/random.ts'
+import { blobFiles } from '../support/shard-files.ts'
+
+const rounds = 8
+
+async function run(cluster: Cluster, ...args: string[]): Promise<{ code: number; text: string }> {
+  const env = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
+  let text = ''
+  const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
+  return { code: await gc({ args, env }, write), text }
+}
+
+t.test(
+  'I1, I11, I12: what is uploaded while it is collected stays; what is unused goes',
+  { timeout: 180_000 },
+  async t => {
+    const random = seededRandom(t)
+    const proxyFlags = ['--gc-min-age-ms', '0', '--gc-hold-ms', '0']
+    const cluster = await startCluster(t, { proxies: 2, proxyFlags })
+    const history = new History()
+    const clients = [0, 1].map(proxy => cluster.client({ proxy, history, timeoutMs: 30_000 }))
+    await eventually('a primary', async () => (await run(cluster, 'plan')).code === 0, {
+      withinMs: 40_000,
+      everyMs: 500,
+    })
+
+    const load = new Load(t, { random, clients, smallPaths: 20, largePaths: 10 })
+    let purged = 0
+    for (let round = 0; round < rounds; round++) {
+      load.phase(`round ${round}`)
+      await load.progress(20, 20)
+      const victim = round === 3 ? random.pick(cluster.nodes) : undefined
+      await victim?.process.kill()
+      const { text } = await run(cluster, 'run', '--force')
+      purged += Number(/purged: (\d+) blobs/.exec(text)?.[1] ?? 0)
+      if (victim === undefined) continue
+      await victim.process.start()
+      await cluster.allNodesUp()
+    }
+    await load.stop()
+    t.same(load.wrong, [])
+    t.same(load.failures, [])
+    t.same(history.problems(), [])
+    t.comment(tallyText(load.total), `${purged} blobs purged meanwhile`)
+    t.ok(purged > 0, 'something was collected while it was uploaded again')
+
+    const live = new Set<string>()
+    for (const path of history.paths) {
+      const answer = await clients[0]!.get(path)
+      if (answer.status === 200) live.add(String(answer.headers['etag']).slice(1, -1))
+      else t.equal(answer.status, 404, path)
+    }
+    await eventually(
+      'nothing but what is named is left',
+      async () => {
+        await run(cluster, 'run', '--force')
+        const files = await blobFiles(cluster)
+        return files.every(name => live.has(name.split('/').at(-1)!.slice(0, 64)))
+      },
+      { withinMs: 60_000, everyMs: 500 },
+    )
+  },
+)
