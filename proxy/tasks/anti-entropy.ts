@@ -23,7 +23,7 @@ import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
 /** Partitions compared by one question to each shard. */
 const blockSize = 512
 /** Suspects looked into by one step. */
-const suspectsAtOnce = 8
+const suspectsAtOnce = 32
 const chunkSize = 500
 const askedAtOnce = 16
 /** What is younger is still in the hands of its writer. */
@@ -230,10 +230,12 @@ export class AntiEntropy implements PrimaryTask {
     const owners = this.#deps.view.current().owners(partition)
     const asked = [...owners, ...strays].filter(shard => this.#usable(shard))
     const held = new Map<ShardId, ReadonlySet<string>>()
-    for (const shard of asked) {
-      const entries = await entriesOf(this.#deps, shard, partition, 'blobs', signal)
-      held.set(shard, new Set(entries.map(({ key }) => key)))
-    }
+    await Promise.all(
+      asked.map(async shard => {
+        const entries = await entriesOf(this.#deps, shard, partition, 'blobs', signal)
+        held.set(shard, new Set(entries.map(({ key }) => key)))
+      }),
+    )
     const repairs: NewRepair[] = []
     for (const chunk of chunksOf(missingBlobs(owners, held))) {
       const wanted = new Map(chunk.map(one => [one.key, one]))
@@ -255,10 +257,12 @@ export class AntiEntropy implements PrimaryTask {
     signal: AbortSignal,
   ): Promise<readonly NewRepair[]> {
     const held = new Map<ShardId, ReadonlyMap<string, number>>()
-    for (const shard of owners) {
-      const entries = await entriesOf(this.#deps, shard, partition, 'references', signal)
-      held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
-    }
+    await Promise.all(
+      owners.map(async shard => {
+        const entries = await entriesOf(this.#deps, shard, partition, 'references', signal)
+        held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
+      }),
+    )
     const repairs: NewRepair[] = []
     for (const chunk of chunksOf(differingReferences(held))) {
       const known = await this.#deps.metadata.inspectVersions(chunk.map(({ key }) => splitKey(key)))

@@ -76,7 +76,8 @@ export class RepairCopies implements PrimaryTask {
     ])
     const failed = ends.find(end => end.status === 'rejected')
     if (failed !== undefined) throw failed.reason
-    return due.length === batchSize ? 'more' : 'idle'
+    // What is postponed is not due: as long as something is, more of it may come (a lost disk is found piece by piece).
+    return due.length > 0 ? 'more' : 'idle'
   }
 
   /** Blobs without handoffs, many in one request: a lost disk is mostly small ones. */

@@ -106,6 +106,7 @@ function repairs(...entries: Partial<RepairEntry>[]) {
 t.test('a missing copy is pulled from those who have it, and the entry is gone', async t => {
   const blob = blobOf('x')
   const { world, task } = repairs({ blob })
+  t.equal(await task.step(term), 'more')
   t.equal(await task.step(term), 'idle')
   t.match(world.calls, [
     {
@@ -179,7 +180,7 @@ t.test('what fails is tried again later, ever later, and keeps nothing else wait
   t.same(late.world.log, [`later 1 5 60000 ${third}`])
 })
 
-t.test('a full batch asks for the next one, and a lost term for none', async t => {
+t.test('a batch asks for the next one, and a lost term writes nothing down', async t => {
   const many = repairs(...Array.from({ length: 400 }, () => ({ blob: blobOf('x') })))
   t.equal(await many.task.step(term), 'more')
   t.equal(many.world.log.length, 400)
