@@ -16,6 +16,8 @@ const answerBytesMax = 16 * 1024 * 1024
 /** A busy machine accepts late; a node that does not accept at all costs a read no more than its hedge. */
 const connectTimeoutMs = 1_000
 const requestTimeoutMs = 5_000
+/** Of the connections for short requests: head, and pause within the body. */
+const poolTimeoutMs = 10_000
 
 export interface RequestOptions {
   readonly signal?: AbortSignal | undefined
@@ -134,7 +136,12 @@ export class NodeClient {
     this.#deps = deps
     const connect = { timeout: connectTimeoutMs }
     const common = { connect, keepAliveTimeout: 4_000, keepAliveMaxTimeout: 60_000, pipelining: 1 }
-    this.control = new Pool(node.url, { ...common, connections: 64, headersTimeout: 10_000, bodyTimeout: 10_000 })
+    this.control = new Pool(node.url, {
+      ...common,
+      connections: 64,
+      headersTimeout: poolTimeoutMs,
+      bodyTimeout: poolTimeoutMs,
+    })
     this.uploads = new Pool(node.url, { ...common, connections: 128, headersTimeout: 60_000, bodyTimeout: 30_000 })
     this.#probes = new Pool(node.url, { ...common, connections: 1, headersTimeout: 1_000, bodyTimeout: 1_000 })
     this.reader = new NodeReader({
@@ -270,6 +277,7 @@ export class NodeClient {
     signal: AbortSignal,
   ): Promise<unknown> {
     const headers = this.headers(options)
+    const limitMs = options.timeoutMs ?? requestTimeoutMs
     let payload: Buffer | string | null = null
     if (Buffer.isBuffer(body)) {
       headers['content-type'] = 'application/octet-stream'
@@ -278,7 +286,9 @@ export class NodeClient {
       headers['content-type'] = 'application/json'
       payload = JSON.stringify(body)
     }
-    const request = { path, method: method, headers, body: payload, signal }
+    // The whole request has its limit; the pool's own, for the head of the answer, would cut the long commands of the primary.
+    const limits = limitMs > poolTimeoutMs ? { headersTimeout: limitMs, bodyTimeout: limitMs } : {}
+    const request = { path, method: method, headers, body: payload, signal, ...limits }
     let answer: Dispatcher.ResponseData
     try {
       answer = await pool.request(request)
