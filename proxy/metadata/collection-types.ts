@@ -52,7 +52,7 @@ export interface CollectionStore {
   ): Promise<readonly Pick<Blob, 'digest' | 'bytes'>[]>
   /** The next ones that were condemned for `holdMs` and are still unused: no commit can name them any more. */
   purge(holdMs: number, limit: number, token: number): Promise<readonly DoomedBlob[]>
-  /** Those whose deletion was begun and not finished, in the order of their digests. */
+  /** Those whose deletion was begun and not finished, also if their bytes live on under another generation; in the order of their digests. */
   purging(after: Digest | '', limit: number): Promise<readonly DoomedBlob[]>
   /** No shard holds them any more: the rows go. */
   finishPurge(blobs: readonly DoomedBlob[], token: number): Promise<void>

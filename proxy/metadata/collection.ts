@@ -46,7 +46,10 @@ const purge = statement<DoomedRow>(
 )
 const purging = statement<DoomedRow>(
   'gc-purging',
-  `SELECT digest, generation, partition, bytes FROM blobs WHERE state = 'purging' AND digest > $1 ORDER BY digest LIMIT $2`,
+  `SELECT digest, generation, partition, bytes FROM (
+    SELECT digest, generation, partition, bytes FROM blobs WHERE state = 'purging'
+    UNION ALL SELECT digest, generation, partition, bytes FROM owed_drops) doomed
+  WHERE digest > $1 ORDER BY digest LIMIT $2`,
 )
 /** The fence outlives the row: a commit that slept all that time must not bring the generation back. */
 const finish = statement(
@@ -54,7 +57,10 @@ const finish = statement(
   `WITH gone AS (
     DELETE FROM blobs b USING unnest($1::bytea[], $2::text[]) AS d (digest, generation)
     WHERE b.digest = d.digest AND b.generation = d.generation AND b.state = 'purging'
-    RETURNING b.digest, b.generation)
+    RETURNING b.digest, b.generation),
+  settled AS (
+    DELETE FROM owed_drops o USING unnest($1::bytea[], $2::text[]) AS d (digest, generation)
+    WHERE o.digest = d.digest AND o.generation = d.generation)
   INSERT INTO blob_fences (digest, generation) SELECT digest, generation FROM gone ON CONFLICT DO NOTHING`,
 )
 const explain = statement<

@@ -234,6 +234,8 @@ t.test('bytes uploaded again while their old generation is being deleted live on
   await world.run(atOnce)
   await world.run(atOnce)
   t.equal(world.holders(again), 6, 'I10: a deletion names its generation')
+  t.equal(world.holders(one), 0, 'and the shard that was away has been told')
+  t.same(await world.metadata.collection.purging('', 10), [])
   t.match(await world.metadata.collection.explain(one.digest, held), { verdict: 'referenced' })
 })
 
