@@ -1,4 +1,5 @@
 /** What the parts of a worker count by themselves, named for Prometheus (docs/metrics.md lists them). */
+import type { ShardStatus } from '../shared/wire.ts'
 import type { ArtifactWriter } from './artifacts/artifact-writer.ts'
 import type { BodyCache } from './artifacts/body-cache.ts'
 import type { PathCache } from './artifacts/path-cache.ts'
@@ -81,6 +82,7 @@ function cluster({ coordinator, view, health, resolver, primary }: CountedParts)
           })),
         ),
     },
+    shardGauge('dead_bytes', 'Bytes of the log that wait for a compaction', health, shard => shard.deadBytes),
     counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
   ]
 }
@@ -174,4 +176,27 @@ function jobs({ jobs: source }: CountedParts): Reading[] {
       lastDurationMs === null ? null : lastDurationMs / 1_000,
     ),
   ]
+}
+
+/** Of each shard, as last heard; nothing for shards that do not tell. */
+function shardGauge(
+  name: string,
+  help: string,
+  health: HealthTable,
+  valueOf: (shard: ShardStatus) => number | undefined,
+): Reading {
+  return {
+    name: `holdfast_shard_${name}`,
+    help,
+    type: 'gauge',
+    labels: ['shard'],
+    aggregator: 'max',
+    read: () =>
+      health.nodes().flatMap(({ status }) =>
+        (status?.shards ?? []).flatMap(shard => {
+          const value = valueOf(shard)
+          return value === undefined ? [] : [{ labels: { shard: shard.id }, value }]
+        }),
+      ),
+  }
 }

@@ -82,6 +82,11 @@ export interface DropRecord {
   readonly generation: Generation
   readonly reason: 'deleted' | 'moved' | 'corrupt'
   readonly time: number
+  /**
+   * Carried on by a compaction, which moved it behind younger records: it means only copies that stand in a segment before this one,
+   * for whatever stands behind was written after the drop.
+   */
+  readonly before?: number
 }
 export type ShardRecord = BlobRecord | FileRecord | ReferenceRecord | DropRecord
 

@@ -82,6 +82,8 @@ export interface ShardStatus {
   readonly disk?: string
   readonly bytesTotal: number
   readonly bytesFree: number
+  /** In the log, waiting for a compaction. */
+  readonly deadBytes?: number
   /** The newest version of a reference it ever had, and the database that issued it; absent: it never had any. */
   readonly newest?: { readonly incarnation: string; readonly version: number }
 }

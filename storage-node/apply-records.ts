@@ -13,6 +13,8 @@ import {
   encodeBlobLocation,
   encodeReferenceLocation,
   type IndexChange,
+  logBytesOf,
+  type ReferenceLocation,
   referenceKey,
   unconfirmedKey,
 } from './index.ts'
@@ -22,6 +24,8 @@ import type { LoggedRecord } from './log-segment.ts'
 export interface IndexPlan {
   readonly changes: readonly IndexChange[]
   readonly blobs: ReadonlyMap<string, BlobLocation | undefined>
+  /** By how much the living bytes of each segment change. */
+  readonly uses: ReadonlyMap<number, number>
 }
 
 /** `<ppp>/<digest>.<generation>`: how a blob is called within its shard, in file names, URLs and keys. */
@@ -44,7 +48,7 @@ export async function planApply(
   const known = new Map(keys.map((key, index) => [key, values[index]]))
   const planner = new Planner(known)
   for (const logged of records) planner.add(logged)
-  return { changes: planner.changes, blobs: planner.blobs }
+  return { changes: planner.changes, blobs: planner.blobs, uses: planner.uses }
 }
 
 function keysOf(record: ShardRecord): string[] {
@@ -64,8 +68,9 @@ function keysOf(record: ShardRecord): string[] {
 class Planner {
   readonly changes: IndexChange[] = []
   readonly blobs = new Map<string, BlobLocation | undefined>()
+  readonly uses = new Map<number, number>()
   readonly #known: ReadonlyMap<string, Buffer | undefined>
-  readonly #versions = new Map<string, number>()
+  readonly #references = new Map<string, ReferenceLocation>()
 
   constructor(known: ReadonlyMap<string, Buffer | undefined>) {
     this.#known = known
@@ -74,7 +79,7 @@ class Planner {
   add(logged: LoggedRecord): void {
     const { record } = logged
     if (record.kind === 'reference') this.#reference(record, logged)
-    else if (record.kind === 'drop') this.#drop(blobName(record))
+    else if (record.kind === 'drop') this.#drop(blobName(record), record)
     else this.#blob(blobName(record), record, logged)
   }
 
@@ -94,23 +99,28 @@ class Planner {
     }
     const kept = before === undefined ? location : { ...location, time: before.time }
     this.blobs.set(name, kept)
+    this.#moveUse(before, kept)
     this.changes.push({ type: 'put', key: blobKey(name), value: encodeBlobLocation(kept) })
   }
 
-  #drop(name: string): void {
+  #drop(name: string, { before = Infinity }: DropRecord): void {
     const location = this.#location(name)
-    if (location === undefined) return
+    if (location === undefined || location.segment >= before) return
     this.blobs.set(name, undefined)
+    this.#moveUse(location, undefined)
     this.changes.push({ type: 'del', key: blobKey(name) }, { type: 'del', key: unconfirmedKey(location.time, name) })
   }
 
   #reference(record: ReferenceRecord, { segment, frameOffset, frameBytes }: LoggedRecord): void {
     const key = referenceKey(partitionName(record.partition), pathKey(record))
     if (record.blob !== undefined) this.#confirm(blobName(record.blob))
-    if (record.version <= this.#version(key)) return
-    this.#versions.set(key, record.version)
-    const value = encodeReferenceLocation({ segment, frameOffset, frameBytes, version: record.version })
-    this.changes.push({ type: 'put', key, value })
+    const before = this.#referenceLocation(key)
+    // Of equal versions the later one counts: a compaction moves records to the end of the log.
+    if (before !== undefined && record.version < before.version) return
+    const location = { segment, frameOffset, frameBytes, version: record.version }
+    this.#references.set(key, location)
+    this.#moveUse(before, location)
+    this.changes.push({ type: 'put', key, value: encodeReferenceLocation(location) })
   }
 
   #confirm(name: string): void {
@@ -124,8 +134,13 @@ class Planner {
     return value === undefined ? undefined : decodeBlobLocation(value)
   }
 
-  #version(key: string): number {
+  #referenceLocation(key: string): ReferenceLocation | undefined {
     const value = this.#known.get(key)
-    return this.#versions.get(key) ?? (value === undefined ? 0 : (decodeReferenceLocation(value)?.version ?? 0))
+    return this.#references.get(key) ?? (value === undefined ? undefined : decodeReferenceLocation(value))
+  }
+
+  #moveUse(from: BlobLocation | ReferenceLocation | undefined, to: BlobLocation | ReferenceLocation | undefined): void {
+    if (from !== undefined) this.uses.set(from.segment, (this.uses.get(from.segment) ?? 0) - logBytesOf(from))
+    if (to !== undefined) this.uses.set(to.segment, (this.uses.get(to.segment) ?? 0) + logBytesOf(to))
   }
 }

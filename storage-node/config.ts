@@ -53,6 +53,12 @@ export interface StorageNodeLimits {
   readonly checkpointMs: number
   readonly checkpointBytes: number
   /** How long a complete upload waits for its commit. The proxy that sent it drops it by itself unless it dies. */
+  /** Pause between looks for log segments worth compacting: those of which this part is dead. */
+  readonly compactPauseMs: number
+  readonly compactDeadRatioMin: number
+  readonly compactBytesPerSec: number
+  /** How long the file of an emptied segment stays for those who looked something up in it before. */
+  readonly compactHoldMs: number
   readonly stagedHoldMs: number
   readonly trashHoldMs: number
   /** A body, or a reader of one, that makes no progress for so long is cut off. */
@@ -80,6 +86,10 @@ export const defaultLimits: StorageNodeLimits = {
   markerCheckMs: 10_000,
   checkpointMs: 5_000,
   checkpointBytes: 32 * MiB,
+  compactPauseMs: 60_000,
+  compactDeadRatioMin: 0.4,
+  compactBytesPerSec: 16 * MiB,
+  compactHoldMs: 30_000,
   stagedHoldMs: hourMs,
   trashHoldMs: 24 * hourMs,
   stallMs: 60_000,

@@ -14,6 +14,9 @@ export const crashPoints = [
   'drop.afterRecord',
   'drop.afterRename',
   'fence.afterRename',
+  'compact.afterCopy',
+  'compact.afterCheckpoint',
+  'compact.afterUnlink',
 ] as const
 export type CrashPoint = (typeof crashPoints)[number]
 

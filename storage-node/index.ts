@@ -12,6 +12,7 @@
  */
 import { ClassicLevel } from 'classic-level'
 import { HoldfastError } from '../shared/errors.ts'
+import { blockBytes } from '../shared/record.ts'
 import { errnoOf } from './store-fs.ts'
 import type { LogPosition } from './log.ts'
 
@@ -48,6 +49,9 @@ export interface ListRange {
   readonly before?: string
   readonly limit: number
 }
+
+/** Entries in the order of their keys. */
+export type IndexReader = (range: ListRange) => Promise<[string, Buffer][]>
 
 const checkpointKey = 'm/checkpoint'
 const blobValueBytes = 27
@@ -165,6 +169,16 @@ export function decodeReferenceLocation(value: Buffer): ReferenceLocation | unde
     frameBytes: value.readUInt32LE(10),
     version: value.readDoubleLE(14),
   }
+}
+
+/** What a record takes in the log, next to its payload: nonce, heads, and a header of about this length. */
+const blobOverheadBytes = 250
+
+/** How many bytes of the log this entry keeps alive; of blobs an estimate that is the same each time. */
+export function logBytesOf(location: BlobLocation | ReferenceLocation): number {
+  if ('frameBytes' in location) return location.frameBytes + 8
+  const { kind, bytes } = location
+  return blobOverheadBytes + (kind === 'inline' ? bytes : Math.ceil(bytes / blockBytes) * 4)
 }
 
 function inUse(error: unknown): boolean {

@@ -18,6 +18,8 @@ export interface NewRecord {
   readonly record: ShardRecord
   readonly frame: Buffer
   readonly payloadOffset: number
+  /** May use the reserve of a full disk, as references and drops always may. */
+  readonly essential?: true
 }
 
 /** A place between two entries; the nonce tells whether a segment is still the one that was meant. */
@@ -89,6 +91,16 @@ export class ShardLog {
       this.#queueBytes += item.frame.length
       this.#running ??= this.#run()
     })
+  }
+
+  /** The one that is written to, or was last: all before it are sealed. */
+  get segment(): number {
+    return this.#segment
+  }
+
+  /** What waits to be written. */
+  get waitingBytes(): number {
+    return this.#queueBytes
   }
 
   /** Takes appends again, into a fresh segment. */
@@ -266,8 +278,8 @@ export function segmentNumber(name: string): number | undefined {
 }
 
 /** Kept going on a full disk: small, and a delete is what makes room. */
-function isEssential({ record }: NewRecord): boolean {
-  return record.kind === 'reference' || record.kind === 'drop'
+function isEssential({ record, essential }: NewRecord): boolean {
+  return essential === true || record.kind === 'reference' || record.kind === 'drop'
 }
 
 export function isFull(error: unknown): boolean {

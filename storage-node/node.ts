@@ -4,9 +4,11 @@ import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, wireVersion } from '../shared/wire.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
+import { Compaction } from './compact.ts'
 import { Every } from './every.ts'
 import { Leftovers } from './leftovers.ts'
 import { NodeState } from './node-state.ts'
+import { LoadMeter } from './pace.ts'
 import { type Clock, Shard } from './shard.ts'
 import { readMarker, type ShardMarker } from './shard-marker.ts'
 import type { StoreFs } from './store-fs.ts'
@@ -27,6 +29,7 @@ export interface ServedShard {
   readonly uploads: Uploads
   readonly trash: Trash
   readonly leftovers: Leftovers
+  readonly compaction: Compaction
 }
 
 const expireMs = 600_000
@@ -47,11 +50,13 @@ export class StorageNode {
     this.#deps = deps
     this.state = new NodeState(deps.fs, config.stateFolder, deps.log)
     const shardDeps = { ...deps, limits: this.limits }
+    const { load } = new LoadMeter()
     this.shards = new Map(
       config.shards.map(shardConfig => {
         const shard = new Shard(shardDeps, shardConfig)
         const uploads = new Uploads(deps.fs, shard)
-        return [shard.id, { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard) }]
+        const compaction = new Compaction({ fs: deps.fs, shard, load })
+        return [shard.id, { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard), compaction }]
       }),
     )
   }
@@ -66,13 +71,20 @@ export class StorageNode {
       await this.close()
       throw error
     }
-    const { diskCheckMs, markerCheckMs, checkpointMs } = this.limits
+    const { diskCheckMs, markerCheckMs, checkpointMs, compactPauseMs } = this.limits
     this.#timers = [
       new Every(diskCheckMs, () => this.#forEachShard('measuring a disk', measure)),
       new Every(markerCheckMs, () => this.#forEachShard('recovering a shard', recover)),
       new Every(checkpointMs, () => this.#forEachShard('flushing an index', ({ shard }) => shard.checkpoint())),
       new Every(Math.min(expireMs, this.limits.trashHoldMs, this.limits.stagedHoldMs), () =>
         this.#forEachShard('removing what expired', expire),
+      ),
+      // Each shard at its own pace.
+      ...[...this.shards.values()].map(
+        served =>
+          new Every(compactPauseMs, () =>
+            this.#attempt('compacting the log', served, ({ compaction }) => compaction.run()),
+          ),
       ),
     ]
   }
@@ -86,7 +98,10 @@ export class StorageNode {
       zone: this.config.zone,
       state: this.draining ? 'draining' : 'up',
       epoch: this.state.epoch,
-      shards: [...this.shards.values()].map(({ shard }) => shard.status),
+      shards: [...this.shards.values()].map(({ shard, compaction }) => ({
+        ...shard.status,
+        deadBytes: compaction.deadBytes,
+      })),
     }
   }
 
@@ -107,6 +122,7 @@ export class StorageNode {
 
   /** Lets what is being written become durable, then frees everything. Safe to call twice. */
   async close(): Promise<void> {
+    for (const { compaction } of this.shards.values()) compaction.stop()
     for (const timer of this.#timers) await timer.stop()
     this.#timers = []
     const closing = [...this.shards.values()].map(async ({ shard, uploads }) => {
@@ -164,12 +180,14 @@ export class StorageNode {
 
   /** One shard after the other; a failure is logged and keeps no other shard from its turn. */
   async #forEachShard(what: string, action: (served: ServedShard) => Promise<void>): Promise<void> {
-    for (const served of this.shards.values()) {
-      try {
-        await action(served)
-      } catch (error) {
-        this.#deps.log.warn({ err: error, shard: served.shard.id }, `${what} failed`)
-      }
+    for (const served of this.shards.values()) await this.#attempt(what, served, action)
+  }
+
+  async #attempt(what: string, served: ServedShard, action: (served: ServedShard) => Promise<void>): Promise<void> {
+    try {
+      await action(served)
+    } catch (error) {
+      this.#deps.log.warn({ err: error, shard: served.shard.id }, `${what} failed`)
     }
   }
 }

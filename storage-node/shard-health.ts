@@ -103,6 +103,11 @@ export class ShardHealth {
     }
   }
 
+  /** What is set aside now. */
+  async reserveBytes(): Promise<number> {
+    return (await this.#fs.size(join(this.#folder, 'reserve'))) ?? 0
+  }
+
   /** Gives the reserve up. False if there was none left. */
   async releaseReserve(): Promise<boolean> {
     this.#full = true

@@ -19,6 +19,7 @@ import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.t
 import type { LoggedRecord } from './log-segment.ts'
 import { OpenFiles } from './open-files.ts'
 import { indexFits, replayLog } from './replay.ts'
+import { SegmentUse } from './segment-use.ts'
 import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
 import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
@@ -47,6 +48,9 @@ export class Shard {
   readonly health: ShardHealth
   readonly files: ShardFiles
   readonly openFiles: OpenFiles
+  readonly use = new SegmentUse()
+  /** How often it was opened: what was learnt of the disk before may be true no more. */
+  openedCount = 0
   readonly summaries = new Summaries()
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
@@ -168,6 +172,42 @@ export class Shard {
       this.#segmentPaths.set(segment, path)
     }
     return path
+  }
+
+  /** The log segment that is written to: all before it are sealed. */
+  get currentSegment(): number {
+    return this.#log?.segment ?? 0
+  }
+
+  /** What waits to be written to the log. */
+  get logWaitingBytes(): number {
+    return this.#log?.waitingBytes ?? 0
+  }
+
+  /** The file of this segment is gone. */
+  forgetSegment(segment: number): void {
+    this.openFiles.forget(this.segmentPath(segment))
+    this.#segmentPaths.delete(segment)
+    this.use.forget(segment)
+  }
+
+  /** While it runs nobody makes, moves or drops this blob's copy. */
+  exclusively<Result>(name: string, action: () => Promise<Result>): Promise<Result> {
+    return this.#names.run(name, action)
+  }
+
+  /** Appends a record a second time, for a compaction: also to a full disk, since the first one goes. Rejects like `append`. */
+  async appendCopy(item: NewRecord): Promise<void> {
+    this.health.checkWritable('record')
+    if (this.#log === undefined) throw new HoldfastError('SHARD_FAILED', 'the shard is closed')
+    await this.#log.append(item)
+  }
+
+  /** Flushes the index. True if a start would replay nothing of this segment, nor of what stands before it. */
+  async checkpointBeyond(segment: number): Promise<boolean> {
+    await this.checkpoint()
+    const position = await this.lookUp(index => index.checkpoint())
+    return position !== undefined && position.segment > segment
   }
 
   /** Appends an encoded record. Rejects with SHARD_FAILED, SHARD_READ_ONLY, INSUFFICIENT_STORAGE or OVERLOADED. */
@@ -320,6 +360,7 @@ export class Shard {
     await this.files.create()
     await this.health.measure()
     await this.files.clearTemporary()
+    this.openedCount += 1
     this.#index = await this.#openIndex()
     const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
     this.damagedCount += replayed.damagedCount
@@ -382,13 +423,14 @@ export class Shard {
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs } = await this.lookUp(async index => {
+    const { changes, blobs, uses } = await this.lookUp(async index => {
       const plan = await planApply(records, keys => index.getMany(keys))
       await index.write(plan.changes)
       return plan
     })
     this.#changeCount += 1
     this.summaries.changed(changes)
+    this.use.applied(uses)
     for (const [name, location] of blobs) {
       this.#corrupt.delete(name)
       if (location === undefined) this.#locations.delete(name)
@@ -406,6 +448,7 @@ export class Shard {
     this.#checkpoint = undefined
     this.#locations.clear()
     this.summaries.clear()
+    this.use.clear()
     this.openFiles.clear()
     await index?.close()
   }

@@ -33,9 +33,20 @@ interface Child {
 async function startChild(t: Test, folder: string, env: Record<string, string> = {}): Promise<Child> {
   const flags = ['--node', 'a', '--zone', 'zone-a', '--host', '127.0.0.1', '--port', '0', '--cluster-id', clusterId]
   const shards = [shardA, shardB].flatMap(id => ['--shard', `${id}=${join(folder, id)}`])
+  // Small segments, compacted all the time.
+  const limits = [
+    '--reserve-bytes',
+    '0',
+    '--segment-bytes-max',
+    '65536',
+    '--compact-pause-ms',
+    '100',
+    '--compact-hold-ms',
+    '0',
+  ]
   const child = spawn(
     process.execPath,
-    [program, 'storage-node', ...flags, '--state-folder', join(folder, 'state'), ...shards, '--reserve-bytes', '0'],
+    [program, 'storage-node', ...flags, '--state-folder', join(folder, 'state'), ...shards, ...limits],
     { env: { ...process.env, NODE_OPTIONS: '', HOLDFAST_SECRET: secret, ...env }, stdio: ['ignore', 'pipe', 'pipe'] },
   )
   const exited = once(child, 'exit')
@@ -109,6 +120,21 @@ async function dropOne(client: NodeClient, promises: Promises, blob: TestBlob): 
   promises.dropped.push(blob)
 }
 
+/** Writes and drops until a compaction of the other shard meets the point at which the node dies. */
+async function overwriteUntilDead({ client, process: child }: Child): Promise<void> {
+  try {
+    for (let round = 0; round < 200 && child.signalCode === null; round += 1) {
+      const blob = testBlob(9_000)
+      await client.appendBlob(shardB, blob)
+      const order = { shard: shardB, reason: 'deleted', blobs: [{ ...blob, body: undefined }] }
+      await ok(client.post(wirePath.drop, order, { 'holdfast-fence': 'primary:1' }))
+      if (round % 20 === 19) await new Promise(done => setTimeout(done, 150))
+    }
+  } catch {
+    // It died.
+  }
+}
+
 async function ok(answer: Promise<Answer>): Promise<void> {
   const { status, body } = await answer
   if (status !== 200) throw new Error(`${status} ${body.toString()}`)
@@ -130,6 +156,7 @@ for (const point of crashPoints satisfies readonly CrashPoint[]) {
       .post(wirePath.drop, { shard: shardB, reason: 'moved', blobs: [] }, { 'holdfast-fence': 'x:1' })
       .catch(() => undefined)
     await Promise.all([work(second.client, promises, 'one', 20), work(second.client, promises, 'two', 20)])
+    if (point.startsWith('compact.')) await overwriteUntilDead(second)
     if (second.process.signalCode === null && point === 'segment.afterCreate') {
       // The first segment of a shard is made by its first record.
       await second.client.appendBlob(shardB, testBlob(1)).catch(() => undefined)
