@@ -13,7 +13,11 @@ export const proxyOptions = {
     pattern: [/^[a-z0-9][a-z0-9.-]{0,62}$/, "must be lower-case letters, digits, '.' and '-'"],
     doc: 'Zone this proxy stands in; reads prefer replicas there.',
   },
-  stateFolder: { kind: 'string', required: true, doc: 'Folder for what survives a restart: the newest cluster map.' },
+  stateFolder: {
+    kind: 'string',
+    required: true,
+    doc: 'Folder for what survives a restart: the newest cluster map, and a sealed copy of users and repositories.',
+  },
   secret: { kind: 'secret', required: true, charsMin: 16, doc: 'Secret shared by all proxies and storage nodes.' },
   postgresUrl: {
     kind: 'secret',
@@ -139,6 +143,14 @@ export const proxyOptions = {
     max: 24 * 3_600_000,
     default: 600_000,
     doc: 'Pause between two comparisons of all that the shards hold.',
+  },
+  identityMaxAgeMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 60_000,
+    max: 365 * 24 * 3_600_000,
+    default: 24 * 3_600_000,
+    doc: 'While PostgreSQL is away: age up to which the copy of users and repositories counts; beyond, only what everybody may read is served.',
   },
   drainMs: {
     kind: 'int',

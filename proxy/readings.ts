@@ -7,6 +7,7 @@ import type { Publisher } from './artifacts/publisher.ts'
 import type { Resolver } from './artifacts/resolver.ts'
 import type { Coordinator } from './coordination/types.ts'
 import type { Reading } from './http/metrics.ts'
+import type { IdentityKeeper } from './identity/identity-keeper.ts'
 import type { ReplicatedBlobReader } from './routing/blob-reader.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable } from './routing/health.ts'
@@ -33,6 +34,7 @@ export interface CountedParts {
   readonly reclaim: ReclaimUploads
   readonly jobs: Pick<Jobs, 'known'>
   readonly antiEntropy: AntiEntropy
+  readonly identity: Pick<IdentityKeeper, 'ageMs'>
 }
 
 export function readings(parts: CountedParts): Reading[] {
@@ -53,11 +55,17 @@ function counter(name: string, help: string, read: () => number): Reading {
   return { name: `holdfast_${name}_total`, help, type: 'counter', read }
 }
 
-function cluster({ coordinator, view, health, resolver, primary }: CountedParts): Reading[] {
+function cluster({ coordinator, view, health, resolver, primary, identity }: CountedParts): Reading[] {
   return [
     gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch, 'min'),
     gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1), 'max'),
     gauge('metadata_available', '1 while PostgreSQL answers', () => (resolver.metadataAvailable ? 1 : 0), 'min'),
+    gauge(
+      'identity_age_seconds',
+      'Since PostgreSQL last confirmed the copy of users and repositories that is used while it is away',
+      () => (identity.ageMs ?? 0) / 1_000,
+      'max',
+    ),
     gauge('coordination_available', '1 while coordination answers', () => (coordinator.state().up ? 1 : 0), 'min'),
     {
       name: 'holdfast_node_up',

@@ -7,7 +7,7 @@ import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { isHoldfastError } from '../shared/errors.ts'
-import type { MapNode } from '../shared/cluster-map.ts'
+import type { ClusterMap, MapNode } from '../shared/cluster-map.ts'
 import { parseZone } from '../shared/ids.ts'
 import { version } from '../shared/version.ts'
 import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
@@ -35,6 +35,8 @@ import { Metrics } from './http/metrics.ts'
 import { wholeBytesMax } from './http/serve-artifact.ts'
 import { EdgeServer } from './http/server.ts'
 import { inspectionOf } from './inspection/inspection.ts'
+import { readColdState, type ColdState } from './identity/cold-state.ts'
+import { IdentityKeeper } from './identity/identity-keeper.ts'
 import { openMetadata } from './metadata/open-metadata.ts'
 import type { Metadata } from './metadata/types.ts'
 import { readings } from './readings.ts'
@@ -51,6 +53,7 @@ import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
+import { keepIdentity } from './tasks/keep-identity.ts'
 import { Jobs } from './tasks/jobs.ts'
 import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
@@ -97,13 +100,15 @@ async function build(
   closers: Closers,
 ): Promise<Omit<ProxyWorker, 'close'>> {
   const now = (): number => performance.now()
-  const metadata = await waitForDatabase(config, log, signal)
+  const cold = await readColdState(config, log)
+  const metadata = await waitForDatabase(config, cold, log, signal)
   closers.push(() => metadata.close())
   const passwords = await loadPasswords()
-  await prepareFirstStart({ metadata, passwords, log }, config.adminPassword)
+  // Away means that an earlier run was here, so there is nothing to prepare.
+  if (metadata.available) await prepareFirstStart({ metadata, passwords, log }, config.adminPassword)
   const coordinator = await startCoordinator(config, metadata, log)
   closers.push(() => coordinator.close())
-  const map = await firstClusterMap({ metadata, coordinator, log }, config, signal)
+  const map = await firstMap({ metadata, coordinator, log }, config, cold, signal)
 
   // routing
   const view = new ClusterView(map)
@@ -137,11 +142,29 @@ async function build(
   const cache = new PathCache({ entriesMax: config.pathCacheEntries })
   const bodies = new BodyCache({ bytesMax: config.hotCacheBytes, bodyBytesMax: wholeBytesMax })
   const leaseUsable = (key?: string): boolean => coordinator.cache.usable(key)
-  const repositories = new Repositories({ metadata, leaseUsable: () => leaseUsable(repositoriesKey), now })
+  const { secret, stateFolder, identityMaxAgeMs } = config
+  const identity = new IdentityKeeper(
+    { metadata, secret, stateFolder, maxAgeMs: identityMaxAgeMs, now, log },
+    cold?.identity,
+  )
+  const repositories = new Repositories({
+    metadata,
+    leaseUsable: () => leaseUsable(repositoriesKey),
+    now,
+    memory: identity,
+  })
   const limiter = new LoginLimiter(now)
   const failedLogins = new FailedLogins({ limiter, tell: key => coordinator.cache.invalidate([key]) })
   const onFailed = (address: string, name: string): void => failedLogins.failed(address, name)
-  const authenticator = new Authenticator({ metadata, passwords, limiter, onFailed, now })
+  const authenticator = new Authenticator({
+    metadata,
+    passwords,
+    limiter,
+    onFailed,
+    now,
+    remembered: name => identity.user(name),
+    keptMsMax: identityMaxAgeMs,
+  })
   const invalidateLocal = (keys: readonly string[] | 'all'): void => {
     const settingsChanged = keys === 'all' || keys.includes(repositoriesKey)
     if (settingsChanged) repositories.invalidate()
@@ -168,6 +191,7 @@ async function build(
     },
   })
   closers.push(() => resolver.close())
+  if (!metadata.available) resolver.metadataFailed()
   const writer = new ArtifactWriter({
     metadata,
     writer: blobWriter,
@@ -181,6 +205,8 @@ async function build(
   // tasks
   await keeper.start()
   closers.push(() => keeper.close())
+  await identity.start()
+  closers.push(() => identity.close())
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const { collection } = metadata
@@ -199,6 +225,7 @@ async function build(
       keeper.distribution,
       followAddresses({ metadata, view, health, log }, config),
       replayOutbox({ metadata, publisher }),
+      keepIdentity({ metadata, writer, secret: config.secret }),
       repair,
       reclaim,
       antiEntropy,
@@ -230,6 +257,7 @@ async function build(
     jobs,
     jobControl,
     antiEntropy,
+    identity,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -287,17 +315,39 @@ async function build(
   return { url: `http://${config.host === '0.0.0.0' ? '127.0.0.1' : config.host}:${server.port}`, metrics }
 }
 
-/** The first connection may take as long as it takes: a proxy that is started before its database waits for it. */
-async function waitForDatabase(config: ProxyConfig, log: Logger, signal: AbortSignal): Promise<Metadata> {
+/** The first connection may take as long as it takes, unless an earlier run left what it takes to serve reads without it. */
+async function waitForDatabase(
+  config: ProxyConfig,
+  cold: ColdState | undefined,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<Metadata> {
+  const clusterId = cold?.identity.clusterId ?? config.clusterId
+  const startWithout = cold !== undefined
   for (let tries = 0; ; tries++) {
     try {
-      const { postgresUrl: url, clusterId } = config
-      return await openMetadata({ url, log, ...(clusterId === undefined ? {} : { clusterId }) })
+      const url = config.postgresUrl
+      return await openMetadata({ url, log, startWithout, ...(clusterId === undefined ? {} : { clusterId }) })
     } catch (error) {
       if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
       if (tries === 0) log.warn({ err: error }, 'waiting for the database')
       await sleep(databasePauseMs, undefined, { signal })
     }
+  }
+}
+
+/** From the database; while that is away, the one from the state folder, which storage nodes may replace by a newer one. */
+async function firstMap(
+  deps: Parameters<typeof firstClusterMap>[0],
+  config: ProxyConfig,
+  cold: ColdState | undefined,
+  signal: AbortSignal,
+): Promise<ClusterMap> {
+  try {
+    return await firstClusterMap(deps, config, signal)
+  } catch (error) {
+    if (cold === undefined || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+    return cold.map
   }
 }
 
@@ -324,12 +374,16 @@ interface ReadinessParts {
   readonly resolver: Resolver
   readonly coordinator: Coordinator
   readonly health: HealthTable
+  readonly identity: IdentityKeeper
 }
 
 /** Ready means that reads are served; what limits the service without ending it is told as a problem. */
-function readiness({ resolver, coordinator, health }: ReadinessParts): { ready: boolean; problems: string[] } {
+function readiness({ resolver, coordinator, health, identity }: ReadinessParts): {
+  ready: boolean
+  problems: string[]
+} {
   const problems: string[] = []
-  if (!resolver.metadataAvailable) problems.push('the database is away: reads only')
+  if (!resolver.metadataAvailable) problems.push(...withoutDatabase(identity))
   const { up, reason } = coordinator.state()
   if (!up)
     problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
@@ -339,6 +393,13 @@ function readiness({ resolver, coordinator, health }: ReadinessParts): { ready: 
   const ready = nodes.some(node => node.state !== 'down')
   if (!ready) problems.push('no storage node answers')
   return { ready, problems }
+}
+
+function withoutDatabase({ ageMs, outdated }: IdentityKeeper): string[] {
+  const minutes = Math.floor((ageMs ?? 0) / 60_000)
+  if (!outdated) return [`the database is away: reads only, with users and repositories as of ${minutes} min ago`]
+  const known = ageMs === undefined ? 'nothing is known of users' : `what is known of users is ${minutes} min old`
+  return ['the database is away: reads only', `${known}: only what everybody may read is served`]
 }
 
 async function closeInReverse(closers: Closers, log: Logger): Promise<void> {

@@ -5,11 +5,11 @@
 import { hash, randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import { HoldfastError } from '../../shared/errors.ts'
-import type { Metadata, User } from '../metadata/types.ts'
+import type { User } from '../metadata/types.ts'
 import type { LoginLimiter } from './login-limiter.ts'
 import type { Passwords } from './passwords.ts'
 import { anonymous, type Principal } from './principal.ts'
-import { UserCache } from './user-cache.ts'
+import { UserCache, type UserCacheDeps } from './user-cache.ts'
 
 /** Cache key (for invalidation between proxies) that says a user changed; no path can have it. */
 export const userKey = (name: string): string => userKeyPrefix + name
@@ -19,14 +19,11 @@ export const userKeyPrefix = '!user/'
 const trustMs = 60_000
 const verifiedMax = 2_000
 
-export interface AuthenticatorDeps {
-  readonly metadata: Pick<Metadata, 'findUser'>
+export interface AuthenticatorDeps extends UserCacheDeps {
   readonly passwords: Pick<Passwords, 'verify'>
   readonly limiter: Pick<LoginLimiter, 'begin' | 'succeeded' | 'undecided'>
   /** A password, or the name it came with, was wrong. */
   readonly onFailed?: (address: string, name: string) => void
-  /** Monotonic, ms. */
-  readonly now: () => number
 }
 
 interface Verified {

@@ -15,27 +15,37 @@ interface Known {
   doubtful: boolean
 }
 
+export interface UserCacheDeps {
+  readonly metadata: Pick<Metadata, 'findUser'>
+  /** Monotonic, ms. */
+  readonly now: () => number
+  /** What is remembered of a user for an outage; undefined: nobody knows. */
+  readonly remembered?: (name: string) => { readonly user: User | undefined } | undefined
+  /** How long a user is kept while PostgreSQL is away; 24 h unless told. */
+  readonly keptMsMax?: number
+}
+
 /**
- * The users this worker has met: asked again after 10 s, kept up to 24 h while PostgreSQL is away. Names nobody has are not
+ * The users this worker has met: asked again after 10 s, kept up to 24 h while PostgreSQL is away; then what is remembered counts. Names nobody has are not
  * kept: guessing must not push out those who exist.
  */
 export class UserCache {
-  readonly #deps: { readonly metadata: Pick<Metadata, 'findUser'>; readonly now: () => number }
+  readonly #deps: UserCacheDeps
   readonly #known = new LRUCache<string, Known>({ max: usersMax })
   readonly #reading = new Map<string, Promise<User | undefined>>()
   /** Grows with every `forget`: what was read before is not kept after. */
   #version = 0
   #outageUntil = Number.NEGATIVE_INFINITY
 
-  constructor(deps: { readonly metadata: Pick<Metadata, 'findUser'>; readonly now: () => number }) {
+  constructor(deps: UserCacheDeps) {
     this.#deps = deps
   }
 
-  /** Concurrent calls for one name share a read. Rejects with METADATA_UNAVAILABLE for users not met before. */
+  /** Concurrent calls for one name share a read. Rejects with METADATA_UNAVAILABLE for users not met before, nor remembered. */
   async find(name: string): Promise<User | undefined> {
     const known = this.#known.get(name)
     const now = this.#deps.now()
-    if (known !== undefined && usable(known, now, now < this.#outageUntil)) return known.user
+    if (known !== undefined && this.#usable(known, now, now < this.#outageUntil)) return known.user
     let reading = this.#reading.get(name)
     if (reading === undefined) {
       reading = this.#read(name, now).finally(() => {
@@ -67,13 +77,15 @@ export class UserCache {
       if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
       this.#outageUntil = this.#deps.now() + outageMs
       const known = this.#known.get(name)
-      if (known === undefined || !usable(known, now, true)) throw error
-      return known.user
+      if (known !== undefined && this.#usable(known, now, true)) return known.user
+      const remembered = this.#deps.remembered?.(name)
+      if (remembered === undefined) throw error
+      return remembered.user
     }
   }
-}
 
-function usable(known: Known, now: number, outage: boolean): boolean {
-  const ageMs = now - known.readAt
-  return outage ? ageMs < staleMsMax : !known.doubtful && ageMs < freshMs
+  #usable(known: Known, now: number, outage: boolean): boolean {
+    const ageMs = now - known.readAt
+    return outage ? ageMs < (this.#deps.keptMsMax ?? staleMsMax) : !known.doubtful && ageMs < freshMs
+  }
 }

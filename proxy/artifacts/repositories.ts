@@ -7,12 +7,24 @@ export const repositoriesKey = '!repositories'
 /** How old the list may be while this worker holds no cache lease, in ms. */
 const unleasedAgeMsMax = 1_000
 
+export interface RepositoriesDeps {
+  readonly metadata: Pick<Metadata, 'listRepositories'>
+  readonly leaseUsable: () => boolean
+  /** Monotonic, ms. */
+  readonly now: () => number
+  /** What is remembered of them for an outage; proxy/identity's IdentityKeeper fits. */
+  readonly memory?: { repositories(): readonly Repository[] | undefined; readonly outdated: boolean }
+}
+
+/** Repositories of Holdfast's own begin with a dot, which no client can say: they are not told. */
+const isInternal = ({ name }: Repository): boolean => name.startsWith('.')
+
 /**
  * The repositories as this worker knows them. Changed through `repositoriesKey` invalidations; without a cache lease re-read at
  * most a second after it was last read; kept while PostgreSQL is away.
  */
 export class Repositories {
-  readonly #deps: { metadata: Pick<Metadata, 'listRepositories'>; leaseUsable: () => boolean; now: () => number }
+  readonly #deps: RepositoriesDeps
   #byName = new Map<string, Repository>()
   #readAt = Number.NEGATIVE_INFINITY
   /** Grows with each invalidation; a list is current if none came since its reading began. */
@@ -22,12 +34,7 @@ export class Repositories {
   #keptUntil = Number.NEGATIVE_INFINITY
   #reading: Promise<void> | undefined
 
-  constructor(deps: {
-    metadata: Pick<Metadata, 'listRepositories'>
-    leaseUsable: () => boolean
-    /** Monotonic, ms. */
-    now: () => number
-  }) {
+  constructor(deps: RepositoriesDeps) {
     this.#deps = deps
   }
 
@@ -76,15 +83,30 @@ export class Repositories {
     try {
       const list = await this.#deps.metadata.listRepositories()
       if (version < this.#readVersion) return // a later reading was quicker
-      this.#byName = new Map(list.map(repository => [repository.name, repository]))
+      this.#use(list)
       this.#readAt = readAt
       this.#readVersion = version
       this.#keptUntil = Number.NEGATIVE_INFINITY
     } catch (error) {
-      const known = this.#readAt !== Number.NEGATIVE_INFINITY
-      if (!known || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+      this.#remember(error)
       // Not by the lease: an invalidation that could not be followed must not be forgotten.
       this.#keptUntil = this.#deps.now() + unleasedAgeMsMax
     }
+  }
+
+  /** PostgreSQL is away: what was read before, else what an earlier run left; of something too old only what everybody may read. */
+  #remember(error: Error): void {
+    const { memory } = this.#deps
+    if (this.#readAt === Number.NEGATIVE_INFINITY) {
+      const list = memory?.repositories()
+      if (list === undefined) throw error
+      this.#use(list)
+    }
+    if (memory?.outdated === true) this.#use([...this.#byName.values()].filter(one => one.anonymousRead))
+  }
+
+  #use(list: readonly Repository[]): void {
+    this.#byName = new Map(list.filter(one => !isInternal(one)).map(repository => [repository.name, repository]))
   }
 }

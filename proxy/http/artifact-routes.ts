@@ -13,7 +13,7 @@ import type { Repositories } from '../artifacts/repositories.ts'
 import type { Resolver } from '../artifacts/resolver.ts'
 import type { Artifact, Metadata, Repository, WriteConditions } from '../metadata/types.ts'
 import type { BlobReader } from '../routing/types.ts'
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseDigest, type Digest } from '../../shared/ids.ts'
 import { prepareHead, type AnswerHead } from './answer-head.ts'
 import { sendJson, sendText, type Exchange } from './answers.ts'
@@ -198,8 +198,11 @@ export class ArtifactRoutes {
   async #redirectToFolder(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
     const { request, response, requestId } = exchange
     if (request.headers.accept?.includes('text/html') !== true) return false
-    const page = await this.#deps.metadata.listFolder(repository.id, path + '/', '', 1)
-    if (page.entries.length === 0) return false
+    // Without PostgreSQL nobody can list; that there is no artifact is known all the same.
+    const page = await this.#deps.metadata.listFolder(repository.id, path + '/', '', 1).catch((error: unknown) => {
+      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+    })
+    if (page === undefined || page.entries.length === 0) return false
     const location = artifactTarget(repository.name, path + '/')
     sendText(response, 301, 'text/plain', location + '\n', requestId, { location }, request.method === 'HEAD')
     return true

@@ -15,6 +15,7 @@ import {
 import { CollectionTables } from './collection.ts'
 import { CommitQueue } from './commit-queue.ts'
 import { callTimeoutMs, Database } from './database.ts'
+import { exportIdentity, type IdentityTables } from './identity-tables.ts'
 import { ensureIdentity, type Identity } from './identity.ts'
 import { JobTables } from './jobs.ts'
 import * as inspection from './inspection.ts'
@@ -140,6 +141,7 @@ class PostgresMetadata implements types.Metadata {
     repositories.changeRepository(this.#database, name, change)
   deleteRepository = (name: string): Promise<void> => repositories.deleteRepository(this.#database, name)
 
+  exportIdentity = (): Promise<IdentityTables> => exportIdentity(this.#database)
   findUser = (name: string): Promise<types.User | undefined> => users.findUser(this.#database, name)
   putUser = (user: types.User): Promise<void> => users.putUser(this.#database, user)
   audit = (entry: Parameters<types.Metadata['audit']>[0]): Promise<void> => users.appendAudit(this.#database, entry)

@@ -5,6 +5,7 @@
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { CollectionStore } from './collection-types.ts'
+import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
@@ -187,6 +188,8 @@ export interface Metadata {
   /** Refuses with CONFLICT while artifacts are in it. */
   deleteRepository(name: string): Promise<void>
 
+  /** Repositories and users as they are stored, for a copy of them elsewhere. */
+  exportIdentity(): Promise<IdentityTables>
   findUser(name: string): Promise<User | undefined>
   putUser(user: User): Promise<void>
   audit(entry: { user: string; action: string; subject: string; outcome: string; address: string }): Promise<void>
