@@ -163,7 +163,8 @@ t.test(
       const found = await run(cluster, fsck, [])
       return found.code === 0 ? found : undefined
     })
-    t.match(clean.out, /30 paths and 90 copies on shards checked/)
+    // One more than ours, if the primary has put its copy of users and repositories there by now.
+    t.match(clean.out, /3[01] paths and 9[03] copies on shards checked/)
 
     // All copies of one large blob are gone; another path is forgotten by the database.
     const [lostPath] = [...bodies].find(([, body]) => body.length === 100_000)!
