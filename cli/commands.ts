@@ -51,6 +51,17 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${gcUsage}\n${configHelp({ ...gcOptions, ...clientOptions })}`
     },
   },
+  backup: {
+    summary: 'Back up the cluster, list, verify and prune backups',
+    run: async source => (await import('./backup.ts')).backup(source),
+    help: async () => {
+      const [{ backupOptions, backupUsage }, { clientOptions }] = [
+        await import('./backup.ts'),
+        await import('./client.ts'),
+      ]
+      return `${backupUsage}\n${configHelp({ ...backupOptions, ...clientOptions })}`
+    },
+  },
   verify: {
     summary: 'Read every copy of an artifact (exit code 1 if any is not good)',
     run: async source => (await import('./copies.ts')).verify(source),

@@ -136,6 +136,31 @@ export const proxyOptions = {
     default: 24 * 3_600_000,
     doc: 'How long an unused blob is condemned, and can still be named again, before it is deleted.',
   },
+  backupTarget: {
+    kind: 'string',
+    pattern: [/^(file:\/\/)?\/./, 'must be file:///folder'],
+    doc: 'Where backups go: file:///folder on another disk or host, the same for all proxies.',
+  },
+  backupPassphrase: {
+    kind: 'secret',
+    charsMin: 12,
+    doc: 'Backups are encrypted with it; set before the first one, and kept elsewhere: without it they are worthless.',
+  },
+  backupBytesPerSecond: {
+    kind: 'int',
+    unit: 'bytes',
+    min: 64 * 1024,
+    max: 16 * GiB,
+    default: 128 * MiB,
+    doc: 'How fast backups are read and verified, so that clients do not notice.',
+  },
+  backupKeep: {
+    kind: 'int',
+    min: 0,
+    max: 10_000,
+    default: 14,
+    doc: 'Backups that are kept; older ones are pruned after each new one. 0: all.',
+  },
   antiEntropyMs: {
     kind: 'int',
     unit: 'ms',

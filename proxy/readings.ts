@@ -5,6 +5,7 @@ import type { BodyCache } from './artifacts/body-cache.ts'
 import type { PathCache } from './artifacts/path-cache.ts'
 import type { Publisher } from './artifacts/publisher.ts'
 import type { Resolver } from './artifacts/resolver.ts'
+import type { Backups } from './backup/backups.ts'
 import type { Coordinator } from './coordination/types.ts'
 import type { Reading } from './http/metrics.ts'
 import type { IdentityKeeper } from './identity/identity-keeper.ts'
@@ -35,6 +36,7 @@ export interface CountedParts {
   readonly jobs: Pick<Jobs, 'known'>
   readonly antiEntropy: AntiEntropy
   readonly identity: Pick<IdentityKeeper, 'ageMs'>
+  readonly backups: Pick<Backups, 'tallies'>
 }
 
 export function readings(parts: CountedParts): Reading[] {
@@ -137,8 +139,22 @@ function writes({ writes: { counters }, writer, publisher }: CountedParts): Read
   ]
 }
 
-function tasks({ repair, reclaim, antiEntropy }: CountedParts): Reading[] {
+function tasks({ repair, reclaim, antiEntropy, backups: { tallies } }: CountedParts): Reading[] {
   return [
+    counter('backup_copied_bytes', 'Bytes this worker copied to the backup target', () => tallies.copiedBytes),
+    counter('backup_copied_blobs', 'Blobs this worker copied to the backup target', () => tallies.copiedBlobs),
+    gauge(
+      'backup_last_bytes',
+      'Bytes of all blobs of the last backup this worker made',
+      () => tallies.lastBytes,
+      'max',
+    ),
+    gauge(
+      'backup_last_timestamp_seconds',
+      'Moment that the last backup this worker made shows',
+      () => tallies.lastTime / 1_000,
+      'max',
+    ),
     counter('repaired_copies', 'Missing copies this worker brought home as primary', () => repair.copied),
     counter('repaired_bytes', 'Bytes of them', () => repair.copiedBytes),
     counter('repaired_references', 'Missing references this worker brought home as primary', () => repair.appended),

@@ -22,6 +22,8 @@ import { Publisher } from './artifacts/publisher.ts'
 import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
 import { Resolver } from './artifacts/resolver.ts'
 import { buildApi } from './api/build-api.ts'
+import { Throttle } from './backup/blob-source.ts'
+import { backupsOf } from './backup/backups.ts'
 import { BadCopies } from './bad-copies.ts'
 import { clusterStatus } from './cluster-status.ts'
 import type { ProxyConfig } from './config.ts'
@@ -48,6 +50,7 @@ import { HealthTable } from './routing/health.ts'
 import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
+import { backup } from './tasks/backup.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
@@ -59,6 +62,7 @@ import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
+import { verifyBackup } from './tasks/verify-backup.ts'
 import { firstClusterMap, followAddresses } from './topology/first-map.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
 
@@ -212,7 +216,11 @@ async function build(
   const { collection } = metadata
   const collectionAges = { minAgeMs: config.gcMinAgeMs, holdMs: config.gcHoldMs }
   const incarnation = (): string => metadata.incarnation
+  const backups = backupsOf(config, metadata)
+  const throttle = new Throttle(config.backupBytesPerSecond, now)
   const definitions: readonly Job[] = [
+    backup({ ...backups, metadata, reader, throttle, keep: config.backupKeep, now: Date.now, version }),
+    verifyBackup({ ...backups, throttle }),
     housekeeping(metadata),
     collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
   ]
@@ -258,6 +266,7 @@ async function build(
     jobControl,
     antiEntropy,
     identity,
+    backups,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -281,6 +290,7 @@ async function build(
     repositories,
     artifacts: changes,
     tasks: jobControl,
+    backups,
     collection,
     collectionAges,
     inspection: inspectionOf({

@@ -51,6 +51,7 @@ export const errorCodes = [
   'SCHEMA_UNSUPPORTED',
   'POSTGRES_START_FAILED',
   'DATA_IN_USE',
+  'BACKUP_DAMAGED',
   'LEASE_LOST',
   'INTERNAL',
 ] as const

@@ -8,6 +8,7 @@ import { installAccessControl } from './access-control.ts'
 import { installErrors } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
+import { addBackupRoutes } from './backup-routes.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
 import { addGcRoutes } from './gc-routes.ts'
 import { addInspectionRoutes } from './inspection-routes.ts'
@@ -54,6 +55,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addClusterRoutes(api, deps)
       addTaskRoutes(api, deps)
       addGcRoutes(api, deps)
+      addBackupRoutes(api, deps)
       addInspectionRoutes(api, deps)
     },
     { prefix: '/api/v1' },

@@ -10,7 +10,7 @@ const name = Type.String({ pattern: '^[a-z][a-z0-9-]{0,62}$' })
 const numberPattern = '^[0-9]{1,15}$'
 const number = Type.String({ pattern: numberPattern })
 
-const runView = Type.Object({
+export const runView = Type.Object({
   id: Type.Integer(),
   job: Type.String(),
   origin: Type.String({ description: 'schedule or user' }),

@@ -3,6 +3,7 @@ import type { Logger } from 'pino'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
+import type { Backups } from '../backup/backups.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import type { Inspection } from '../inspection/inspection.ts'
@@ -39,6 +40,7 @@ export interface ApiDeps {
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
   readonly artifacts: ArtifactOperations
   readonly tasks: JobControl
+  readonly backups: Pick<Backups, 'list'>
   readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>
   readonly collectionAges: CollectionAges
   /**

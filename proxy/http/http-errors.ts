@@ -53,6 +53,7 @@ export const httpStatus = {
   SCHEMA_UNSUPPORTED: 503,
   POSTGRES_START_FAILED: 500,
   DATA_IN_USE: 500,
+  BACKUP_DAMAGED: 500,
   LEASE_LOST: 503,
   INTERNAL: 500,
 } as const satisfies Record<ErrorCode, number>

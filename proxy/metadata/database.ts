@@ -25,6 +25,12 @@ const ping = statement('ping', 'SELECT 1')
 const begin = statement('begin', 'BEGIN')
 const commit = statement('commit', 'COMMIT')
 const rollback = statement('rollback', 'ROLLBACK')
+const beginSnapshot = statement('begin-snapshot', 'BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY')
+/** Whoever pages through a snapshot does something with each page, such as writing it to a slow disk. */
+const keepSnapshot = statement(
+  'keep-snapshot',
+  `SELECT set_config('idle_in_transaction_session_timeout', '300000', true)`,
+)
 
 export interface DatabaseDeps {
   readonly log: Logger
@@ -136,6 +142,26 @@ export class Database implements Queryable {
         throw error
       }
     })
+  }
+
+  /**
+   * Reads that all see one moment, on a connection of their own. Each has the time of a call; all together may take as long as they need,
+   * and all the while PostgreSQL cannot clean up behind updates: page through large tables, and do nothing else meanwhile.
+   */
+  async snapshot<T>(work: (snapshot: Queryable) => Promise<T>): Promise<T> {
+    this.#circuit.throwIfDown()
+    // PGlite has one connection for everybody.
+    const pooled = this.#folder !== undefined
+    const session = pooled ? await this.#pool.acquire(callTimeoutMs) : await this.#openJudged(false)
+    try {
+      await session.query(beginSnapshot, [], callTimeoutMs)
+      await session.query(keepSnapshot, [], callTimeoutMs)
+      return await work({ query: (sql, values = []) => session.query(sql, values, callTimeoutMs) })
+    } finally {
+      if (!session.broken) await session.query(rollback, [], callTimeoutMs).catch(() => session.destroy(undefined))
+      if (pooled) this.#pool.release(session)
+      else await session.close().catch(() => {}) // it is of no more use either way
+    }
   }
 
   async close(): Promise<void> {

@@ -27,6 +27,7 @@ import type { Migration } from './migrations/migration.ts'
 import { pendingOutbox, settleOutbox } from './outbox.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
+import { readSnapshot } from './snapshot.ts'
 import type * as types from './types.ts'
 import * as users from './users.ts'
 
@@ -234,6 +235,9 @@ class PostgresMetadata implements types.Metadata {
     blobs: Parameters<types.Metadata['reclaimUnconfirmed']>[0],
     token: number,
   ): Promise<readonly ('live' | 'reclaim')[]> => repairs.reclaimUnconfirmed(this.#database, blobs, token)
+
+  snapshot = <T>(work: (snapshot: types.MetadataSnapshot) => Promise<T>): Promise<T> =>
+    this.#database.snapshot(queryable => readSnapshot(queryable, work))
 
   issueToken = (role: string, holder: string): Promise<number> => issueToken(this.#database, role, holder)
   newestToken = (role: string): Promise<number> => newestToken(this.#database, role)

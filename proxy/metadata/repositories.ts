@@ -1,7 +1,7 @@
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Database } from './database.ts'
 import { repositoryColumns, repositoryOf, type RepositoryRow } from './rows.ts'
-import { statement } from './statement.ts'
+import { statement, type Queryable } from './statement.ts'
 import type { NewRepository, Repository, RepositoryChange } from './types.ts'
 
 /** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_1 shares. */
@@ -31,7 +31,7 @@ const hasArtifacts = statement<{ used: boolean }>(
 )
 const remove = statement('delete-repository', 'DELETE FROM repositories WHERE id = $1')
 
-export async function listRepositories(database: Database): Promise<readonly Repository[]> {
+export async function listRepositories(database: Queryable): Promise<readonly Repository[]> {
   const rows = await database.query(list)
   return rows.map(repositoryOf)
 }

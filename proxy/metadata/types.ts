@@ -177,6 +177,21 @@ export interface RepairEntry {
   readonly attempts: number
 }
 
+/** What a backup needs, all of one moment. */
+export interface MetadataSnapshot {
+  /** When it was taken, by PostgreSQL's clock. */
+  readonly time: number
+  repositories(): Promise<readonly Repository[]>
+  users(): Promise<readonly User[]>
+  /** Blobs that artifacts name, with a digest above `after` ('' for all), in the order of their digests. */
+  namedBlobs(after: string, limit: number): Promise<readonly Blob[]>
+  /** Artifacts behind `after`, in the order of repository id and path. */
+  artifacts(
+    after: { readonly repositoryId: number; readonly path: string },
+    limit: number,
+  ): Promise<readonly Artifact[]>
+}
+
 export interface Metadata {
   /** Random id of this database, made when it was created or rebuilt. */
   readonly incarnation: string
@@ -270,6 +285,12 @@ export interface Metadata {
   loadClusterMap(): Promise<ClusterMap | undefined>
   /** Compare-and-set on the epoch: false if another map of this epoch or later is there. */
   publishClusterMap(map: ClusterMap, token: number): Promise<boolean>
+
+  /**
+   * Reads that all see one moment. While `work` lasts PostgreSQL cannot clean up behind updates: read, page by page, and do nothing
+   * that takes long in between.
+   */
+  snapshot<T>(work: (snapshot: MetadataSnapshot) => Promise<T>): Promise<T>
 
   /** Jobs of the primary, their runs and logs. */
   readonly jobs: JobStore

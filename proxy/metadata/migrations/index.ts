@@ -3,8 +3,17 @@ import { coordination } from './0002-coordination.ts'
 import { commitFunction } from './0003-commit-function.ts'
 import { jobs } from './0004-jobs.ts'
 import { collection } from './0006-collection.ts'
+import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import type { Migration } from './migration.ts'
 
 /** Every step of the schema, by number. A new one is a file of its own and a line here. */
-export const migrations: readonly Migration[] = [tables, coordination, commitFunction, jobs, collection, owedDrops]
+export const migrations: readonly Migration[] = [
+  tables,
+  coordination,
+  commitFunction,
+  jobs,
+  collection,
+  backupHold,
+  owedDrops,
+]

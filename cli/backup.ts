@@ -1,0 +1,85 @@
+/** `holdfast backup create | list | verify | prune` */
+import type { BackupSummary } from '../proxy/backup/types.ts'
+import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
+import type { ConfigSource, Options } from '../shared/config.ts'
+import { HoldfastError } from '../shared/errors.ts'
+import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { awaitRun, humanTime, runText } from './task.ts'
+import { humanBytes, textTable } from './text-table.ts'
+
+export const backupUsage = `holdfast backup create                        (runs by itself each night)
+holdfast backup list
+holdfast backup verify [<id>] [--percent <n>] [--repair]
+holdfast backup prune --keep <n>
+`
+
+export const backupOptions = {
+  keep: { kind: 'int', min: 0, max: 10_000, default: 0, doc: 'How many backups prune leaves, the newest ones.' },
+  percent: { kind: 'int', min: 1, max: 100, default: 100, doc: 'How many of a hundred blobs verify reads.' },
+  repair: {
+    kind: 'bool',
+    default: false,
+    doc: 'verify removes what is damaged: the next backup copies it again, if the cluster has it still.',
+  },
+} as const satisfies Options
+
+type Command = ClientCommand<typeof backupOptions>
+
+const verbs: Readonly<Record<string, (command: Command, word: string | undefined) => Promise<number>>> = {
+  create: command => runTask(command, '/backups', {}),
+  list: async ({ client, print }) => {
+    const list = (await client.call('GET', '/backups')) as { backups: readonly BackupSummary[]; damaged: number }
+    const text = textTable(['BACKUP', 'AGE', 'ARTIFACTS', 'BLOBS', 'BYTES', 'NEW', 'MISSING'], list.backups.map(row))
+    print(list.damaged === 0 ? text : `${text}\n${list.damaged} more cannot be read`, list)
+    return list.damaged === 0 ? 0 : 1
+  },
+  verify: (command, backup) => {
+    const { percent, repair } = command.config
+    return runTask(command, '/backups/verify', { percent, repair, ...(backup === undefined ? {} : { backup }) })
+  },
+  prune: command => {
+    const { keep } = command.config
+    if (keep === 0) throw new HoldfastError('CONFIG_INVALID', 'say how many to keep: --keep <n>')
+    return runTask(command, '/backups/prune', { keep })
+  },
+}
+
+/** Resolves with the exit code. */
+export function backup({ args, env }: ConfigSource, write?: Writer): Promise<number> {
+  const wordCount = args.findIndex(arg => arg.startsWith('-'))
+  const words = wordCount < 0 ? args : args.slice(0, wordCount)
+  return runClientCommand(
+    backupOptions,
+    { args: args.slice(words.length), env },
+    async command => {
+      const [verb = '', word, ...more] = words
+      const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
+      if (run === undefined || more.length > 0 || (word !== undefined && verb !== 'verify')) {
+        throw new HoldfastError('CONFIG_INVALID', `what does 'backup ${words.join(' ')}' mean? Try:\n${backupUsage}`)
+      }
+      return run(command, word)
+    },
+    write,
+  )
+}
+
+async function runTask({ client, print }: Command, path: string, body: object): Promise<number> {
+  const { id, job } = (await client.call('POST', path, body)) as JobRun
+  const run = await awaitRun(client, `/tasks/${job}`, id)
+  const { lines } = (await client.call('GET', `/tasks/${job}/runs/${id}/log`)) as { lines: readonly JobLogLine[] }
+  const said = lines.map(({ line }) => line)
+  print([...said, runText(run)].join('\n'), { run, lines: said })
+  return run.state === 'succeeded' ? 0 : 1
+}
+
+function row({ id, time, counts, copied, missing }: BackupSummary): string[] {
+  return [
+    id,
+    humanTime(Date.now() - time),
+    String(counts.artifacts),
+    String(counts.blobs),
+    humanBytes(counts.bytes),
+    humanBytes(copied.bytes),
+    missing === 0 ? '-' : String(missing),
+  ]
+}

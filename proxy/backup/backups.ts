@@ -1,0 +1,55 @@
+/** What the rest of a worker needs to know of backups: where they are, and which there are. */
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { ProxyConfig } from '../config.ts'
+import type { Metadata } from '../metadata/types.ts'
+import { openBackupTarget } from './open-target.ts'
+import { BackupStore } from './store.ts'
+import type { BackupSummary, BackupTallies } from './types.ts'
+
+export interface Backups {
+  readonly hasTarget: boolean
+  readonly tallies: BackupTallies
+  /** The target's backups; CONFLICT if none is configured, and what `BackupStore.openOrClaim` rejects with. */
+  readonly openStore: () => Promise<BackupStore>
+  /** Complete backups, newest first; a summary that cannot be read is left out and counted. */
+  readonly list: () => Promise<{ readonly backups: readonly BackupSummary[]; readonly damaged: number }>
+}
+
+export function backupsOf(
+  { backupTarget, backupPassphrase }: Pick<ProxyConfig, 'backupTarget' | 'backupPassphrase'>,
+  metadata: Pick<Metadata, 'clusterId'>,
+): Backups {
+  let opened: Promise<BackupStore> | undefined
+  const openStore = (): Promise<BackupStore> => {
+    if (backupTarget === undefined) {
+      throw new HoldfastError('CONFLICT', 'no backup target is configured: set HOLDFAST_BACKUP_TARGET on every proxy')
+    }
+    // The key of an encrypted target takes 0.4 s to derive; whoever failed tries again.
+    opened ??= BackupStore.openOrClaim(openBackupTarget(backupTarget), backupPassphrase, metadata.clusterId).catch(
+      (error: unknown) => {
+        opened = undefined
+        throw error
+      },
+    )
+    return opened
+  }
+  return {
+    hasTarget: backupTarget !== undefined,
+    tallies: { copiedBlobs: 0, copiedBytes: 0, lastBytes: 0, lastTime: 0 },
+    openStore: async () => openStore(),
+    list: async () => {
+      const store = await openStore()
+      const found: BackupSummary[] = []
+      let damaged = 0
+      for (const id of (await store.ids()).toReversed()) {
+        const summary = await store.summary(id).catch((error: unknown) => {
+          if (!isHoldfastError(error, 'BACKUP_DAMAGED', 'NOT_FOUND')) throw error
+          return undefined
+        })
+        if (summary === undefined) damaged++
+        else found.push(summary)
+      }
+      return { backups: found, damaged }
+    },
+  }
+}

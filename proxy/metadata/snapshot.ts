@@ -1,0 +1,42 @@
+/** The whole database as of one moment, page by page: for backups. */
+import { listRepositories } from './repositories.ts'
+import { artifactColumns, artifactOf, type ArtifactRow, blobColumns, blobOf, type BlobRow } from './rows.ts'
+import { statement, type Queryable } from './statement.ts'
+import type { MetadataSnapshot } from './types.ts'
+import { bytea } from './value-parsers.ts'
+
+const clock = statement<{ time: number }>('snapshot-time', 'SELECT now() AS time')
+const users = statement<{ name: string; password_hash: string; admin: boolean }>(
+  'snapshot-users',
+  'SELECT name, password_hash, admin FROM users ORDER BY name',
+)
+const namedBlobs = statement<BlobRow>(
+  'snapshot-named-blobs',
+  `SELECT ${blobColumns} FROM blobs b
+  WHERE b.digest > $1 AND EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest) ORDER BY b.digest LIMIT $2`,
+)
+const artifacts = statement<ArtifactRow>(
+  'snapshot-artifacts',
+  `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
+  WHERE (a.repository_id, a.path) > ($1, $2 COLLATE "C") AND a.digest IS NOT NULL
+  ORDER BY a.repository_id, a.path LIMIT $3`,
+)
+
+/** `queryable`: a transaction that sees one moment. */
+export async function readSnapshot<T>(
+  queryable: Queryable,
+  work: (snapshot: MetadataSnapshot) => Promise<T>,
+): Promise<T> {
+  const [now] = await queryable.query(clock)
+  return work({
+    time: now!.time,
+    repositories: () => listRepositories(queryable),
+    users: async () => {
+      const rows = await queryable.query(users)
+      return rows.map(row => ({ name: row.name, passwordHash: row.password_hash, admin: row.admin }))
+    },
+    namedBlobs: async (after, limit) => (await queryable.query(namedBlobs, [bytea(after), limit])).map(blobOf),
+    artifacts: async (after, limit) =>
+      (await queryable.query(artifacts, [after.repositoryId, after.path, limit])).map(artifactOf),
+  })
+}

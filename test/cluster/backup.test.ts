@@ -1,0 +1,95 @@
+/** Backups of a real cluster to a folder: made, listed, verified, pruned. */
+import { createHash, randomBytes } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { backup } from '../../cli/backup.ts'
+import type { BackupSummary } from '../../proxy/backup/types.ts'
+import { startCluster, type Cluster } from '../support/cluster.ts'
+import { eventually } from '../support/eventually.ts'
+import { seededRandom } from '../support/random.ts'
+
+interface Said {
+  readonly code: number
+  readonly text: string
+}
+
+async function run(cluster: Cluster, ...args: string[]): Promise<Said> {
+  const env = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
+  let text = ''
+  const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
+  return { code: await backup({ args, env }, write), text }
+}
+
+async function targetFolder(t: Test): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'hf-backup-'))
+  t.teardown(() => rm(folder, { recursive: true, force: true }))
+  return folder
+}
+
+async function blobsOf(folder: string): Promise<string[]> {
+  const names = await readdir(join(folder, 'blobs'), { recursive: true })
+  return names.filter(name => name.length > 60).sort()
+}
+
+async function newest(cluster: Cluster): Promise<BackupSummary> {
+  const { text } = await run(cluster, 'list', '--json')
+  return (JSON.parse(text) as { backups: BackupSummary[] }).backups[0]!
+}
+
+t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
+  const random = seededRandom(t)
+  const folder = await targetFolder(t)
+  const proxyFlags = ['--backup-target', `file://${folder}`, '--backup-keep', '0']
+  const cluster = await startCluster(t, { proxyFlags })
+  const client = cluster.client()
+  const small = Buffer.from(`small ${random.seed}`)
+  const large = randomBytes(300_000)
+  const huge = randomBytes(3_000_000)
+  for (const [path, body] of [['raw/small', small], ['raw/again', small], ['raw/d/large', large], ['raw/d/huge', huge], ['raw/empty', Buffer.alloc(0)], ['raw/gone', randomBytes(10)]] as const) {
+    t.equal((await client.put(path, body)).status, 201)
+  } // prettier-ignore
+  t.equal((await client.delete('raw/gone')).status, 204)
+
+  const first = await eventually('a primary makes a backup', async () => {
+    const said = await run(cluster, 'create')
+    return said.code === 0 ? said : undefined
+  }, { withinMs: 40_000, everyMs: 500 }) // prettier-ignore
+  t.match(first.text, /5 artifacts, 4 blobs/)
+  t.match(await newest(cluster), { counts: { artifacts: 5, blobs: 4, bytes: small.length + 3_300_000, users: 1 }, copied: { blobs: 4 }, missing: 0, encrypted: false }) // prettier-ignore
+  for (const name of await blobsOf(folder)) {
+    const sha256 = createHash('sha256')
+    for await (const chunk of createReadStream(join(folder, 'blobs', name))) sha256.update(chunk as Buffer)
+    t.equal(name.slice(3), sha256.digest('hex'), 'a blob is its bytes')
+  }
+
+  await client.put('raw/new', randomBytes(70_000))
+  await client.delete('raw/d/huge')
+  t.equal((await run(cluster, 'create')).code, 0)
+  const second = await newest(cluster)
+  t.match(second, { counts: { artifacts: 5, blobs: 4 }, copied: { blobs: 1, bytes: 70_000 } }, 'only what is new')
+  t.equal((await blobsOf(folder)).length, 5)
+  t.match(await run(cluster, 'verify'), { code: 0, text: /4 of 4 blobs read/ })
+
+  const [victim] = (await blobsOf(folder)).filter(name =>
+    name.endsWith(createHash('sha256').update(large).digest('hex')),
+  )
+  const file = join(folder, 'blobs', victim!)
+  const bytes = await readFile(file)
+  bytes[random.int(0, bytes.length - 1)]! ^= 1
+  await writeFile(file, bytes)
+  t.match(await run(cluster, 'verify'), { code: 1, text: new RegExp(`damaged: ${victim!.slice(3)}`) })
+  t.match(await run(cluster, 'verify', '--repair'), { code: 1 })
+  t.equal((await run(cluster, 'create')).code, 0)
+  t.match(await newest(cluster), { copied: { blobs: 1, bytes: 300_000 } }, 'what was removed is copied again')
+  t.match(await run(cluster, 'verify'), { code: 0 })
+
+  t.match(await run(cluster, 'prune', '--keep', '1'), { code: 0, text: /removed 2 backups, 1 blobs/ })
+  t.equal((await blobsOf(folder)).length, 4)
+  t.same((await readdir(join(folder, 'backups'))).length, 1)
+  t.match(await run(cluster, 'verify'), { code: 0, text: /0 bad/ })
+  t.same(await readdir(join(folder, 'tmp')), [], 'nothing is left over')
+  t.same(cluster.crashes(), [])
+})
