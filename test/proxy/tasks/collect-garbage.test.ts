@@ -66,7 +66,7 @@ class World {
       progress: () => {},
       log: line => void this.lines.push(line),
       pause: async () => {},
-    } satisfies JobContext<never> as never)
+    } satisfies JobContext<never>)
     this.checkpoint = undefined
   }
 
