@@ -20,6 +20,8 @@ interface Writer {
   readonly err: (text: string) => void
 }
 
+const roundsInFolder = 6
+
 /** Rejects or fails the test with the fault during which something went wrong. */
 export async function soak(t: Test, random: Random, minutes: number): Promise<void> {
   const proxyFlags = ['--gc-min-age-ms', '500', '--gc-hold-ms', '1000', '--abandoned-ms', '3000']
@@ -34,6 +36,7 @@ export async function soak(t: Test, random: Random, minutes: number): Promise<vo
   const damaged: Damaged = new Set()
   const counts = new Map<string, number>()
   for (let round = 1; performance.now() < end; round++) {
+    if (round % roundsInFolder === 0) load.folder = `load-${round}`
     const fault = randomFault(cluster, random, cluster.proxies[2]!, damaged)
     counts.set(fault.name, (counts.get(fault.name) ?? 0) + 1)
     load.phase(`${round}, ${fault.name}`)
