@@ -86,6 +86,25 @@ export const commands: Readonly<Record<string, Command>> = {
       return configHelp({ ...fsckOptions, ...clientOptions })
     },
   },
+  delete: {
+    summary: 'Delete an artifact or a folder, into the trash',
+    run: async source => (await import('./delete.ts')).deleteArtifacts(source),
+    help: async () => {
+      const [{ deleteOptions, deleteUsage }, { clientOptions }] = [await import('./delete.ts'), await import('./client.ts')] // prettier-ignore
+      return `${deleteUsage}\n${configHelp({ ...deleteOptions, ...clientOptions })}`
+    },
+  },
+  trash: {
+    summary: 'What was deleted: list, restore, purge',
+    run: async source => (await import('./trash.ts')).trash(source),
+    help: async () => {
+      const [{ trashOptions, trashUsage }, { clientOptions }] = [
+        await import('./trash.ts'),
+        await import('./client.ts'),
+      ]
+      return `${trashUsage}\n${configHelp({ ...trashOptions, ...clientOptions })}`
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

@@ -7,6 +7,7 @@ import { humanBytes, textTable } from './text-table.ts'
 
 export const repoUsage = `holdfast repo list
 holdfast repo create <name> [--redeploy allow|once|deny] [--artifact-bytes-max <bytes>|none] [--anonymous-read on|off]
+                            [--trash-days <days>]
 holdfast repo set <name> …the same
 holdfast repo delete <name>   (only when it is empty)
 `
@@ -27,6 +28,11 @@ export const repoOptions = {
     pattern: [/^(on|off)$/, 'must be on or off'],
     doc: 'May everybody read, without credentials?',
   },
+  trashDays: {
+    kind: 'string',
+    pattern: [/^\d{1,4}$/, 'must be a number of days'],
+    doc: 'For how many days what is deleted can be restored (7 unless told); 0: not at all.',
+  },
 } as const satisfies Options
 
 type Repo = Omit<Repository, 'id'>
@@ -35,7 +41,10 @@ type Command = ClientCommand<typeof repoOptions>
 const verbs: Readonly<Record<string, (command: Command, name: string) => Promise<number>>> = {
   list: async ({ client, print }) => {
     const { repositories } = (await client.call('GET', '/repositories')) as { repositories: readonly Repo[] }
-    print(textTable(['NAME', 'FORMAT', 'REDEPLOY', 'LARGEST', 'ANONYMOUS READ'], repositories.map(row)), repositories)
+    print(
+      textTable(['NAME', 'FORMAT', 'REDEPLOY', 'LARGEST', 'ANONYMOUS READ', 'TRASH'], repositories.map(row)),
+      repositories,
+    )
     return 0
   },
   create: async ({ client, config, print }, name) => {
@@ -77,11 +86,17 @@ export function repo({ args, env }: ConfigSource, write?: Writer): Promise<numbe
   )
 }
 
-function changeOf({ redeploy, artifactBytesMax, anonymousRead }: Command['config']): Record<string, unknown> {
+function changeOf({
+  redeploy,
+  artifactBytesMax,
+  anonymousRead,
+  trashDays,
+}: Command['config']): Record<string, unknown> {
   return {
     ...(redeploy === undefined ? {} : { redeploy }),
     ...(artifactBytesMax === undefined ? {} : { artifactBytesMax: bytesOf(artifactBytesMax) }),
     ...(anonymousRead === undefined ? {} : { anonymousRead: anonymousRead === 'on' }),
+    ...(trashDays === undefined ? {} : { trashDays: Number(trashDays) }),
   }
 }
 
@@ -92,12 +107,13 @@ function bytesOf(text: string): number | null {
   return Number(match[1]) * 1024 ** Math.max(0, power)
 }
 
-function row({ name, format, redeploy, artifactBytesMax, anonymousRead }: Repo): string[] {
+function row({ name, format, redeploy, artifactBytesMax, anonymousRead, trashDays }: Repo): string[] {
   return [
     name,
     format,
     redeploy,
     artifactBytesMax === null ? '-' : humanBytes(artifactBytesMax),
     anonymousRead ? 'on' : 'off',
+    trashDays === 0 ? 'off' : `${trashDays} d`,
   ]
 }

@@ -206,7 +206,7 @@ export function progressText({ progress, estimatedEndAt, state }: JobRun): strin
 }
 
 /** `2026-03-01 02:30:00` UTC */
-function shortTime(ms: number): string {
+export function shortTime(ms: number): string {
   return new Date(ms).toISOString().slice(0, 19).replace('T', ' ')
 }
 

@@ -177,6 +177,20 @@ export const proxyOptions = {
     default: 24 * 3_600_000,
     doc: 'While PostgreSQL is away: age up to which the copy of users and repositories counts; beyond, only what everybody may read is served.',
   },
+  deleteBrakePercent: {
+    kind: 'int',
+    min: 0,
+    max: 100,
+    default: 5,
+    doc: 'Deleting a folder with more of the artifacts of its repository than this has to be confirmed; 100: never.',
+  },
+  deleteBrakeArtifacts: {
+    kind: 'int',
+    min: 0,
+    max: 1_000_000_000,
+    default: 1_000,
+    doc: 'Deleting a folder with up to so many artifacts never has to be confirmed.',
+  },
   drainMs: {
     kind: 'int',
     unit: 'ms',

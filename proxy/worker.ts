@@ -21,6 +21,7 @@ import { PathCache } from './artifacts/path-cache.ts'
 import { Publisher } from './artifacts/publisher.ts'
 import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
 import { Resolver } from './artifacts/resolver.ts'
+import { Trash } from './artifacts/trash.ts'
 import { buildApi } from './api/build-api.ts'
 import { Throttle } from './backup/blob-source.ts'
 import { backupsOf } from './backup/backups.ts'
@@ -53,6 +54,7 @@ import { WriteContext } from './routing/write-context.ts'
 import { backup } from './tasks/backup.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
+import { emptyTrash } from './tasks/empty-trash.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
@@ -204,7 +206,9 @@ async function build(
     metadataAvailable: () => metadata.available && resolver.metadataAvailable,
     artifactBytesMax: config.artifactBytesMax,
   })
-  const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath })
+  const brake = { share: config.deleteBrakePercent / 100, artifacts: config.deleteBrakeArtifacts }
+  const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath, brake })
+  const trash = new Trash({ metadata, publisher })
 
   // tasks
   await keeper.start()
@@ -222,6 +226,7 @@ async function build(
     backup({ ...backups, metadata, reader, throttle, keep: config.backupKeep, now: Date.now, version }),
     verifyBackup({ ...backups, throttle }),
     housekeeping(metadata),
+    emptyTrash(metadata),
     collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
@@ -289,6 +294,7 @@ async function build(
     metadata,
     repositories,
     artifacts: changes,
+    trash,
     tasks: jobControl,
     backups,
     collection,

@@ -55,13 +55,18 @@ export function addArtifactRoutes(app: Api, { artifacts, repositories }: ApiDeps
         access: { demands: request => [{ action: 'delete', repository: (request.body as Body).from.repository }] },
         audit: 'artifact.delete',
       },
-      schema: { tags, summary: 'Delete', body: deleteRequest, response: { 200: changedCount, default: errorAnswer } },
+      schema: {
+        tags,
+        summary: 'Delete, into the trash',
+        body: deleteRequest,
+        response: { 200: changedCount, default: errorAnswer },
+      },
     },
     async request => {
-      const { from, recursive } = request.body
+      const { from, recursive, confirm } = request.body
       request.auditSubject = `${from.repository}/${from.path}`
       const place = await find(from, recursive)
-      if (recursive === true) return { artifacts: await artifacts.deleteFolder(place, request.principal.name) }
+      if (recursive === true) return { artifacts: await artifacts.deleteFolder(place, request.principal.name, confirm) }
       await artifacts.deleteArtifact(place, request.principal.name)
       return { artifacts: 1 }
     },

@@ -13,6 +13,11 @@ const artifactBytesMax = Type.Union([Type.Integer({ minimum: 1, maximum: Number.
   description: 'Largest artifact in bytes; null: no limit of its own',
 })
 const anonymousRead = Type.Boolean({ description: 'May everybody read, without credentials?' })
+const trashDays = Type.Integer({
+  minimum: 0,
+  maximum: 3_650,
+  description: 'For how many days what is deleted can be restored; 0: not at all. Holds for deletions from then on',
+})
 
 export const repositoryView = Type.Object({
   name: repositoryName,
@@ -21,6 +26,7 @@ export const repositoryView = Type.Object({
   redeploy,
   artifactBytesMax,
   anonymousRead,
+  trashDays,
 })
 export const repositoryList = Type.Object({ repositories: Type.Array(repositoryView) })
 export const repositoryChange = Type.Object(
@@ -28,6 +34,7 @@ export const repositoryChange = Type.Object(
     redeploy: Type.Optional(redeploy),
     artifactBytesMax: Type.Optional(artifactBytesMax),
     anonymousRead: Type.Optional(anonymousRead),
+    trashDays: Type.Optional(trashDays),
   },
   { ...closed, minProperties: 1 },
 )
@@ -37,12 +44,13 @@ export const newRepository = Type.Object(
     redeploy: Type.Optional(redeploy),
     artifactBytesMax: Type.Optional(artifactBytesMax),
     anonymousRead: Type.Optional(anonymousRead),
+    trashDays: Type.Optional(trashDays),
   },
   closed,
 )
 export const repositoryParams = Type.Object({ name: repositoryName })
 
-const place = Type.Object(
+export const place = Type.Object(
   {
     repository: repositoryName,
     path: Type.String({ maxLength: 2_000, description: 'Decoded, without a leading slash; a folder ends in "/"' }),
@@ -51,7 +59,10 @@ const place = Type.Object(
 )
 const recursive = Type.Optional(Type.Boolean({ description: 'Needed for folders: everything below' }))
 export const transferRequest = Type.Object({ from: place, to: place, recursive }, closed)
-export const deleteRequest = Type.Object({ from: place, recursive }, closed)
+const confirm = Type.Optional(
+  Type.Integer({ minimum: 0, description: 'Of a folder: as many artifacts may go. Needed where a refusal says so' }),
+)
+export const deleteRequest = Type.Object({ from: place, recursive, confirm }, closed)
 export const changedCount = Type.Object({ artifacts: Type.Integer({ description: 'How many artifacts were changed' }) })
 
 export const passwordChange = Type.Object(

@@ -4,6 +4,7 @@ import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Passwords } from '../access/passwords.ts'
 import type { Backups } from '../backup/backups.ts'
+import type { Trash } from '../artifacts/trash.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import type { Inspection } from '../inspection/inspection.ts'
@@ -21,8 +22,8 @@ export interface ArtifactPlace {
 export interface ArtifactOperations {
   /** ARTIFACT_NOT_FOUND if there is none. */
   deleteArtifact(place: ArtifactPlace, user: string): Promise<void>
-  /** Everything below the folder; resolves with how many there were. */
-  deleteFolder(place: ArtifactPlace, user: string): Promise<number>
+  /** Everything below the folder; resolves with how many there were. CONFLICT if so many have to be confirmed. */
+  deleteFolder(place: ArtifactPlace, user: string, confirmed?: number): Promise<number>
   /** Resolves with how many artifacts were copied or moved. */
   transfer(kind: 'copy' | 'move', from: ArtifactPlace, to: ArtifactPlace, user: string): Promise<number>
 }
@@ -39,6 +40,7 @@ export interface ApiDeps {
   /** The repositories as this worker knows them; proxy/artifacts' Repositories fits. */
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
   readonly artifacts: ArtifactOperations
+  readonly trash: Pick<Trash, 'list' | 'restore' | 'purge'>
   readonly tasks: JobControl
   readonly backups: Pick<Backups, 'list'>
   readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>

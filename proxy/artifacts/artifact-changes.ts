@@ -9,6 +9,8 @@ import type {
   WriteConditions,
 } from '../metadata/types.ts'
 import { refusal, tooLarge } from './artifact-writer.ts'
+import { announced } from './announced.ts'
+import { checkBrake, countNeeded, type BrakeLimits } from './delete-brake.ts'
 import type { Publication, Publisher } from './publisher.ts'
 import { referenceOf, tombstoneOf } from './reference.ts'
 
@@ -24,11 +26,18 @@ export interface Place {
 export interface ArtifactChangesDeps {
   readonly metadata: Pick<
     Metadata,
-    'findArtifact' | 'deleteArtifact' | 'deleteFolder' | 'listArtifacts' | 'commitArtifacts' | 'incarnation'
+    | 'findArtifact'
+    | 'deleteArtifact'
+    | 'deleteFolder'
+    | 'countArtifacts'
+    | 'listArtifacts'
+    | 'commitArtifacts'
+    | 'incarnation'
   >
   readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'withdraw'>
   /** Throws if no client could name this path. */
   readonly checkPath: (path: string) => void
+  readonly brake: BrakeLimits
 }
 
 export class ArtifactChanges {
@@ -41,26 +50,39 @@ export class ArtifactChanges {
   /** ARTIFACT_NOT_FOUND if there is none, PRECONDITION_FAILED if it is not one of `match`. */
   async deleteArtifact({ repository, path }: Place, user: string, match?: WriteConditions['match']): Promise<void> {
     const target = { repositoryId: repository.id, repository: repository.name, path, user }
-    await this.#announced([`${repository.name}/${path}`], async () => {
+    await announced(this.#deps.publisher, [`${repository.name}/${path}`], async () => {
       const deleted = await this.#deps.metadata.deleteArtifact(target, match === undefined ? undefined : { match })
       if (deleted === undefined) throw notFound(repository, path)
       return this.#tombstones(repository, [deleted], user)
     })
   }
 
-  /** A page at a time, each as a whole; resolves with how many there were. */
-  async deleteFolder({ repository, path }: Place, user: string): Promise<number> {
+  /**
+   * A page at a time, each as a whole; resolves with how many there were. CONFLICT, with nothing deleted, if there are so many that
+   * their number (or a higher one) has to be `confirmed`.
+   */
+  async deleteFolder({ repository, path }: Place, user: string, confirmed?: number): Promise<number> {
+    await this.#brake(repository, path, confirmed)
     const target = { repositoryId: repository.id, repository: repository.name, prefix: path, user }
     let count = 0
     for (;;) {
       const page = await this.#deps.metadata.listArtifacts(repository.id, path, '', pageSize)
       const keys = page.map(artifact => `${repository.name}/${artifact.path}`)
-      const deleted = await this.#announced(keys, async () =>
+      const deleted = await announced(this.#deps.publisher, keys, async () =>
         this.#tombstones(repository, await this.#deps.metadata.deleteFolder(target, pageSize), user),
       )
       count += deleted
       if (deleted < pageSize) return count
     }
+  }
+
+  async #brake(repository: Repository, path: string, confirmed: number | undefined): Promise<void> {
+    const { metadata, brake } = this.#deps
+    const few = await metadata.countArtifacts(repository.id, path, brake.artifacts + 1)
+    if (few <= brake.artifacts) return
+    const doomed = await metadata.countArtifacts(repository.id, path, Infinity)
+    const all = await metadata.countArtifacts(repository.id, '', countNeeded(doomed, brake))
+    checkBrake(doomed, all, brake, confirmed)
   }
 
   /**
@@ -118,7 +140,7 @@ export class ArtifactChanges {
     }))
     const gone = kind === 'move' ? deletes : []
     const keys = [...commits, ...gone].map(change => `${change.repository}/${change.path}`)
-    await this.#announced(keys, () => this.#commitPage(commits, gone, from, to, user))
+    await announced(this.#deps.publisher, keys, () => this.#commitPage(commits, gone, from, to, user))
   }
 
   async #commitPage(
@@ -141,18 +163,6 @@ export class ArtifactChanges {
       }
     }
     return publications
-  }
-
-  /** Announces the keys, commits, publishes; whatever comes of it, the announcement ends. Resolves with the number of changes. */
-  async #announced(keys: readonly string[], commit: () => Promise<Publication[]>): Promise<number> {
-    const { publisher } = this.#deps
-    await publisher.prepare(keys)
-    const publications = await commit().catch((error: unknown) => {
-      publisher.withdraw(keys, error)
-      throw error
-    })
-    await publisher.publish(publications, keys)
-    return publications.length
   }
 
   #commitOf(source: Artifact, to: Place, path: string, user: string): CommitArtifact {

@@ -308,12 +308,14 @@ export class ArtifactRoutes {
   async #delete(exchange: Exchange, { principal, repository }: Access, target: ArtifactTarget): Promise<void> {
     const { request, response, requestId } = exchange
     const isFolder = target.path === '' || target.path.endsWith('/')
+    const query = new URLSearchParams(target.query)
     let deleted = 1
     if (!isFolder) {
       const { match } = writeConditions(request.headers)
       await this.#deps.changes.deleteArtifact({ repository, path: target.path }, principal.name, match)
-    } else if (new URLSearchParams(target.query).get('recursive') === 'true') {
-      deleted = await this.#deps.changes.deleteFolder({ repository, path: target.path }, principal.name)
+    } else if (query.get('recursive') === 'true') {
+      const confirmed = confirmedCount(query.get('confirm'))
+      deleted = await this.#deps.changes.deleteFolder({ repository, path: target.path }, principal.name, confirmed)
       if (deleted === 0) throw new HoldfastError('ARTIFACT_NOT_FOUND', `no folder ${repository.name}/${target.path}`)
     } else {
       throw new HoldfastError('BAD_REQUEST', 'this is a folder: add ?recursive=true to delete everything below it')
@@ -367,6 +369,13 @@ function contentLength(request: IncomingMessage): number | undefined {
     throw new HoldfastError('BAD_REQUEST', 'Content-Length is not a number of bytes', { contentLength: header })
   }
   return length
+}
+
+/** How many artifacts may go with a folder, where so many go that it has to be said. */
+function confirmedCount(text: string | null): number | undefined {
+  if (text === null) return undefined
+  if (!/^\d{1,15}$/.test(text)) throw new HoldfastError('BAD_REQUEST', 'confirm is a number of artifacts')
+  return Number(text)
 }
 
 /** Only what a write can honour: `If-None-Match: *`, and `If-Match` with strong tags that are our digests. */

@@ -34,17 +34,24 @@ export interface ChangeRow extends BlobRow, Pick<ArtifactRow, 'version' | 'creat
   readonly outbox_seq: number | null
 }
 
+/** Where deletions go. 'final': nowhere, as those of a move, by which nothing is lost. */
+export type Deletions = 'trash' | 'final'
+
 const commitChanges = statement<ChangeRow>(
-  'commit-changes-1',
+  'commit-changes-2',
   `SELECT ord, outcome, reason, version, outbox_seq, digest, generation, partition, bytes, md5, sha1,
     created_by, created_at, updated_at
-  FROM commit_changes_1($1)`,
+  FROM commit_changes_2($1, $2)`,
 )
 
 /** One round trip and one transaction for all; each row says what became of the change at its place. */
-export async function runChanges(database: Queryable, changes: readonly Change[]): Promise<readonly ChangeRow[]> {
+export async function runChanges(
+  database: Queryable,
+  changes: readonly Change[],
+  deletions: Deletions,
+): Promise<readonly ChangeRow[]> {
   const items = changes.map(encodeChange)
-  const rows = await database.query(commitChanges, [JSON.stringify(items)])
+  const rows = await database.query(commitChanges, [JSON.stringify(items), deletions === 'trash'])
   assert(rows.length === changes.length, 'a row for each change')
   return rows.sort((a, b) => a.ord - b.ord)
 }

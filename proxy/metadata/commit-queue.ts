@@ -92,6 +92,7 @@ export class CommitQueue {
         const rows = await runChanges(
           this.#options.database,
           group.map(item => item.change),
+          'trash',
         )
         group.forEach((item, index) => item.resolve(rows[index]!))
         return

@@ -28,6 +28,7 @@ import { pendingOutbox, settleOutbox } from './outbox.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
 import { readSnapshot } from './snapshot.ts'
+import { TrashTables } from './trash.ts'
 import type * as types from './types.ts'
 import * as users from './users.ts'
 
@@ -79,6 +80,7 @@ class PostgresMetadata implements types.Metadata {
   readonly #commits: CommitQueue
   readonly jobs: JobTables
   readonly collection: CollectionTables
+  readonly trash: TrashTables
   readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
@@ -100,6 +102,7 @@ class PostgresMetadata implements types.Metadata {
     )
     this.jobs = new JobTables(this.#database)
     this.collection = new CollectionTables(this.#database)
+    this.trash = new TrashTables(this.#database, () => this.incarnation)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },
       lanes: commitLanes,
@@ -161,6 +164,8 @@ class PostgresMetadata implements types.Metadata {
     after: string,
     limit: number,
   ): Promise<readonly types.Artifact[]> => artifacts.listArtifacts(this.#database, repositoryId, prefix, after, limit)
+  countArtifacts = (repositoryId: number, prefix: string, most: number): Promise<number> =>
+    artifacts.countArtifacts(this.#database, repositoryId, prefix, most)
   deleteFolder = (
     target: Parameters<types.Metadata['deleteFolder']>[0],
     limit: number,
@@ -190,7 +195,7 @@ class PostgresMetadata implements types.Metadata {
     if (changes.length === 0) return { results: [], deleted: [] }
     try {
       const rows = await this.#database.transaction(async transaction => {
-        const done = await runChanges(transaction, changes)
+        const done = await runChanges(transaction, changes, 'final')
         const failed = done.filter(row => refusedOutcomes.has(row.outcome))
         if (failed.length > 0) throw new Refused(failed)
         return done

@@ -4,8 +4,9 @@ import { repositoryColumns, repositoryOf, type RepositoryRow } from './rows.ts'
 import { statement, type Queryable } from './statement.ts'
 import type { NewRepository, Repository, RepositoryChange } from './types.ts'
 
-/** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_1 shares. */
+/** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_2 shares. */
 const repositoryLockClass = 4832
+const trashDaysDefault = 7
 
 const list = statement<RepositoryRow>(
   'list-repositories',
@@ -13,14 +14,14 @@ const list = statement<RepositoryRow>(
 )
 const create = statement<RepositoryRow>(
   'create-repository',
-  `INSERT INTO repositories (name, redeploy, artifact_bytes_max, anonymous_read) VALUES ($1, $2, $3, $4)
+  `INSERT INTO repositories (name, redeploy, artifact_bytes_max, anonymous_read, trash_days) VALUES ($1, $2, $3, $4, $5)
   ON CONFLICT (name) DO NOTHING RETURNING ${repositoryColumns}`,
 )
 const change = statement<RepositoryRow>(
   'change-repository',
   `UPDATE repositories SET redeploy = coalesce($2, redeploy),
     artifact_bytes_max = CASE WHEN $3::boolean THEN $4::bigint ELSE artifact_bytes_max END,
-    anonymous_read = coalesce($5, anonymous_read)
+    anonymous_read = coalesce($5, anonymous_read), trash_days = coalesce($6, trash_days)
   WHERE name = $1 RETURNING ${repositoryColumns}`,
 )
 const find = statement<{ id: number }>('find-repository', 'SELECT id FROM repositories WHERE name = $1')
@@ -38,7 +39,8 @@ export async function listRepositories(database: Queryable): Promise<readonly Re
 
 export async function createRepository(database: Database, repository: NewRepository): Promise<Repository> {
   const { name, redeploy = 'allow', artifactBytesMax = null, anonymousRead = false } = repository
-  const [row] = await database.query(create, [name, redeploy, artifactBytesMax, anonymousRead])
+  const { trashDays = trashDaysDefault } = repository
+  const [row] = await database.query(create, [name, redeploy, artifactBytesMax, anonymousRead, trashDays])
   if (row === undefined) throw new HoldfastError('CONFLICT', `there is a repository '${name}' already`, { name })
   return repositoryOf(row)
 }
@@ -48,8 +50,8 @@ export async function changeRepository(
   name: string,
   wanted: RepositoryChange,
 ): Promise<Repository> {
-  const { redeploy = null, artifactBytesMax, anonymousRead = null } = wanted
-  const values = [name, redeploy, artifactBytesMax !== undefined, artifactBytesMax ?? null, anonymousRead]
+  const { redeploy = null, artifactBytesMax, anonymousRead = null, trashDays = null } = wanted
+  const values = [name, redeploy, artifactBytesMax !== undefined, artifactBytesMax ?? null, anonymousRead, trashDays]
   const [row] = await database.query(change, values)
   if (row === undefined) throw notFound(name)
   return repositoryOf(row)

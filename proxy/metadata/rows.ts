@@ -31,13 +31,14 @@ export interface RepositoryRow {
   readonly redeploy: Repository['redeploy']
   readonly artifact_bytes_max: number | null
   readonly anonymous_read: boolean
+  readonly trash_days: number
 }
 
 export const blobColumns = 'b.digest, b.generation, b.partition, b.bytes, b.md5, b.sha1'
 /** Of artifacts `a` joined with their blobs `b`. */
 export const artifactColumns = `a.repository_id, a.path, a.version, a.content_type, a.attributes, a.created_by,
   a.created_at, a.updated_at, ${blobColumns}`
-export const repositoryColumns = 'id, name, format, type, redeploy, artifact_bytes_max, anonymous_read'
+export const repositoryColumns = 'id, name, format, type, redeploy, artifact_bytes_max, anonymous_read, trash_days'
 
 export function blobOf(row: BlobRow): Blob {
   const { digest, generation, partition, bytes, md5, sha1 } = row
@@ -67,6 +68,7 @@ export function repositoryOf(row: RepositoryRow): Repository {
     redeploy: row.redeploy,
     artifactBytesMax: row.artifact_bytes_max,
     anonymousRead: row.anonymous_read,
+    trashDays: row.trash_days,
   }
 }
 

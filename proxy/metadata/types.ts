@@ -7,6 +7,7 @@ import type { ClusterMap } from '../../shared/cluster-map.ts'
 import type { CollectionStore } from './collection-types.ts'
 import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
+import type { TrashStore } from './trash-types.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
 
@@ -20,10 +21,14 @@ export interface Repository {
   /** Largest artifact in bytes; null: no limit. */
   readonly artifactBytesMax: number | null
   readonly anonymousRead: boolean
+  /** For how long what is deleted here can be restored; 0: not at all. Holds for deletions from then on. */
+  readonly trashDays: number
 }
 export type NewRepository = Pick<Repository, 'name'> &
-  Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead'>>
-export type RepositoryChange = Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead'>>
+  Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead' | 'trashDays'>>
+export type RepositoryChange = Partial<
+  Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead' | 'trashDays'>
+>
 
 export interface User {
   readonly name: string
@@ -223,22 +228,24 @@ export interface Metadata {
   commitArtifact(commit: CommitArtifact): Promise<CommitResult>
   /**
    * One transaction for many paths (copy or move of a folder, multi-file upload): all or nothing. If any is refused,
-   * nothing is written and `results` tells only of those that were.
+   * nothing is written and `results` tells only of those that were. Its deletions are those of a move: they leave no trash.
    */
   commitArtifacts(
     commits: readonly CommitArtifact[],
     deletes?: readonly { repositoryId: number; repository: string; path: string; user: string }[],
   ): Promise<{ results: readonly CommitResult[]; deleted: readonly DeletedArtifact[] }>
-  /** Leaves a tombstone row that keeps the version growing. undefined: there was nothing. */
+  /** Into the trash; leaves a tombstone row that keeps the version growing. undefined: there was nothing. */
   deleteArtifact(
     target: { repositoryId: number; repository: string; path: string; user: string },
     conditions?: Pick<WriteConditions, 'match'>,
   ): Promise<DeletedArtifact | undefined> // PRECONDITION_FAILED
-  /** Deletes up to `limit` artifacts below `prefix` (which ends in '/'), oldest name first. */
+  /** Deletes up to `limit` artifacts below `prefix` (which ends in '/'), oldest name first, into the trash. */
   deleteFolder(
     target: { repositoryId: number; repository: string; prefix: string; user: string },
     limit: number,
   ): Promise<readonly DeletedArtifact[]>
+  /** Artifacts below a prefix; counting ends at `most`. */
+  countArtifacts(repositoryId: number, prefix: string, most: number): Promise<number>
   listFolder(repositoryId: number, prefix: string, after: string, limit: number): Promise<FolderPage>
   /** Artifacts below a prefix in path order, for recursive copy and move; `after` is the last path of the page before. */
   listArtifacts(repositoryId: number, prefix: string, after: string, limit: number): Promise<readonly Artifact[]>
@@ -296,6 +303,8 @@ export interface Metadata {
   readonly jobs: JobStore
   /** Which blobs are unused, and their end. */
   readonly collection: CollectionStore
+  /** What was deleted and can be restored. */
+  readonly trash: TrashStore
 
   /** False from the moment PostgreSQL is known to be away until it is back. */
   readonly available: boolean

@@ -5,11 +5,14 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { commands } from '../../cli/commands.ts'
 import { repo } from '../../cli/repo.ts'
+import { deleteArtifacts } from '../../cli/delete.ts'
 import { problemsOf, status } from '../../cli/status.ts'
 import { humanTime, progressText, task } from '../../cli/task.ts'
+import { trash } from '../../cli/trash.ts'
 import { humanBytes, textTable } from '../../cli/text-table.ts'
 import type { JobRun } from '../../proxy/metadata/job-types.ts'
 import type { ConfigSource } from '../../shared/config.ts'
+import { artifactOf } from '../proxy/artifacts/fixtures.ts'
 import { setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
 import { eventually } from '../support/eventually.ts'
 
@@ -46,7 +49,10 @@ t.test('repositories from the command line, against the real API', async t => {
   t.match(repositories.get('libs'), { redeploy: 'once', artifactBytesMax: null, anonymousRead: true })
   const listed = await run('list', '--json')
   t.match(JSON.parse(listed.out), [{ name: 'libs', anonymousRead: true }, { name: 'open' }, { name: 'shut' }])
-  t.match((await run('list')).out, /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ\nlibs +raw +once +- +on\n/)
+  t.match(
+    (await run('list')).out,
+    /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ +TRASH\nlibs +raw +once +- +on +7 d\n/,
+  )
   t.match(await run('create', 'libs'), { code: 1, err: 'holdfast: the name is taken [CONFLICT]\n' })
   t.equal((await run('delete', 'libs')).code, 0)
   t.notOk(repositories.has('libs'))
@@ -54,6 +60,43 @@ t.test('repositories from the command line, against the real API', async t => {
   t.equal(failed.code, 1)
   t.match(JSON.parse(failed.err), { code: 'REPOSITORY_NOT_FOUND' })
   t.equal((await run('create', 'NO')).code, 2, 'a name that cannot be')
+})
+
+t.test('deleting, and the trash, from the command line', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const env = { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' }
+  const [remove, run] = [runner(deleteArtifacts, env), runner(trash, env)]
+  t.match(await remove('open/a/b'), { code: 0, out: '1 artifact deleted\n' })
+  t.equal((await remove('open/a/')).code, 0)
+  t.match(await remove('open/many/'), { code: 1, err: /CONFLICT/ })
+  t.equal((await remove('open/many/', '--confirm', '5000')).code, 0)
+  t.equal((await remove('open')).code, 2, 'a repository must be named with its slash')
+  t.match(await run('list', 'open'), { code: 0, out: 'nothing\n' })
+  t.match(await run('restore', 'open/a'), { code: 1, err: /ARTIFACT_NOT_FOUND/ })
+  world.trash = [{ id: 3, artifact: artifactOf('f/ü'), deletedBy: 'dan', deletedAt: 0, expiresAt: 86_400_000 }]
+  t.match((await run('list', 'open/f/')).out, /PATH .*\nf\/ü +3 B +1970-01-01 00:00:00 +dan +1970-01-02 00:00:00\n/)
+  t.match(await run('restore', 'open/f/', '--overwrite'), {
+    code: 1,
+    out: /^1 restored, 1 refused\nx: something lives/,
+  })
+  t.match(await run('purge', 'open/f/'), { code: 0, out: /forgotten/ })
+  t.equal((await run('purge', 'open')).code, 2)
+  t.equal((await run('shred', 'open/')).code, 2)
+  t.same(world.changes, [
+    ['delete', 'open/a/b', 'admin'],
+    ['delete folder', 'open/a/', 'admin'],
+    ['delete folder', 'open/many/', 'admin'],
+    ['list trash', 'open/', undefined],
+    ['restore', 'open/a', 'admin', false],
+    ['list trash', 'open/f/', undefined],
+    ['restore', 'open/f/', 'admin', true],
+    ['purge', 'open/f/'],
+  ])
+  const changed = await runner(repo, env)('set', 'open', '--trash-days', '30')
+  t.equal(changed.code, 0)
+  t.equal(world.repositories.get('open')?.trashDays, 30)
+  t.equal((await runner(repo, env)('set', 'open', '--trash-days', '9999')).code, 2)
 })
 
 t.test('what cannot be meant exits with 2 and asks nobody', async t => {

@@ -1,6 +1,7 @@
 /** Garbage collection without any hold, under load that uploads and deletes the same few bytes all the time: the worst that can be done to it. */
 import t from 'tap'
 import { gc } from '../../cli/gc.ts'
+import { repo } from '../../cli/repo.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
@@ -10,11 +11,11 @@ import { blobFiles } from '../support/shard-files.ts'
 
 const rounds = 8
 
-async function run(cluster: Cluster, ...args: string[]): Promise<{ code: number; text: string }> {
+async function run(cluster: Cluster, command: typeof gc, ...args: string[]): Promise<{ code: number; text: string }> {
   const env = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
   let text = ''
   const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
-  return { code: await gc({ args, env }, write), text }
+  return { code: await command({ args, env }, write), text }
 }
 
 t.test(
@@ -26,7 +27,8 @@ t.test(
     const cluster = await startCluster(t, { proxies: 2, proxyFlags })
     const history = new History()
     const clients = [0, 1].map(proxy => cluster.client({ proxy, history, timeoutMs: 30_000 }))
-    await eventually('a primary', async () => (await run(cluster, 'plan')).code === 0, {
+    t.equal((await run(cluster, repo, 'set', 'raw', '--trash-days', '0')).code, 0)
+    await eventually('a primary', async () => (await run(cluster, gc, 'plan')).code === 0, {
       withinMs: 40_000,
       everyMs: 500,
     })
@@ -38,7 +40,7 @@ t.test(
       await load.progress(20, 20)
       const victim = round === 3 ? random.pick(cluster.nodes) : undefined
       await victim?.process.kill()
-      const { text } = await run(cluster, 'run', '--force')
+      const { text } = await run(cluster, gc, 'run', '--force')
       purged += Number(/purged: (\d+) blobs/.exec(text)?.[1] ?? 0)
       if (victim === undefined) continue
       await victim.process.start()
@@ -60,7 +62,7 @@ t.test(
     await eventually(
       'nothing but what is named is left',
       async () => {
-        await run(cluster, 'run', '--force')
+        await run(cluster, gc, 'run', '--force')
         const files = await blobFiles(cluster)
         return files.every(name => live.has(name.split('/').at(-1)!.slice(0, 64)))
       },

@@ -6,6 +6,7 @@
 import type { Test } from 'tap'
 import { fsck, verify } from '../../cli/copies.ts'
 import { gc } from '../../cli/gc.ts'
+import { repo } from '../../cli/repo.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
@@ -28,6 +29,7 @@ export async function soak(t: Test, random: Random, minutes: number): Promise<vo
   const cluster = await startCluster(t, { proxies: 3, chaos: true, redis: true, proxyFlags })
   const history = new History()
   const clients = [0, 1].map(proxy => cluster.client({ proxy, history, timeoutMs: 30_000 }))
+  await run(cluster, repo, 'set', 'raw', '--trash-days', '0') // what is deleted shall be garbage
   const load = new Load(t, { random, clients, concurrency: 8 })
   await load.progress(40, 20)
 

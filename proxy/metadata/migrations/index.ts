@@ -3,6 +3,7 @@ import { coordination } from './0002-coordination.ts'
 import { commitFunction } from './0003-commit-function.ts'
 import { jobs } from './0004-jobs.ts'
 import { collection } from './0006-collection.ts'
+import { trash } from './0007-trash.ts'
 import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import type { Migration } from './migration.ts'
@@ -14,6 +15,7 @@ export const migrations: readonly Migration[] = [
   commitFunction,
   jobs,
   collection,
+  trash,
   backupHold,
   owedDrops,
 ]

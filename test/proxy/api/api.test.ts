@@ -5,7 +5,9 @@ import { anonymous } from '../../../proxy/access/principal.ts'
 import { installAccessControl } from '../../../proxy/api/access-control.ts'
 import { repositoriesKey } from '../../../proxy/artifacts/repositories.ts'
 import type { Repository } from '../../../proxy/metadata/types.ts'
+import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
+import { artifactOf } from '../artifacts/fixtures.ts'
 import { admin, ann, basic, setUp, status } from './fake-world.ts'
 
 t.test('repositories: created, shown, changed, deleted, and every proxy hears of it', async t => {
@@ -344,4 +346,48 @@ t.test('backups', async t => {
   t.equal((await call('POST', '/backups/verify', { backup: '../x' })).statusCode, 400)
   t.equal((await call('POST', '/backups', {}, ann)).statusCode, 403)
   t.ok(audit.some(entry => entry.action === 'backup.create' && entry.outcome === 'ok') || audit.length > 0)
+})
+
+t.test('the trash: listed, restored and purged, each by those who may', async t => {
+  const world = await setUp(t)
+  t.equal((await world.call('GET', '/trash/open', undefined, ann)).statusCode, 403)
+  t.equal(
+    (await world.call('POST', '/trash/restore', { from: { repository: 'open', path: 'a' } }, ann)).statusCode,
+    403,
+  )
+  t.equal((await world.call('POST', '/trash/purge', { from: { repository: 'open', path: '' } }, ann)).statusCode, 403)
+  t.equal((await world.call('GET', '/trash/none')).statusCode, 404)
+  t.equal((await world.call('GET', '/trash/open?path=a//b')).statusCode, 400)
+  t.equal((await world.call('GET', '/trash/open?after=x')).statusCode, 400)
+  t.same(world.changes, [])
+
+  const entry = (id: number): TrashEntry => ({
+    id, artifact: artifactOf('a/b'), deletedBy: 'dan', deletedAt: 5, expiresAt: 6,
+  }) // prettier-ignore
+  world.trash = Array.from({ length: 500 }, (_, index) => entry(500 - index))
+  const first = (await world.call('GET', '/trash/open?path=a/')).json<{ entries: object[]; next: string }>()
+  t.match(first.entries[0], { path: 'a/b', bytes: 3, version: 1, deletedBy: 'dan', deletedAt: 5, expiresAt: 6 })
+  t.equal(first.next, '1:a/b')
+  t.same((await world.call('GET', `/trash/open?after=${first.next}`)).json(), { entries: [] })
+  t.same(world.changes, [['list trash', 'open/a/', undefined], ['list trash', 'open/', { id: 1, path: 'a/b' }]]) // prettier-ignore
+
+  const restored = await world.call('POST', '/trash/restore', { from: { repository: 'open', path: 'a/' } })
+  t.same(restored.json(), { restored: 500, refused: 1, refusals: [{ path: 'x', reason: 'exists' }] })
+  t.equal((await world.call('POST', '/trash/purge', { from: { repository: 'shut', path: 'a' } })).statusCode, 200)
+  world.trash = []
+  t.equal((await world.call('POST', '/trash/restore', { from: { repository: 'open', path: 'a/' } })).statusCode, 404)
+  t.match(world.audit.slice(-3), [
+    { action: 'trash.restore', subject: 'open/a/', outcome: 'done' },
+    { action: 'trash.purge', subject: 'shut/a', outcome: 'done' },
+    { action: 'trash.restore', outcome: 'ARTIFACT_NOT_FOUND' },
+  ])
+})
+
+t.test('deleting many artifacts at once has to be confirmed', async t => {
+  const world = await setUp(t)
+  const body = { from: { repository: 'open', path: 'many/' }, recursive: true }
+  const refused = await world.call('POST', '/artifacts/delete', body)
+  t.equal(refused.statusCode, 409)
+  t.match(refused.json(), { code: 'CONFLICT', confirm: 5_000 })
+  t.equal((await world.call('POST', '/artifacts/delete', { ...body, confirm: 5_000 })).statusCode, 200)
 })

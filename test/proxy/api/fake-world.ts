@@ -9,6 +9,7 @@ import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
 import type { Disarmed } from '../../../proxy/metadata/collection-types.ts'
 import type { Repository, User } from '../../../proxy/metadata/types.ts'
+import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
 import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
@@ -64,6 +65,7 @@ export interface World {
   readonly jobStore: MemoryJobStore
   fault: Error | undefined
   disarmed: Disarmed | undefined
+  trash: readonly TrashEntry[]
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
     path: string,
@@ -74,7 +76,7 @@ export interface World {
 
 export async function setUp(t: Test): Promise<World> {
   const repository = (name: string, anonymousRead: boolean): Repository => ({
-    id: 1, name, format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead,
+    id: 1, name, format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead, trashDays: 7,
   }) // prettier-ignore
   const repositories = new Map([['open', repository('open', true)], ['shut', repository('shut', false)]]) // prettier-ignore
   const users = new Map<string, User>([
@@ -83,7 +85,7 @@ export async function setUp(t: Test): Promise<World> {
   ])
   const world: Omit<World, 'api' | 'call'> = {
     repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
-    disarmed: undefined,
+    disarmed: undefined, trash: [],
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -128,8 +130,25 @@ export async function setUp(t: Test): Promise<World> {
     repositories: { all: async () => repositories },
     artifacts: {
       deleteArtifact: async (place, user) => void world.changes.push(['delete', shown(place), user]),
-      deleteFolder: async (place, user) => world.changes.push(['delete folder', shown(place), user]),
+      deleteFolder: async (place, user, confirmed) => {
+        if (shown(place).endsWith('/many/') && confirmed !== 5_000) {
+          throw new HoldfastError('CONFLICT', 'many', { confirm: 5_000 })
+        }
+        return world.changes.push(['delete folder', shown(place), user])
+      },
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
+    },
+    trash: {
+      list: async (place, after) => {
+        world.changes.push(['list trash', shown(place), after])
+        return after === undefined ? world.trash : []
+      },
+      restore: async (place, user, overwrite) => {
+        world.changes.push(['restore', shown(place), user, overwrite])
+        if (world.trash.length === 0) return { restored: 0, refused: 0, refusals: [] }
+        return { restored: world.trash.length, refused: 1, refusals: [{ path: 'x', reason: 'exists' }] }
+      },
+      purge: async place => world.changes.push(['purge', shown(place)]),
     },
     tasks: new JobControl(world.jobStore, tasks),
     backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },

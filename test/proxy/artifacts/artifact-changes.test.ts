@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
 import { ArtifactChanges, type Place } from '../../../proxy/artifacts/artifact-changes.ts'
+import { checkBrake, countNeeded } from '../../../proxy/artifacts/delete-brake.ts'
 import type { Artifact, CommitResult } from '../../../proxy/metadata/types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { artifactOf, away, repository } from './fixtures.ts'
@@ -36,6 +37,7 @@ function setUp(_: Test, paths: readonly string[]) {
         }
         return remove(path)
       },
+      countArtifacts: async (_, prefix, most) => Math.min(most, below(prefix, '').length),
       deleteFolder: async ({ prefix }, limit) =>
         below(prefix, '')
           .slice(0, limit)
@@ -60,6 +62,7 @@ function setUp(_: Test, paths: readonly string[]) {
         world.log.push(`publish ${records.length > 3 ? records.length : records.join()} of ${announced.length}`)
       },
     },
+    brake: { share: 0.5, artifacts: 1_200 },
     checkPath: path => {
       if (path.length > 100) throw new HoldfastError('URI_TOO_LONG', 'too long')
     },
@@ -95,6 +98,30 @@ t.test('a folder goes in pages, each as a whole', async t => {
   t.same([...world.artifacts.keys()], ['other'])
   t.same(world.log, ['prepare 500', 'publish 500 of 500', 'prepare 500', 'publish 500 of 500', 'prepare 200', 'publish 200 of 200']) // prettier-ignore
   t.equal(await changes.deleteFolder(at('f/'), 'ann'), 0)
+})
+
+t.test('a folder that is much of its repository goes only when its number is confirmed', async t => {
+  const more = [...many, 'f/last']
+  const { world, changes } = setUp(t, more)
+  const refused = { code: 'CONFLICT', data: { artifacts: 1_201, of: 1_201, confirm: 1_201 } }
+  await t.rejects(changes.deleteFolder(at('f/'), 'ann'), refused)
+  await t.rejects(changes.deleteFolder(at('f/'), 'ann', 1_200), refused)
+  t.same(world.log, [], 'nothing was announced')
+  t.equal(world.artifacts.size, 1_201)
+  t.equal(await changes.deleteFolder(at('f/'), 'ann', 1_201), 1_201)
+  const others = more.map(path => `g/${path}`)
+  const half = setUp(t, [...more, ...others])
+  t.equal(await half.changes.deleteFolder(at('f/'), 'ann'), 1_201, 'no more than its share')
+})
+
+t.test('the brake asks for as little counting as it needs', async t => {
+  const limits = { share: 0.05, artifacts: 1_000 }
+  t.equal(countNeeded(2_000, limits), 40_000)
+  t.doesNotThrow(() => checkBrake(2_000, countNeeded(2_000, limits), limits), 'what lies beyond does not matter')
+  t.throws(() => checkBrake(2_000, 39_999, limits), { code: 'CONFLICT' })
+  t.doesNotThrow(() => checkBrake(1_000, 1_000, limits))
+  t.doesNotThrow(() => checkBrake(5_000, 5_000, { share: 1, artifacts: 0 }))
+  t.equal(countNeeded(7, { share: 0, artifacts: 0 }), 7)
 })
 
 t.test('copies and moves carry what the source has, in pages', async t => {

@@ -58,6 +58,7 @@ export const repositoryOf = (name: string, id: number, change: Partial<Repositor
   redeploy: 'allow',
   artifactBytesMax: null,
   anonymousRead: true,
+  trashDays: 7,
   ...change,
 })
 
@@ -170,7 +171,12 @@ export async function startEdge(
       metadataAvailable: () => resolver.metadataAvailable,
       artifactBytesMax: undefined,
     }),
-    changes: new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath }),
+    changes: new ArtifactChanges({
+      metadata,
+      publisher,
+      checkPath: checkArtifactPath,
+      brake: { share: 1, artifacts: 0 },
+    }),
     metadata,
     uploadsMax: options.uploadsMax ?? 100,
     metrics,

@@ -98,7 +98,7 @@ class World {
 async function garbage(world: World, path: string, text?: string): Promise<Blob> {
   const repository =
     (await world.metadata.listRepositories()).find(({ name }) => name === 'r') ??
-    (await world.metadata.createRepository({ name: 'r' }))
+    (await world.metadata.createRepository({ name: 'r', trashDays: 0 }))
   const { artifact } = await put(world.metadata, commit(repository, path, { blob: blob(text) }))
   world.hold(artifact.blob)
   await world.metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path, user: 'alice' })
@@ -149,7 +149,7 @@ t.test('I12: whatever waits for the lock of a blob decides by what was committed
   const url = await server.createDatabase()
   const metadata = await open(t, url)
   const token = await metadata.issueToken('primary', 'test')
-  const repository = await metadata.createRepository({ name: 'r' })
+  const repository = await metadata.createRepository({ name: 'r', trashDays: 0 })
   const one = done(await metadata.commitArtifact(commit(repository, 'a'))).artifact.blob
   await metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path: 'a', user: 'alice' })
   const uploader = await connect(t, url)
@@ -181,7 +181,7 @@ t.test('pins and the trash keep a blob', async t => {
   const url = await server.createDatabase()
   const metadata = await open(t, url)
   const token = await metadata.issueToken('primary', 'test')
-  const repository = await metadata.createRepository({ name: 'r' })
+  const repository = await metadata.createRepository({ name: 'r', trashDays: 0 })
   const behind = await connect(t, url)
   const digests: Digest[] = []
   for (const path of ['pinned', 'expired', 'trashed']) {

@@ -1,0 +1,22 @@
+import { HoldfastError } from '../shared/errors.ts'
+
+export interface Place {
+  readonly repository: string
+  readonly path: string
+}
+
+/** `<repository>/<path>`; without a path the whole repository. */
+export function placeOf(text: string): Place {
+  const slash = text.indexOf('/')
+  const [repository, path] = slash < 0 ? [text, ''] : [text.slice(0, slash), text.slice(slash + 1)]
+  if (repository === '') throw new HoldfastError('CONFIG_INVALID', 'say which: <repository>/<path>')
+  return { repository, path }
+}
+
+export const isFolder = ({ path }: Place): boolean => path === '' || path.endsWith('/')
+
+/** The words before the first option, and the source without them. */
+export function splitWords(args: readonly string[]): { words: readonly string[]; rest: readonly string[] } {
+  const count = args.findIndex(arg => arg.startsWith('-'))
+  return count < 0 ? { words: args, rest: [] } : { words: args.slice(0, count), rest: args.slice(count) }
+}
