@@ -45,7 +45,8 @@ export async function soak(t: Test, random: Random, minutes: number): Promise<vo
     await fault.begin()
     await load.progress(random.int(5, 80), fault.mayRefuse === 'writes' ? 0 : random.int(0, 40), 60_000)
     await fault.end()
-    await cluster.allNodesUp()
+    // A node that fails again and again is ejected for longer each time.
+    await cluster.allNodesUp(90_000)
     // Until writes go on: this fault's refusals must not be taken for the next one's.
     await eventually('writes go on', () => load.current.writes > 0 && writable(cluster), { withinMs: 30_000 })
     const failures = load.failures.splice(0).filter(text => fault.mayRefuse === 'nothing' || !isRefusedWrite(text))

@@ -157,12 +157,11 @@ export class Cluster {
   }
 
   /** Resolves when every proxy believes that every node is well. */
-  async allNodesUp(): Promise<void> {
+  async allNodesUp(withinMs = 20_000): Promise<void> {
     for (const { url } of this.proxies) {
       const client = new Client(url)
-      await eventually(`all nodes up, as ${url} sees it`, async () => {
-        return (await client.metric('holdfast_node_up')) === this.nodes.length
-      }).finally(() => client.close())
+      const allUp = async (): Promise<boolean> => (await client.metric('holdfast_node_up')) === this.nodes.length
+      await eventually(`all nodes up, as ${url} sees it`, allUp, { withinMs }).finally(() => client.close())
     }
   }
 
