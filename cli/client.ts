@@ -27,13 +27,17 @@ export type ClientConfig = ConfigOf<typeof clientOptions>
 const answerBytesMax = 64 * 1024 * 1024
 
 export class ApiClient {
+  /** `http://host:port` */
+  readonly origin: string
+  /** The header that says who asks; undefined: nobody. */
+  readonly authorization: string | undefined
   readonly #base: string
-  readonly #authorization: string | undefined
   readonly #timeoutMs: number
 
   constructor(base: string, login: { user: string; password: string } | undefined, timeoutMs: number) {
-    this.#base = base.replace(/\/+$/, '') + '/api/v1'
-    this.#authorization = login && 'Basic ' + Buffer.from(`${login.user}:${login.password}`, 'utf8').toString('base64')
+    this.origin = base.replace(/\/+$/, '')
+    this.#base = this.origin + '/api/v1'
+    this.authorization = login && 'Basic ' + Buffer.from(`${login.user}:${login.password}`, 'utf8').toString('base64')
     this.#timeoutMs = timeoutMs
   }
 
@@ -56,7 +60,7 @@ export class ApiClient {
         redirect: 'error',
         signal: AbortSignal.timeout(this.#timeoutMs),
         headers: {
-          ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }),
+          ...(this.authorization === undefined ? {} : { authorization: this.authorization }),
           ...(body === undefined ? {} : { 'content-type': 'application/json' }),
         },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),

@@ -62,6 +62,17 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${backupUsage}\n${configHelp({ ...backupOptions, ...clientOptions })}`
     },
   },
+  restore: {
+    summary: 'Restore a backup into an empty cluster',
+    run: async source => (await import('./restore.ts')).restore(source),
+    help: async () => {
+      const [{ restoreOptions, restoreUsage }, { clientOptions }] = [
+        await import('./restore.ts'),
+        await import('./client.ts'),
+      ]
+      return `${restoreUsage}\n${configHelp({ ...restoreOptions, ...clientOptions })}`
+    },
+  },
   verify: {
     summary: 'Read every copy of an artifact (exit code 1 if any is not good)',
     run: async source => (await import('./copies.ts')).verify(source),

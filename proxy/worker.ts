@@ -297,6 +297,7 @@ async function build(
     trash,
     tasks: jobControl,
     backups,
+    restores: metadata.restores,
     collection,
     collectionAges,
     inspection: inspectionOf({

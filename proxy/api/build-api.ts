@@ -13,6 +13,7 @@ import { addClusterRoutes } from './cluster-routes.ts'
 import { addGcRoutes } from './gc-routes.ts'
 import { addInspectionRoutes } from './inspection-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
+import { addRestoreRoutes } from './restore-routes.ts'
 import { addTaskRoutes } from './task-routes.ts'
 import { addTrashRoutes } from './trash-routes.ts'
 import type { ApiDeps } from './types.ts'
@@ -58,6 +59,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addGcRoutes(api, deps)
       addBackupRoutes(api, deps)
       addTrashRoutes(api, deps)
+      addRestoreRoutes(api, deps)
       addInspectionRoutes(api, deps)
     },
     { prefix: '/api/v1' },

@@ -8,7 +8,7 @@ import type { Trash } from '../artifacts/trash.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import type { Inspection } from '../inspection/inspection.ts'
-import type { Metadata, Repository } from '../metadata/types.ts'
+import type { Metadata, Repository, RestoreStore } from '../metadata/types.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { ClusterStatus } from './schemas.ts'
 
@@ -43,6 +43,7 @@ export interface ApiDeps {
   readonly trash: Pick<Trash, 'list' | 'restore' | 'purge'>
   readonly tasks: JobControl
   readonly backups: Pick<Backups, 'list'>
+  readonly restores: RestoreStore
   readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>
   readonly collectionAges: CollectionAges
   /**

@@ -25,6 +25,7 @@ import { declaredContentType } from './content-types.ts'
 import { listingHtml, listingJson } from './listing.ts'
 import type { LaneAnswer, LaneRequest } from './fast-lane.ts'
 import type { Metrics } from './metrics.ts'
+import { restoredAttributes } from './restored-attributes.ts'
 import { newRequestId } from './request-id.ts'
 import { serveArtifact, wholeBody, wholeBytesMax } from './serve-artifact.ts'
 
@@ -251,7 +252,7 @@ export class ArtifactRoutes {
       path: target.path,
       user: principal.name,
       contentType: declaredContentType(request.headers['content-type']),
-      attributes: {},
+      attributes: restoredAttributes(request.headers, principal),
       conditions: writeConditions(request.headers),
       requestId: exchange.requestId,
     }

@@ -27,6 +27,7 @@ import type { Migration } from './migrations/migration.ts'
 import { pendingOutbox, settleOutbox } from './outbox.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
+import { Restores } from './restores.ts'
 import { readSnapshot } from './snapshot.ts'
 import { TrashTables } from './trash.ts'
 import type * as types from './types.ts'
@@ -81,6 +82,7 @@ class PostgresMetadata implements types.Metadata {
   readonly jobs: JobTables
   readonly collection: CollectionTables
   readonly trash: TrashTables
+  readonly restores: Restores
   readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
@@ -103,6 +105,7 @@ class PostgresMetadata implements types.Metadata {
     this.jobs = new JobTables(this.#database)
     this.collection = new CollectionTables(this.#database)
     this.trash = new TrashTables(this.#database, () => this.incarnation)
+    this.restores = new Restores(this.#database)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },
       lanes: commitLanes,

@@ -13,12 +13,14 @@ const users = statement<{ name: string; password_hash: string; admin: boolean }>
 const namedBlobs = statement<BlobRow>(
   'snapshot-named-blobs',
   `SELECT ${blobColumns} FROM blobs b
-  WHERE b.digest > $1 AND EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest) ORDER BY b.digest LIMIT $2`,
+  WHERE b.digest > $1
+    AND EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest AND a.repository_id <> ALL ($3::integer[]))
+  ORDER BY b.digest LIMIT $2`,
 )
 const artifacts = statement<ArtifactRow>(
   'snapshot-artifacts',
   `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
-  WHERE (a.repository_id, a.path) > ($1, $2 COLLATE "C") AND a.digest IS NOT NULL
+  WHERE (a.repository_id, a.path) > ($1, $2 COLLATE "C") AND a.digest IS NOT NULL AND a.repository_id <> ALL ($4::integer[])
   ORDER BY a.repository_id, a.path LIMIT $3`,
 )
 
@@ -35,8 +37,9 @@ export async function readSnapshot<T>(
       const rows = await queryable.query(users)
       return rows.map(row => ({ name: row.name, passwordHash: row.password_hash, admin: row.admin }))
     },
-    namedBlobs: async (after, limit) => (await queryable.query(namedBlobs, [bytea(after), limit])).map(blobOf),
-    artifacts: async (after, limit) =>
-      (await queryable.query(artifacts, [after.repositoryId, after.path, limit])).map(artifactOf),
+    namedBlobs: async (after, limit, without = []) =>
+      (await queryable.query(namedBlobs, [bytea(after), limit, without])).map(blobOf),
+    artifacts: async (after, limit, without = []) =>
+      (await queryable.query(artifacts, [after.repositoryId, after.path, limit, without])).map(artifactOf),
   })
 }

@@ -182,18 +182,31 @@ export interface RepairEntry {
   readonly attempts: number
 }
 
+/** A restore fills an empty cluster. Which one is under way stands in the database, so that it can be resumed, and no other begun. */
+export interface RestoreStore {
+  /** CONFLICT if the cluster is not empty, or another backup is being restored. 'resumed': this one was begun before. */
+  begin(backup: string): Promise<'begun' | 'resumed'>
+  /** Adds those that are not there yet; resolves with their names. CONFLICT if no restore is under way. */
+  addUsers(users: readonly User[]): Promise<readonly string[]>
+  end(): Promise<void>
+}
+
 /** What a backup needs, all of one moment. */
 export interface MetadataSnapshot {
   /** When it was taken, by PostgreSQL's clock. */
   readonly time: number
   repositories(): Promise<readonly Repository[]>
   users(): Promise<readonly User[]>
-  /** Blobs that artifacts name, with a digest above `after` ('' for all), in the order of their digests. */
-  namedBlobs(after: string, limit: number): Promise<readonly Blob[]>
+  /**
+   * Blobs that artifacts name, with a digest above `after` ('' for all), in the order of their digests.
+   * `without`: ids of repositories that are passed over, here and below.
+   */
+  namedBlobs(after: string, limit: number, without?: readonly number[]): Promise<readonly Blob[]>
   /** Artifacts behind `after`, in the order of repository id and path. */
   artifacts(
     after: { readonly repositoryId: number; readonly path: string },
     limit: number,
+    without?: readonly number[],
   ): Promise<readonly Artifact[]>
 }
 
@@ -301,6 +314,8 @@ export interface Metadata {
 
   /** Jobs of the primary, their runs and logs. */
   readonly jobs: JobStore
+  /** What a restore from a backup needs. */
+  readonly restores: RestoreStore
   /** Which blobs are unused, and their end. */
   readonly collection: CollectionStore
   /** What was deleted and can be restored. */

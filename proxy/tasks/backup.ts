@@ -18,6 +18,8 @@ import type { Metadata, MetadataSnapshot, Repository } from '../metadata/types.t
 import type { Job, JobContext, JobParams } from './job.ts'
 
 const page = 2_000
+/** Repositories in which the cluster keeps things for itself: they mean nothing to another one. */
+const ownPrefix = '.'
 /** Blobs that are copied at once: with streams of 1 MiB each it bounds memory. */
 const copiedAtOnce = 8
 const batchBlobs = 64
@@ -117,12 +119,14 @@ class BackupRun {
     const { metadata, version } = this.#deps
     const { clusterId, incarnation } = metadata
     yield { kind: 'backup', id, clusterId, incarnation, time: snapshot.time, version }
-    const repositories = await snapshot.repositories()
+    const all = await snapshot.repositories()
+    const repositories = all.filter(({ name }) => !name.startsWith(ownPrefix))
+    const own = all.filter(({ name }) => name.startsWith(ownPrefix)).map(({ id }) => id)
     for (const repository of repositories) yield repositoryEntry(repository)
     for (const user of await snapshot.users()) yield { kind: 'user', ...user }
     let blobs = 0
     for (let after = ''; ;) {
-      const found = await snapshot.namedBlobs(after, page)
+      const found = await snapshot.namedBlobs(after, page, own)
       const last = found.at(-1)
       if (last === undefined) break
       for (const blob of found) yield { kind: 'blob', ...blob }
@@ -133,7 +137,7 @@ class BackupRun {
     const names = new Map(repositories.map(one => [one.id, one.name]))
     let artifacts = 0
     for (let after = { repositoryId: 0, path: '' }; ;) {
-      const found = await snapshot.artifacts(after, page)
+      const found = await snapshot.artifacts(after, page, own)
       const last = found.at(-1)
       if (last === undefined) return
       for (const { repositoryId, blob, ...artifact } of found) {

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { backup } from '../../cli/backup.ts'
+import { restore } from '../../cli/restore.ts'
 import type { BackupSummary } from '../../proxy/backup/types.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
@@ -16,11 +17,16 @@ interface Said {
   readonly text: string
 }
 
-async function run(cluster: Cluster, ...args: string[]): Promise<Said> {
-  const env = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
+type Command = typeof backup
+
+async function run(cluster: Cluster, command: Command | string, ...args: (string | object)[]): Promise<Said> {
+  const more = args.filter(arg => typeof arg === 'object')
+  const words = [...(typeof command === 'string' ? [command] : []), ...args].filter(arg => typeof arg === 'string')
+  const login = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
+  const env = Object.assign(login, ...more) as Record<string, string>
   let text = ''
   const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
-  return { code: await backup({ args, env }, write), text }
+  return { code: await (typeof command === 'string' ? backup : command)({ args: words, env }, write), text }
 }
 
 async function targetFolder(t: Test): Promise<string> {
@@ -52,13 +58,20 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
     t.equal((await client.put(path, body)).status, 201)
   } // prettier-ignore
   t.equal((await client.delete('raw/gone')).status, 204)
+  const made = await client.request('POST', '/api/v1/repositories', {
+    body: Buffer.from(JSON.stringify({ name: 'once', redeploy: 'once', anonymousRead: true })),
+    headers: { 'content-type': 'application/json' },
+  })
+  t.equal(made.status, 201)
+  const typed = { body: small, headers: { 'content-type': 'application/x-typed' } }
+  t.equal((await client.request('PUT', 'once/typed', typed)).status, 201)
 
   const first = await eventually('a primary makes a backup', async () => {
     const said = await run(cluster, 'create')
     return said.code === 0 ? said : undefined
   }, { withinMs: 40_000, everyMs: 500 }) // prettier-ignore
-  t.match(first.text, /5 artifacts, 4 blobs/)
-  t.match(await newest(cluster), { counts: { artifacts: 5, blobs: 4, bytes: small.length + 3_300_000, users: 1 }, copied: { blobs: 4 }, missing: 0, encrypted: false }) // prettier-ignore
+  t.match(first.text, /6 artifacts, 4 blobs/)
+  t.match(await newest(cluster), { counts: { artifacts: 6, blobs: 4, bytes: small.length + 3_300_000, users: 1 }, copied: { blobs: 4 }, missing: 0, encrypted: false }) // prettier-ignore
   for (const name of await blobsOf(folder)) {
     const sha256 = createHash('sha256')
     for await (const chunk of createReadStream(join(folder, 'blobs', name))) sha256.update(chunk as Buffer)
@@ -69,7 +82,7 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
   await client.delete('raw/d/huge')
   t.equal((await run(cluster, 'create')).code, 0)
   const second = await newest(cluster)
-  t.match(second, { counts: { artifacts: 5, blobs: 4 }, copied: { blobs: 1, bytes: 70_000 } }, 'only what is new')
+  t.match(second, { counts: { artifacts: 6, blobs: 4 }, copied: { blobs: 1, bytes: 70_000 } }, 'only what is new')
   t.equal((await blobsOf(folder)).length, 5)
   t.match(await run(cluster, 'verify'), { code: 0, text: /4 of 4 blobs read/ })
 
@@ -92,4 +105,31 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
   t.match(await run(cluster, 'verify'), { code: 0, text: /0 bad/ })
   t.same(await readdir(join(folder, 'tmp')), [], 'nothing is left over')
   t.same(cluster.crashes(), [])
+
+  await t.test('and restored into a new one of another shape', async t => {
+    const other = await startCluster(t, { zones: 1, nodesPerZone: 2, shardsPerNode: 3 })
+    const target = `file://${folder}`
+    const writer = other.client()
+    await writer.put('raw/in-the-way', Buffer.from('x'))
+    t.match(await run(other, restore, target), { code: 1, text: /not empty, it has artifacts: restore into a new one/ })
+    await writer.delete('raw/in-the-way')
+    const env = { HOLDFAST_BACKUP_PASSPHRASE: 'a passphrase that nobody set' }
+    t.match(await run(other, restore, target, env), { code: 2, text: /not encrypted/ })
+
+    // A restore that broke off after one artifact.
+    const headers = { 'content-type': 'application/json' }
+    const { id } = await newest(cluster)
+    const begun = await writer.request('POST', '/api/v1/restore', { body: Buffer.from(JSON.stringify({ backup: id })), headers }) // prettier-ignore
+    t.match(JSON.parse(begun.body.toString()), { state: 'begun' })
+    await writer.put('raw/small', small)
+    t.match(await run(other, restore, target), { code: 0, text: /6 artifacts \(1 were there\)/ })
+    const paths = ['raw/small', 'raw/again', 'raw/d/large', 'raw/empty', 'raw/new', 'once/typed']
+    for (const path of paths) {
+      const [was, now] = [await client.get(path), await writer.get(path)]
+      t.equal(now.status, 200, path)
+      t.same([now.headers['etag'], now.headers['content-type']], [was.headers['etag'], was.headers['content-type']])
+    }
+    for (const path of ['raw/gone', 'raw/d/huge', 'raw/in-the-way']) t.equal((await writer.get(path)).status, 404, path)
+    t.equal((await writer.put('once/typed', Buffer.from('other'))).status, 409, 'settings hold again')
+  })
 })

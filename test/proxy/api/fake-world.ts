@@ -151,6 +151,11 @@ export async function setUp(t: Test): Promise<World> {
       purge: async place => world.changes.push(['purge', shown(place)]),
     },
     tasks: new JobControl(world.jobStore, tasks),
+    restores: {
+      begin: async () => 'begun',
+      addUsers: async added => added.map(({ name }) => name),
+      end: async () => undefined,
+    },
     backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },
     collection: {
       disarmed: async () => world.disarmed,

@@ -1,0 +1,252 @@
+/** Puts a backup into an empty cluster through its ordinary API and writes, so that all that holds of a write holds of what is restored. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { LRUCache } from 'lru-cache'
+import { Pool } from 'undici'
+import type { ManifestArtifact, ManifestRepository, ManifestUser } from '../proxy/backup/manifest.ts'
+import type { BackupStore } from '../proxy/backup/store.ts'
+import { artifactTarget } from '../proxy/http/artifact-path.ts'
+import { attributesHeader } from '../proxy/http/restored-attributes.ts'
+import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
+import type { Digest } from '../shared/ids.ts'
+import type { ApiClient } from './client.ts'
+
+const triesMax = 6
+const retryMs = 500
+const userPage = 50
+/** Digests that were sent before, and need no second sending; 64 bytes each and some. */
+const sentMax = 200_000
+const toldMax = 50
+
+export interface RestoreDeps {
+  readonly store: BackupStore
+  readonly client: Pick<ApiClient, 'call'>
+  /** `http://host:port` */
+  readonly origin: string
+  /** Of the administrator. */
+  readonly authorization: string
+  readonly atOnce: number
+  readonly signal: AbortSignal
+  /** One line for people. */
+  readonly say: (line: string) => void
+}
+
+export interface Restored {
+  readonly backup: string
+  readonly state: 'begun' | 'resumed'
+  readonly repositories: number
+  /** Those that were added; who was there kept their password. */
+  readonly users: number
+  readonly artifacts: number
+  /** Were there already. */
+  readonly skipped: number
+  /** Sent; equal bytes only once, mostly. */
+  readonly bytes: number
+  /** Artifacts whose bytes the backup does not have, or has damaged. */
+  readonly missing: number
+}
+
+/** Resolves when all is there but for `missing`. CONFLICT if the cluster is not empty. A restore that broke off is resumed by the same call. */
+export async function restoreBackup(deps: RestoreDeps, backup: string): Promise<Restored> {
+  await deps.store.summary(backup)
+  await deps.store.checkManifest(backup)
+  const { state } = (await deps.client.call('POST', '/restore', { backup })) as Pick<Restored, 'state'>
+  const pool = new Pool(deps.origin, { connections: deps.atOnce, headersTimeout: 120_000, bodyTimeout: 120_000 })
+  try {
+    return await new Restore(deps, pool, backup, state).run()
+  } finally {
+    await pool.destroy()
+  }
+}
+
+class Restore {
+  readonly #deps: RestoreDeps
+  readonly #pool: Pool
+  readonly #backup: string
+  readonly #state: Restored['state']
+  readonly #sent = new LRUCache<Digest, true>({ max: sentMax })
+  #artifacts = 0
+  #skipped = 0
+  #bytes = 0
+  #missing = 0
+
+  constructor(deps: RestoreDeps, pool: Pool, backup: string, state: Restored['state']) {
+    this.#deps = deps
+    this.#pool = pool
+    this.#backup = backup
+    this.#state = state
+  }
+
+  async run(): Promise<Restored> {
+    const { client, store } = this.#deps
+    const repositories: ManifestRepository[] = []
+    const users: ManifestUser[] = []
+    const running = new Set<Promise<void>>()
+    let failure: { readonly error: unknown } | undefined
+    for await (const entry of store.readManifest(this.#backup)) {
+      if (failure !== undefined) break
+      if (entry.kind === 'user') users.push(entry)
+      if (entry.kind === 'repository') {
+        repositories.push(entry)
+        await this.#makeRepository(entry)
+      }
+      if (entry.kind !== 'artifact') continue
+      const work: Promise<void> = this.#restore(entry)
+        .catch((error: unknown) => void (failure ??= { error }))
+        .finally(() => running.delete(work))
+      running.add(work)
+      if (running.size >= this.#deps.atOnce) await Promise.race(running)
+    }
+    await Promise.all(running)
+    if (failure !== undefined) throw failure.error
+    for (const repository of repositories) await this.#finishRepository(repository)
+    const added = await this.#addUsers(users)
+    await client.call('POST', '/restore/end', {})
+    return {
+      backup: this.#backup,
+      state: this.#state,
+      repositories: repositories.length,
+      users: added,
+      artifacts: this.#artifacts,
+      skipped: this.#skipped,
+      bytes: this.#bytes,
+      missing: this.#missing,
+    }
+  }
+
+  /** Open for writing until all is there: what it may refuse (a policy, a limit) was accepted once. */
+  async #makeRepository({ name, format, type }: ManifestRepository): Promise<void> {
+    const kind = { ...(format === 'raw' ? {} : { format }), ...(type === 'hosted' ? {} : { type }) }
+    try {
+      await this.#deps.client.call('POST', '/repositories', { name, ...kind })
+    } catch (error) {
+      if (!isHoldfastError(error, 'CONFLICT')) throw error
+      const open = { redeploy: 'allow', artifactBytesMax: null }
+      await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, open)
+    }
+  }
+
+  async #finishRepository({
+    name,
+    kind: _kind,
+    format: _format,
+    type: _type,
+    ...settings
+  }: ManifestRepository): Promise<void> {
+    await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, settings)
+  }
+
+  async #addUsers(users: readonly ManifestUser[]): Promise<number> {
+    let count = 0
+    for (let start = 0; start < users.length; start += userPage) {
+      const page = users.slice(start, start + userPage)
+      const body = page.map(({ name, passwordHash, admin }) => ({ name, passwordHash, admin }))
+      const { added } = (await this.#deps.client.call('POST', '/restore/users', { users: body })) as { added: string[] }
+      count += added.length
+    }
+    return count
+  }
+
+  async #restore(artifact: ManifestArtifact): Promise<void> {
+    for (let tries = 1; ; tries++) {
+      this.#deps.signal.throwIfAborted()
+      try {
+        await this.#restoreOnce(artifact)
+        return
+      } catch (error) {
+        const again = isHoldfastError(error, 'NODE_UNREACHABLE', 'OVERLOADED') && tries < triesMax
+        if (!again) throw error
+        await sleep(retryMs * 2 ** tries, undefined, { signal: this.#deps.signal })
+      }
+    }
+  }
+
+  async #restoreOnce(artifact: ManifestArtifact): Promise<void> {
+    const { digest, bytes, repository, path } = artifact
+    if (this.#state === 'resumed' && (await this.#isThere(artifact))) {
+      this.#skipped++
+      this.#artifacts++
+      return
+    }
+    const headers = headersOf(artifact, this.#deps.authorization)
+    if (this.#sent.has(digest)) {
+      const status = await this.#put(artifact, { ...headers, 'x-checksum-deploy': 'true' }, undefined)
+      if (status < 300) {
+        this.#artifacts++
+        return
+      }
+    }
+    try {
+      const body = this.#deps.store.getBlob(digest)
+      const status = await this.#put(artifact, { ...headers, 'content-length': String(bytes) }, body)
+      if (status >= 300) throw new HoldfastError('BACKUP_DAMAGED', `the cluster answers ${status}`)
+    } catch (error) {
+      if (!isHoldfastError(error, 'NOT_FOUND', 'BACKUP_DAMAGED')) throw error
+      if (this.#missing++ < toldMax) this.#deps.say(`${repository}/${path} is not restored: ${error.message}`)
+      return
+    }
+    this.#sent.set(digest, true)
+    this.#bytes += bytes
+    this.#artifacts++
+  }
+
+  async #isThere({ repository, path, digest }: ManifestArtifact): Promise<boolean> {
+    const headers = { authorization: this.#deps.authorization }
+    const answer = await this.#request('HEAD', artifactTarget(repository, path), headers, undefined)
+    return answer.status === 200 && answer.etag === `"${digest}"`
+  }
+
+  /** 2xx, or 4xx that speaks of these bytes; what is no answer to that is thrown. */
+  async #put(
+    { repository, path }: ManifestArtifact,
+    headers: Record<string, string>,
+    body: AsyncIterable<Buffer> | undefined,
+  ): Promise<number> {
+    const { status } = await this.#request('PUT', artifactTarget(repository, path), headers, body)
+    if (status === 503 || status === 429) throw new HoldfastError('OVERLOADED', 'the cluster asks to wait')
+    if (status === 401 || status === 403) throw new HoldfastError('FORBIDDEN', `the cluster answers ${status}`)
+    if (status >= 500) throw new HoldfastError('NODE_UNREACHABLE', `the cluster answers ${status}`)
+    return status
+  }
+
+  async #request(
+    method: 'PUT' | 'HEAD',
+    path: string,
+    headers: Record<string, string>,
+    body: AsyncIterable<Buffer> | undefined,
+  ): Promise<{ readonly status: number; readonly etag: string | undefined }> {
+    // What the body failed with is what the request then fails with, in words of its own.
+    let broken: { readonly error: unknown } | undefined
+    const watched = async function* (chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+      try {
+        yield* chunks
+      } catch (error) {
+        broken = { error }
+        throw error
+      }
+    }
+    try {
+      const { signal } = this.#deps
+      const response = await this.#pool.request({ method, path, headers, signal, body: body === undefined ? null : watched(body) as never }) // prettier-ignore
+      await response.body.dump()
+      const { etag } = response.headers
+      return { status: response.statusCode, etag: typeof etag === 'string' ? etag : undefined }
+    } catch (error) {
+      this.#deps.signal.throwIfAborted()
+      if (broken !== undefined) throw broken.error
+      throw new HoldfastError('NODE_UNREACHABLE', 'the cluster does not answer', {}, { cause: error })
+    }
+  }
+}
+
+function headersOf(
+  { digest, contentType, attributes }: ManifestArtifact,
+  authorization: string,
+): Record<string, string> {
+  const given = Object.keys(attributes).length > 0
+  return {
+    authorization,
+    'x-checksum-sha256': digest,
+    ...(contentType === null ? {} : { 'content-type': contentType }),
+    ...(given ? { [attributesHeader]: Buffer.from(JSON.stringify(attributes)).toString('base64url') } : {}),
+  }
+}

@@ -1,0 +1,56 @@
+/** `holdfast restore <target>` */
+import { openBackupTarget } from '../proxy/backup/open-target.ts'
+import { BackupStore } from '../proxy/backup/store.ts'
+import type { ConfigSource, Options } from '../shared/config.ts'
+import { HoldfastError } from '../shared/errors.ts'
+import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { restoreBackup } from './restore-backup.ts'
+import { humanTime } from './task.ts'
+import { humanBytes } from './text-table.ts'
+
+export const restoreUsage = `holdfast restore file:///folder [--backup <id>]   (into an empty cluster; the same again resumes it)
+`
+
+export const restoreOptions = {
+  backup: { kind: 'string', doc: 'Which backup; the newest where none is given.' },
+  backupPassphrase: { kind: 'secret', doc: 'Of encrypted backups.' },
+  atOnce: { kind: 'int', min: 1, max: 256, default: 16, doc: 'Artifacts that are written at once.' },
+} as const satisfies Options
+
+type Command = ClientCommand<typeof restoreOptions>
+
+/** Resolves with the exit code: 1 also when bytes of some artifact were not in the backup. */
+export function restore({ args, env }: ConfigSource, write?: Writer): Promise<number> {
+  const [target = '', ...rest] = args
+  return runClientCommand(
+    restoreOptions,
+    { args: rest, env },
+    async command => {
+      if (target === '' || target.startsWith('-')) {
+        throw new HoldfastError('CONFIG_INVALID', `restore from where? Try:\n${restoreUsage}`)
+      }
+      return run(command, target, line => write?.err(`${line}\n`) ?? process.stderr.write(`${line}\n`))
+    },
+    write,
+  )
+}
+
+async function run({ client, config, print }: Command, target: string, say: (line: string) => void): Promise<number> {
+  const startedAt = performance.now()
+  const { origin, authorization } = client
+  if (authorization === undefined) throw new HoldfastError('CONFIG_INVALID', 'a restore needs the administrator: set HOLDFAST_PASSWORD') // prettier-ignore
+  const store = await BackupStore.open(openBackupTarget(target), config.backupPassphrase)
+  const id = config.backup ?? (await store.ids()).at(-1)
+  if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${target}`)
+  const signal = new AbortController().signal
+  const restored = await restoreBackup({ store, client, origin, authorization, atOnce: config.atOnce, signal, say }, id)
+  const { artifacts, skipped, bytes, missing, repositories, users } = restored
+  const lines = [
+    `backup ${id}: ${artifacts} artifacts (${skipped} were there), ${repositories} repositories, ${users} users`,
+    `${humanBytes(bytes)} sent in ${humanTime(performance.now() - startedAt)}`,
+    'not kept: when and by whom artifacts were written (now, by you), their version numbers, passwords of users that were here',
+    ...(missing === 0 ? [] : [`${missing} artifacts are missing: the backup does not have their bytes`]),
+  ]
+  print(lines.join('\n'), { ...restored, ms: Math.round(performance.now() - startedAt) })
+  return missing === 0 ? 0 : 1
+}
