@@ -10,7 +10,7 @@ async function setUp(t: Test) {
   const metadata = await open(t, url)
   const client = await connect(t, url)
   const token = await metadata.issueToken('primary', 'test')
-  const repository = await metadata.createRepository({ name: 'r' })
+  const repository = await metadata.createRepository({ name: 'r', trashDays: 0 })
   const begin = async (job = 'backup') => {
     const { id } = await metadata.jobs.enqueue({ job, user: 'admin', params: {} })
     await metadata.jobs.claim(id, token)
