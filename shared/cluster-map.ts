@@ -2,7 +2,8 @@
  * The cluster map: the one document that says which shards own which partition. It is computed once per topology
  * change (shared/placement.ts), stored, and shipped; readers look owners up in O(1) and never compute them.
  *
- *     { format, hash, partitions, clusterId, epoch, replicas, spread, copies, nodes, shards, table, checksum }
+ *     { format, hash, partitions, clusterId, epoch, replicas, spread, copies, nodes, shards, table,
+ *       writesFrom?, previous?: { since, copies, table }, checksum }
  *
  * `table` is base64 of little-endian u16: entry `partition * copies + i` is the index in `shards` of the i-th owner.
  * `checksum` is sha256 over the document without it, in the field order above, so a store that reorders JSON fields
@@ -47,9 +48,28 @@ export interface ClusterMap {
   readonly table: Uint16Array
   /** Owners each partition has: `replicas`, or the number of nodes with a shard of weight above 0 when that is less. */
   readonly copies: number
+  /** Nodes refuse writes that were sent by an older epoch than this (I22); absent before the first change of topology. */
+  readonly writesFrom?: number
+  /** During a change of topology: who owned what is not settled yet. */
+  readonly previous?: PreviousOwners
   /** sha256 in hex of everything above. */
   readonly checksum: string
 }
+
+/**
+ * The owners before a change of topology, of the partitions whose copies have not all come home to the new ones: reads and references
+ * count on both (docs/architecture.md).
+ */
+export interface PreviousOwners {
+  /** Epoch in which the change began. */
+  readonly since: number
+  readonly copies: number
+  /** As `ClusterMap.table`, by `copies` of its own; a partition that is settled has `settledEntry` in all its places. */
+  readonly table: Uint16Array
+}
+
+/** No index of a shard. */
+export const settledEntry = 0xffff
 
 export const replicasMax = 16
 /** A table entry is 16 bits. */
@@ -78,24 +98,26 @@ export function encodeClusterMap(map: ClusterMap): string {
  */
 export function decodeClusterMap(text: string): ClusterMap {
   if (text.length > mapCharactersMax) throw invalid('longer than any map')
-  const fields = record(parseJson(text), topFields, 'the map')
+  const fields = record(parseJson(text), topFields, 'the map', ['writesFrom', 'previous'])
   if (fields['format'] !== 1) throw invalid('unknown format', { found: fields['format'] })
   if (fields['hash'] !== 'sha256') throw invalid('unknown hash', { found: fields['hash'] })
   if (fields['partitions'] !== partitionCount) throw invalid('wrong partition count', { found: fields['partitions'] })
   const body = {
     format: 1 as const,
     clusterId: matching(fields['clusterId'], clusterIdPattern, 'clusterId'),
-    epoch: integer(fields['epoch'], 1, Number.MAX_SAFE_INTEGER, 'epoch'),
+    epoch: epoch(fields['epoch'], 'epoch'),
     replicas: integer(fields['replicas'], 1, replicasMax, 'replicas'),
     spread: spread(fields['spread']),
     nodes: list(fields['nodes'], 'nodes').map(decodeNode),
     shards: list(fields['shards'], 'shards').map(decodeShard),
     table: decodeTable(fields['table']),
     copies: integer(fields['copies'], 1, replicasMax, 'copies'),
+    ...(fields['writesFrom'] === undefined ? {} : { writesFrom: epoch(fields['writesFrom'], 'writesFrom') }),
+    ...(fields['previous'] === undefined ? {} : { previous: decodePrevious(fields['previous']) }),
   }
   const checksum = fields['checksum']
   if (checksum !== checksumOf(body)) throw invalid('checksum mismatch', { found: checksum })
-  const problem = topologyProblems(body)[0] ?? tableProblem(body)
+  const problem = topologyProblems(body)[0] ?? tableProblem(body) ?? previousProblem(body)
   if (problem !== undefined) throw invalid(problem)
   return { ...body, checksum }
 }
@@ -159,6 +181,28 @@ export function tableProblem(map: Pick<ClusterMap, 'replicas' | 'copies' | 'shar
   return undefined
 }
 
+/** What makes the list of previous owners unusable; undefined when nothing does. */
+export function previousProblem({ shards, epoch, previous }: Pick<ClusterMap, 'shards' | 'epoch' | 'previous'>) {
+  if (previous === undefined) return undefined
+  const { copies, table, since } = previous
+  if (since > epoch) return 'the change of topology began in a later epoch'
+  if (table.length !== partitionCount * copies) return `the previous table has ${table.length} entries`
+  let unsettled = 0
+  for (let partition = 0; partition < partitionCount; partition += 1) {
+    const row = table.subarray(partition * copies, (partition + 1) * copies)
+    if (row.every(index => index === settledEntry)) continue
+    unsettled += 1
+    const nodes = new Set<string>()
+    for (const index of row) {
+      const shard = shards[index]
+      if (shard === undefined) return `partition ${partition} was on shard index ${index}, which does not exist`
+      nodes.add(shard.node)
+    }
+    if (nodes.size < copies) return `partition ${partition} was twice on a node`
+  }
+  return unsettled === 0 ? 'every partition is settled, yet previous owners are named' : undefined
+}
+
 const topFields = [
   ...['format', 'hash', 'partitions', 'clusterId', 'epoch', 'replicas', 'spread', 'copies'],
   ...['nodes', 'shards', 'table', 'checksum'],
@@ -178,8 +222,25 @@ function document(map: Omit<ClusterMap, 'checksum'>): Record<string, unknown> {
     nodes: map.nodes.map(({ id, zone, url }) => ({ id, zone, url })),
     shards: map.shards.map(({ id, node, weight }) => ({ id, node, weight })),
     table: encodeTable(map.table),
+    ...(map.writesFrom === undefined ? {} : { writesFrom: map.writesFrom }),
+    ...(map.previous === undefined ? {} : { previous: previousDocument(map.previous) }),
   }
 }
+
+function previousDocument({ since, copies, table }: PreviousOwners): Record<string, unknown> {
+  return { since, copies, table: encodeTable(table) }
+}
+
+function decodePrevious(value: unknown): PreviousOwners {
+  const fields = record(value, ['since', 'copies', 'table'], 'previous')
+  return {
+    since: epoch(fields['since'], 'since'),
+    copies: integer(fields['copies'], 1, replicasMax, 'previous copies'),
+    table: decodeTable(fields['table']),
+  }
+}
+
+const epoch = (value: unknown, what: string): number => integer(value, 1, Number.MAX_SAFE_INTEGER, what)
 
 function checksumOf(map: Omit<ClusterMap, 'checksum'>): string {
   return hash('sha256', JSON.stringify(document(map)))
@@ -227,12 +288,18 @@ function parseJson(text: string): unknown {
   }
 }
 
-function record(value: unknown, names: readonly string[], what: string): Record<string, unknown> {
+function record(
+  value: unknown,
+  names: readonly string[],
+  what: string,
+  optional: readonly string[] = [],
+): Record<string, unknown> {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid(`${what} must be an object`)
   const found = Object.keys(value)
   const missing = names.find(name => !found.includes(name))
   if (missing !== undefined) throw invalid(`${what} lacks ${missing}`)
-  if (found.length !== names.length) throw invalid(`${what} has unknown fields`, { found })
+  if (found.some(name => !names.includes(name) && !optional.includes(name)))
+    throw invalid(`${what} has unknown fields`, { found })
   return value as Record<string, unknown>
 }
 

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import type { ClusterMap, MapNode, MapShard } from './cluster-map.ts'
+import { type ClusterMap, type MapNode, type MapShard, settledEntry } from './cluster-map.ts'
 import type { ShardId, Zone } from './ids.ts'
 import { partitionCount } from './partition.ts'
 import { Ring } from './ring.ts'
@@ -19,6 +19,8 @@ export class PlacementView {
   readonly #shards: ReadonlyMap<ShardId, MapShard>
   readonly #nodes: ReadonlyMap<string, MapNode>
   readonly #owners: readonly (readonly ShardId[])[]
+  /** Of the partitions that are not settled. */
+  readonly #previous: ReadonlyMap<number, readonly ShardId[]>
   /** Nodes with a shard of weight above 0, sorted by id; their shards likewise. Draining shards take no handoffs. */
   readonly #members: readonly { readonly id: string; readonly weight: number; readonly shards: readonly MapShard[] }[]
   readonly #handoffs = new Map<number, readonly ShardId[]>()
@@ -30,13 +32,21 @@ export class PlacementView {
     this.map = map
     this.#shards = new Map(map.shards.map(shard => [shard.id, shard]))
     this.#nodes = new Map(map.nodes.map(node => [node.id, node]))
-    this.#owners = Array.from({ length: partitionCount }, (_, partition) =>
-      Array.from(map.table.subarray(partition * map.copies, (partition + 1) * map.copies), index => {
+    const row = (table: Uint16Array, copies: number, partition: number): ShardId[] =>
+      Array.from(table.subarray(partition * copies, (partition + 1) * copies), index => {
         const shard = map.shards[index]
         assert.ok(shard)
         return shard.id
-      }),
-    )
+      })
+    this.#owners = Array.from({ length: partitionCount }, (_, partition) => row(map.table, map.copies, partition))
+    const previous = new Map<number, readonly ShardId[]>()
+    if (map.previous !== undefined) {
+      const { table, copies } = map.previous
+      for (let partition = 0; partition < partitionCount; partition += 1) {
+        if (table[partition * copies] !== settledEntry) previous.set(partition, row(table, copies, partition))
+      }
+    }
+    this.#previous = previous
     this.#members = membersOf(map)
     this.#cachedMax = Math.max(64, Math.floor(cachedHandoffIdsMax / map.shards.length))
   }
@@ -70,6 +80,46 @@ export class PlacementView {
     return owners
   }
 
+  /** Who owned the partition before the change of topology under way; undefined: it is settled, only `owners` count. */
+  previousOwners(partition: number): readonly ShardId[] | undefined {
+    return this.#previous.get(partition)
+  }
+
+  /** Partitions that are not settled, in order. */
+  unsettled(): number[] {
+    return [...this.#previous.keys()]
+  }
+
+  /**
+   * The shards that have every blob of the partition, as far as its owners do: those that own it and owned it before, or all that owned
+   * it before; the owners where it is settled.
+   */
+  sources(partition: number): readonly ShardId[] {
+    const previous = this.previousOwners(partition)
+    if (previous === undefined) return this.owners(partition)
+    const kept = this.owners(partition).filter(shard => previous.includes(shard))
+    return kept.length > 0 ? kept : previous
+  }
+
+  /** Owners, and previous owners where the partition is not settled: who may be asked about it. */
+  allOwners(partition: number): readonly ShardId[] {
+    const owners = this.owners(partition)
+    const previous = this.previousOwners(partition)
+    return previous === undefined ? owners : [...owners, ...previous.filter(shard => !owners.includes(shard))]
+  }
+
+  /** This view with the previous owners in the place of the owners, for writes that go to both. */
+  before(): Pick<PlacementView, 'map' | 'owners' | 'handoffs' | 'siblings' | 'node'> {
+    const owners = (partition: number): readonly ShardId[] => this.previousOwners(partition) ?? this.owners(partition)
+    return {
+      map: this.map,
+      owners,
+      handoffs: partition => this.#findHandoffs(partition, owners(partition)),
+      siblings: (partition, owner) => this.siblings(partition, owner),
+      node: shard => this.node(shard),
+    }
+  }
+
   /**
    * Shards that may take a write for an owner that is down: those of all nodes without an owner, in ring order; first
    * the best shard of each node, then the second best of each, and so on. Shards of weight 0 are never among them.
@@ -77,7 +127,7 @@ export class PlacementView {
   handoffs(partition: number): readonly ShardId[] {
     const cached = this.#handoffs.get(partition)
     if (cached !== undefined) return cached
-    const found = this.#findHandoffs(partition)
+    const found = this.#findHandoffs(partition, this.owners(partition))
     if (this.#handoffs.size >= this.#cachedMax) {
       for (const oldest of this.#handoffs.keys()) {
         this.#handoffs.delete(oldest)
@@ -95,8 +145,8 @@ export class PlacementView {
     return member === undefined ? [] : this.#shardOrder(partition, member).filter(id => id !== owner)
   }
 
-  #findHandoffs(partition: number): readonly ShardId[] {
-    const taken = new Set<string>(this.owners(partition).map(id => this.shard(id).node))
+  #findHandoffs(partition: number, owners: readonly ShardId[]): readonly ShardId[] {
+    const taken = new Set<string>(owners.map(id => this.shard(id).node))
     this.#ring ??= new Ring(this.#members)
     const perNode: (readonly ShardId[])[] = []
     for (const index of this.#ring.order(partition)) {

@@ -29,7 +29,7 @@ export class NodeState {
   readonly #folder: string
   readonly #log: Logger
   #lock: ShardIndex | undefined
-  #map: { readonly epoch: number; readonly text: Buffer } | undefined
+  #map: { readonly epoch: number; readonly writesFrom: number; readonly text: Buffer } | undefined
   /** undefined: unreadable. */
   #fences: ReadonlyMap<string, number> | undefined = new Map()
   #record: NodeRecord | undefined
@@ -45,6 +45,11 @@ export class NodeState {
   /** Epoch of the newest map; 0 if there is none. */
   get epoch(): number {
     return this.#map?.epoch ?? 0
+  }
+
+  /** The oldest epoch whose writes the newest map allows; 0: any. */
+  get writesFrom(): number {
+    return this.#map?.writesFrom ?? 0
   }
 
   get clusterMap(): Buffer | undefined {
@@ -71,7 +76,8 @@ export class NodeState {
     const map = await this.#read('cluster-map.json')
     if (map === undefined) return
     try {
-      this.#map = { epoch: decodeClusterMap(map.toString('utf8')).epoch, text: map }
+      const { epoch, writesFrom = 0 } = decodeClusterMap(map.toString('utf8'))
+      this.#map = { epoch, writesFrom, text: map }
     } catch (error) {
       this.#log.error({ err: error }, 'the stored cluster map is damaged')
     }
@@ -108,13 +114,13 @@ export class NodeState {
   /** Keeps a newer map. STALE_EPOCH for an older one, or another one of the same epoch. */
   storeClusterMap(text: Buffer): Promise<void> {
     return this.#inTurn(async () => {
-      const { epoch } = this.checkClusterMap(text)
+      const { epoch, writesFrom = 0 } = this.checkClusterMap(text)
       if (this.#map?.text.equals(text) === true) return
       if (epoch <= this.epoch) {
         throw new HoldfastError('STALE_EPOCH', 'a newer cluster map is here', { expected: this.epoch, found: epoch })
       }
       await this.#write('cluster-map.json', text)
-      this.#map = { epoch, text: Buffer.from(text) }
+      this.#map = { epoch, writesFrom, text: Buffer.from(text) }
     })
   }
 

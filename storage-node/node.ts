@@ -5,6 +5,7 @@ import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, wireVersion } from '../shared/wire.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
 import { Compaction } from './compact.ts'
+import { EpochGate } from './epoch-gate.ts'
 import { Every } from './every.ts'
 import { Leftovers } from './leftovers.ts'
 import { NodeState } from './node-state.ts'
@@ -39,6 +40,7 @@ export class StorageNode {
   readonly limits: StorageNodeLimits
   readonly state: NodeState
   readonly shards: ReadonlyMap<string, ServedShard>
+  readonly gate = new EpochGate()
   draining = false
   readonly #deps: StorageNodeDeps
   #clusterId: string | undefined
@@ -64,6 +66,7 @@ export class StorageNode {
   /** DATA_IN_USE, CONFIG_INVALID. A shard that cannot be opened is 'failed', and the others serve. */
   async start(): Promise<void> {
     await this.state.start()
+    await this.gate.raise(this.state.writesFrom)
     try {
       const clusterId = await this.#findClusterId()
       if (clusterId !== undefined) await this.#openShards(clusterId)
@@ -111,13 +114,17 @@ export class StorageNode {
     return count
   }
 
-  /** Keeps a newer map; the first one makes a node without a cluster a member of it. */
+  /**
+   * Keeps a newer map; the first one makes a node without a cluster a member of it. Resolves when no write by a map that the newest one
+   * refuses is under way any more.
+   */
   async storeClusterMap(text: Buffer): Promise<void> {
     if (this.#clusterId === undefined) {
       const { clusterId } = this.state.checkClusterMap(text)
       await this.#openShards(clusterId)
     }
     await this.state.storeClusterMap(text)
+    await this.gate.raise(this.state.writesFrom)
   }
 
   /** Lets what is being written become durable, then frees everything. Safe to call twice. */

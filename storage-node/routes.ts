@@ -97,14 +97,20 @@ function answer({ node, response }: Call, value: unknown): void {
 async function append(call: Call): Promise<void> {
   const { node, request } = call
   const items = parseAppend(await readBody(request, node.limits.appendBytesMax, node.limits.stallMs))
-  const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item)))
+  const epoch = epochOf(call)
+  const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item, epoch)))
   answer(call, { results } satisfies AppendAnswer)
 }
 
-async function appendItem(node: StorageNode, item: AppendItem): Promise<AppendAnswer['results'][number]> {
+async function appendItem(
+  node: StorageNode,
+  item: AppendItem,
+  epoch: number | undefined,
+): Promise<AppendAnswer['results'][number]> {
   try {
     if (item.problem !== undefined) throw item.problem
-    await shardNamed(node, item.shard).shard.append(item)
+    const { shard } = shardNamed(node, item.shard)
+    await node.gate.pass(epoch, () => shard.append(item))
     return 'ok'
   } catch (thrown) {
     return toWireError(toHoldfastError(thrown))
@@ -228,7 +234,8 @@ async function commitUpload(call: Call): Promise<void> {
   if (call.parts[2] !== 'commit') throw new HoldfastError('NOT_FOUND', 'no such route')
   const { uploads } = shardNamed(node, call.parts[0])
   const id = uploadId(call)
-  await uploads.commit(id, parseCommit(await readJson(request, 8 * 1024 * 1024, node.limits.stallMs)))
+  const order = parseCommit(await readJson(request, 8 * 1024 * 1024, node.limits.stallMs))
+  await node.gate.pass(epochOf(call), () => uploads.commit(id, order))
   answer(call, {})
 }
 
@@ -242,6 +249,12 @@ function shardAndPartition({ node, parts }: Call) {
   const partition = parsePartition(parts[1] ?? '')
   if (partition === undefined) throw new HoldfastError('BAD_REQUEST', 'not a partition')
   return { shard: shardNamed(node, parts[0]).shard, partition }
+}
+
+/** Of the sender's cluster map. */
+function epochOf({ request }: Call): number | undefined {
+  const text = headerOf(request, wireHeader.epoch)
+  return text !== undefined && /^\d{1,15}$/.test(text) ? Number(text) : undefined
 }
 
 /** Becomes a file name: nothing else passes (I40). */

@@ -6,7 +6,7 @@ import { type TouchAnswer, type TouchRequest, wirePath } from '../../shared/wire
 import { replicateRecord } from './record-replication.ts'
 import type { BlobLocation, BlobWriter, StagedUpload, WrittenBlob } from './types.ts'
 import { stageUpload } from './upload-fanout.ts'
-import type { WriteContext } from './write-context.ts'
+import { underNewestMap, type WriteContext } from './write-context.ts'
 import { quorumOf, reaches, spareTargets, type WriteTarget, zonesOf } from './write-plan.ts'
 
 const touchTimeoutMs = 1_000
@@ -49,7 +49,9 @@ export class ReplicatedBlobWriter implements BlobWriter {
       time: this.#wallClock(),
     }
     const frame = encodeRecord(record, body)
-    const { missing, handoffs } = await replicateRecord(this.#context, 'blob', partition, frame)
+    const { missing, handoffs } = await underNewestMap(this.#context, () =>
+      replicateRecord(this.#context, 'blob', partition, frame),
+    )
     return { digest, bytes, md5, sha1, generation, partition, missing, handoffs }
   }
 
@@ -70,15 +72,16 @@ export class ReplicatedBlobWriter implements BlobWriter {
   async touch(blob: BlobLocation): Promise<{ held: readonly ShardId[]; missing: readonly ShardId[]; quorum: boolean }> {
     const { placement } = this.#context
     const owners = placement.owners(blob.partition)
+    const known = placement.allOwners(blob.partition)
     const question = this.#context.question('blob', blob.partition, 0, 'lenient')
-    const targets: WriteTarget[] = owners.map(shard => {
+    const targets: WriteTarget[] = known.map(shard => {
       const { id, url, zone } = placement.node(shard)
       return { shard, node: id, url, zone }
     })
     const usable = targets.filter(({ node }) => !this.#context.isDown(node))
-    const all = usable.length < owners.length ? spareTargets(question) : []
-    const spares = all.filter(({ shard }) => !owners.includes(shard))
-    const asked = [...usable, ...spares.slice(0, owners.length - usable.length)]
+    const all = usable.length < known.length ? spareTargets(question) : []
+    const spares = all.filter(({ shard }) => !known.includes(shard))
+    const asked = [...usable, ...spares.slice(0, known.length - usable.length)]
     const answers = await Promise.all(asked.map(target => this.#isHeld(target, blob)))
     const holders = asked.filter((_, index) => answers[index])
     const zones = zonesOf([...usable, ...spares])

@@ -21,6 +21,7 @@ import {
   type WritePlan,
   type WriteQuestion,
   type WriteTarget,
+  type WritePlacement,
   zonesOf,
 } from './write-plan.ts'
 
@@ -36,24 +37,34 @@ const deadlineMs = 5_500
 
 /**
  * Appends the frame to the partition's shards. Resolves when its quorum is durable. Rejects with QUORUM_NOT_REACHED,
- * INSUFFICIENT_STORAGE or OVERLOADED; single shards may have the record nevertheless.
+ * INSUFFICIENT_STORAGE or OVERLOADED; single shards may have the record nevertheless. `placement`: by other owners than the newest map's.
  */
 export function replicateRecord(
   context: WriteContext,
   kind: WriteQuestion['kind'],
   partition: number,
   frame: Buffer,
+  placement?: WritePlacement,
 ): Promise<Copies> {
   // Not async: a refused plan throws, and becomes a rejection here.
   return new Promise((resolve, reject) => {
-    const plan = context.plan(kind, partition, frame.length)
-    new RecordReplication(context, { kind, partition, frame, plan }, resolve, reject).start()
+    const plan = context.plan(kind, partition, frame.length, placement)
+    new RecordReplication(context, { kind, partition, frame, plan, placement }, resolve, reject).start()
   })
+}
+
+interface RecordWrite {
+  readonly kind: WriteQuestion['kind']
+  readonly partition: number
+  readonly frame: Buffer
+  readonly plan: WritePlan
+  /** Other owners than those of the newest map. */
+  readonly placement: WritePlacement | undefined
 }
 
 class RecordReplication {
   readonly #context: WriteContext
-  readonly #write: { kind: WriteQuestion['kind']; partition: number; frame: Buffer; plan: WritePlan }
+  readonly #write: RecordWrite
   readonly #resolve: (copies: Copies) => void
   readonly #reject: (error: HoldfastError) => void
   readonly #startedAt: number
@@ -69,7 +80,7 @@ class RecordReplication {
 
   constructor(
     context: WriteContext,
-    write: { kind: WriteQuestion['kind']; partition: number; frame: Buffer; plan: WritePlan },
+    write: RecordWrite,
     resolve: (copies: Copies) => void,
     reject: (error: HoldfastError) => void,
   ) {
@@ -147,7 +158,8 @@ class RecordReplication {
   }
 
   #question(leniency: Leniency = 'lenient'): WriteQuestion {
-    return this.#context.question(this.#write.kind, this.#write.partition, this.#write.frame.length, leniency)
+    const { kind, partition, frame, placement } = this.#write
+    return this.#context.question(kind, partition, frame.length, leniency, placement)
   }
 
   #isSilent(target: WriteTarget): boolean {
@@ -194,7 +206,8 @@ class RecordReplication {
 
   #succeed(): void {
     this.#settle()
-    this.#resolve(this.#context.copies(this.#write.plan.owners, this.#durable))
+    const { partition, placement } = this.#write
+    this.#resolve(this.#context.copies(partition, this.#durable, placement))
   }
 
   #fail(): void {

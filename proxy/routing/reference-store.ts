@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { PlacementView } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionOf } from '../../shared/partition.ts'
 import { encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
@@ -10,7 +11,8 @@ import type { HealthTable } from './health.ts'
 import type { NodeClients } from './node-client.ts'
 import { replicateRecord } from './record-replication.ts'
 import type { ReferenceStore } from './types.ts'
-import type { WriteContext } from './write-context.ts'
+import { underNewestMap, type WriteContext } from './write-context.ts'
+import type { WritePlacement } from './write-plan.ts'
 
 /** PostgreSQL is down and a reader waits: a silent owner counts as not reachable. */
 const askTimeoutMs = 1_500
@@ -38,8 +40,21 @@ export class ShardReferences implements ReferenceStore {
 
   async append(record: ReferenceRecord): Promise<{ readonly missing: readonly ShardId[] }> {
     const frame = encodeRecord(record)
-    const { missing } = await replicateRecord(this.#deps.context, 'reference', record.partition, frame)
-    return { missing }
+    const { context } = this.#deps
+    const { partition } = record
+    for (;;) {
+      let placement = context.placement
+      const reached = await underNewestMap(context, () => {
+        placement = context.placement
+        return Promise.all(
+          // A partition whose owners are changing counts on the majority of both.
+          placementsOf(placement, partition).map(one => replicateRecord(context, 'reference', partition, frame, one)),
+        )
+      })
+      // What was planned by a map that is no longer the newest may have gone to nobody that is asked from now on.
+      if (context.placement !== placement && !sameOwners(context.placement, placement, partition)) continue
+      return { missing: [...new Set(reached.flatMap(({ missing }) => missing))] }
+    }
   }
 
   async appendTo(record: ReferenceRecord, shards: readonly ShardId[]): Promise<ReadonlySet<ShardId>> {
@@ -63,7 +78,7 @@ export class ShardReferences implements ReferenceStore {
   async newest(repository: string, path: string): Promise<ReferenceRecord | undefined> {
     const view = this.#deps.view.current()
     const partition = partitionOf(repository, path)
-    const owners = view.owners(partition)
+    const sets = placementsOf(view, partition).map(one => one.owners(partition))
     const handoffs = view
       .handoffs(partition)
       .filter(shard => this.#readable(shard))
@@ -71,17 +86,21 @@ export class ShardReferences implements ReferenceStore {
     const suffix = `?key=${encodeURIComponent(`${repository}/${path}`)}`
     const words = new Map<ShardId, Word>()
     const abort = new AbortController()
-    const asked = [...owners, ...handoffs].map(async shard => {
+    const asked = [...new Set([...sets.flat(), ...handoffs])].map(async shard => {
       const word = await this.#ask(shard, wirePath.references(shard, partition) + suffix, abort.signal)
       if (word !== undefined) words.set(shard, word)
     })
-    const ownersMin = Math.min(owners.length, referenceReadQuorum(view.map.replicas))
-    await this.#enough(asked, () => {
-      const { answered, needed } = countOwners(words, owners, ownersMin)
-      return answered >= needed
-    })
+    const minOf = (owners: readonly ShardId[]): number =>
+      Math.min(owners.length, referenceReadQuorum(view.map.replicas))
+    await this.#enough(asked, () =>
+      sets.every(owners => {
+        const { answered, needed } = countOwners(words, owners, minOf(owners))
+        return answered >= needed
+      }),
+    )
     abort.abort()
-    return judge(words, owners, ownersMin)
+    // While the owners change, an answer takes enough of the old and of the new ones; the newest word of all is the answer.
+    return sets.map(owners => judge(words, owners, minOf(owners)))[0]
   }
 
   /** Down nodes are asked too (owners only): they may be up again, and asking costs nothing when they are not. */
@@ -112,6 +131,16 @@ export class ShardReferences implements ReferenceStore {
     await Promise.race([all, grace])
     inGrace.abort()
   }
+}
+
+/** The owners, and while they are changing also those before, each as a place for writes. */
+function placementsOf(view: PlacementView, partition: number): readonly WritePlacement[] {
+  return view.previousOwners(partition) === undefined ? [view] : [view, view.before()]
+}
+
+function sameOwners(a: PlacementView, b: PlacementView, partition: number): boolean {
+  const text = (view: PlacementView): string => [...view.allOwners(partition)].sort().join()
+  return text(a) === text(b)
 }
 
 /** The newest of what the shards said. Throws REPLICAS_UNREACHABLE when too few owners answered. */

@@ -156,7 +156,7 @@ export class ReplicaSource {
   constructor(replicas: Replicas, blob: BlobLocation) {
     this.#replicas = replicas
     this.#blob = blob
-    this.#left = [...replicas.deps.view.current().owners(blob.partition)]
+    this.#left = [...replicas.deps.view.current().sources(blob.partition)]
   }
 
   /** The replica to ask next, by what is known at this moment; undefined: search, or start again. */
@@ -186,7 +186,7 @@ export class ReplicaSource {
   again(): void {
     this.#stage = 'owners'
     this.#role = 'owner'
-    this.#left = [...this.#replicas.deps.view.current().owners(this.#blob.partition)]
+    this.#left = [...this.#replicas.deps.view.current().sources(this.#blob.partition)]
     this.#seen.clear()
   }
 
@@ -196,6 +196,9 @@ export class ReplicaSource {
     this.#stage = 'handoffs'
     this.#role = 'handoff'
     const siblings = view.owners(partition).flatMap(owner => view.siblings(partition, owner).slice(0, 1))
-    this.#left = [...view.handoffs(partition).slice(0, handoffCountMax), ...siblings].filter(id => !this.#seen.has(id))
+    const handoffs = view.handoffs(partition).slice(0, handoffCountMax)
+    // During a change of topology, owners that may not have it yet, and those that were owners before, come first.
+    const others = view.allOwners(partition)
+    this.#left = [...new Set([...others, ...handoffs, ...siblings])].filter(id => !this.#seen.has(id))
   }
 }

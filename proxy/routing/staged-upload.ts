@@ -152,7 +152,7 @@ export class ReplicatedUpload implements StagedUpload {
       // One that was asked may still make it, and does no harm; one that was not is told to forget the bytes.
       if (!run.asked(replica)) void replica.discard()
     }
-    return this.#context.copies(this.#replicas.owners, committed)
+    return this.#context.copies(this.#partition, committed)
   }
 }
 

@@ -8,7 +8,7 @@ import { Discards } from './discards.ts'
 import type { HealthTable } from './health.ts'
 import type { NodeClient, NodeClients } from './node-client.ts'
 import { WireConnections } from './wire-connection.ts'
-import { planWrite, type WritePlan, type WriteQuestion, type WriteTarget } from './write-plan.ts'
+import { planWrite, type WritePlacement, type WritePlan, type WriteQuestion, type WriteTarget } from './write-plan.ts'
 
 /** Everything that goes up to one storage node. */
 export interface NodeUplink {
@@ -37,6 +37,8 @@ export interface WriteContextDeps {
   readonly clients: NodeClients
   /** Monotonic milliseconds. */
   readonly now?: () => number
+  /** Fetches the newest cluster map, if there is a newer one. Never rejects. */
+  readonly renewMap?: () => Promise<void>
 }
 
 /**
@@ -79,6 +81,11 @@ export class WriteContext {
     })
   }
 
+  /** Resolves when this worker has asked for the newest map. */
+  async renewMap(): Promise<void> {
+    await this.#deps.renewMap?.()
+  }
+
   get placement(): PlacementView {
     return this.#deps.view.current()
   }
@@ -113,11 +120,12 @@ export class WriteContext {
     partition: number,
     bytes: number,
     leniency: Leniency = 'strict',
+    placement: WritePlacement = this.placement,
   ): WriteQuestion {
     const lenient = leniency !== 'strict'
     const { health } = this.#deps
     return {
-      placement: this.placement,
+      placement,
       partition,
       kind,
       writability: ({ node, shard }) => {
@@ -135,10 +143,15 @@ export class WriteContext {
   }
 
   /** Plans a write of `bytes`. Throws QUORUM_NOT_REACHED or INSUFFICIENT_STORAGE. */
-  plan(kind: WriteQuestion['kind'], partition: number, bytes: number): WritePlan {
+  plan(
+    kind: WriteQuestion['kind'],
+    partition: number,
+    bytes: number,
+    placement: WritePlacement = this.placement,
+  ): WritePlan {
     for (const leniency of leniencies) {
       try {
-        return planWrite(this.question(kind, partition, bytes, leniency))
+        return planWrite(this.question(kind, partition, bytes, leniency, placement))
       } catch (error) {
         if (!isHoldfastError(error) || leniency === 'hopeful') {
           this.counters.quorumFailures += 1
@@ -149,8 +162,12 @@ export class WriteContext {
     assert.fail('the last question is answered or thrown')
   }
 
-  /** What an acknowledged write reached, and counts it. */
-  copies(owners: readonly ShardId[], durable: readonly WriteTarget[]): Copies {
+  /**
+   * What an acknowledged write reached, by the owners of this moment, and counts it: whoever planned it by an older map has its copies
+   * brought to the new owners.
+   */
+  copies(partition: number, durable: readonly WriteTarget[], placement: WritePlacement = this.placement): Copies {
+    const owners = placement.owners(partition)
     const missing = owners.filter(owner => !durable.some(({ shard }) => shard === owner))
     const handoffs = durable.map(({ shard }) => shard).filter(shard => !owners.includes(shard))
     if (missing.length > 0) this.counters.underReplicated += 1
@@ -183,5 +200,26 @@ export class WriteContext {
       connections.destroy()
     }
     this.#uplinks.clear()
+  }
+}
+
+/** Attempts of a write whose proxy knows less of the topology than the nodes. */
+const mapTriesMax = 3
+
+/** Runs `write`; if nodes refused it because a newer map is about (I22), once more when that is here. */
+export async function underNewestMap<Result>(
+  context: Pick<WriteContext, 'renewMap' | 'placement'>,
+  write: () => Promise<Result>,
+): Promise<Result> {
+  for (let tries = 1; ; tries += 1) {
+    const { epoch } = context.placement.map
+    try {
+      return await write()
+    } catch (error) {
+      const reasons = isHoldfastError(error) ? error.data['reasons'] : undefined
+      if (!Array.isArray(reasons) || !reasons.includes('STALE_EPOCH') || tries === mapTriesMax) throw error
+      if (context.placement.map.epoch === epoch) await context.renewMap()
+      if (context.placement.map.epoch === epoch) throw error
+    }
   }
 }

@@ -27,6 +27,7 @@ export class MapKeeper {
   #timer: NodeJS.Timeout | undefined
   #polling: Promise<void> | undefined
   #closed = false
+  #savedEpoch = 0
 
   constructor(deps: MapKeeperDeps) {
     this.#deps = deps
@@ -51,6 +52,11 @@ export class MapKeeper {
    */
   async catchUp(node: MapNode, epoch: number): Promise<void> {
     if (epoch > this.#deps.view.current().map.epoch) await this.#poll(node)
+  }
+
+  /** Fetches the newest map now. Never rejects. */
+  async renew(): Promise<void> {
+    await this.#poll()
   }
 
   /** For the primary: a node whose map is older gets the newest one. */
@@ -99,9 +105,10 @@ export class MapKeeper {
         if (informant === undefined || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
         return this.#mapOf(informant)
       })
-      if (map === undefined || !view.replace(map)) return
-      log.info({ epoch: map.epoch }, 'newer cluster map')
-      await this.#save(map)
+      if (map === undefined) return
+      if (view.replace(map)) log.info({ epoch: map.epoch }, 'newer cluster map')
+      // What the primary published it has in the view already, and not on its disk.
+      if (map.epoch > this.#savedEpoch) await this.#save(map)
     } catch (error) {
       const away = isHoldfastError(error, 'METADATA_UNAVAILABLE') || isHoldfastError(error, 'NODE_UNREACHABLE')
       if (!away) log.error({ err: error }, 'could not keep the cluster map')
@@ -129,5 +136,6 @@ export class MapKeeper {
       await handle.close()
     }
     await rename(temporary, file)
+    this.#savedEpoch = map.epoch
   }
 }

@@ -1,0 +1,148 @@
+import fc from 'fast-check'
+import t from 'tap'
+import { type ClusterMap, decodeClusterMap, encodeClusterMap, PlacementView } from '../../shared/cluster-map.ts'
+import { partitionCount } from '../../shared/partition.ts'
+import { buildClusterMap, verifyTable } from '../../shared/placement.ts'
+import { changedTopology, planChanges } from '../../shared/placement/changes.ts'
+import {
+  abortTransition,
+  beginTransition,
+  movesOf,
+  partitionsOf,
+  refuseOlderWrites,
+  settlePartitions,
+} from '../../shared/placement/transition.ts'
+import { blobQuorum } from '../../shared/quorum.ts'
+import { applyChange, change, evenSpec, settings, spec, type Spec, topologyOf } from './topologies.ts'
+
+/** Which shards hold a blob of each partition: a model of the disks, moved by the rules of the maps. */
+type Disks = Set<string>[]
+
+function disksOf(map: ClusterMap): Disks {
+  const view = new PlacementView(map)
+  return Array.from({ length: partitionCount }, (_, partition) => new Set<string>(view.owners(partition)))
+}
+
+/** Everything a reader may be told to ask for it has, and enough of them. */
+function check(map: ClusterMap, disks: Disks, aborted = false): void {
+  const view = new PlacementView(map)
+  disks.forEach((holders, partition) => {
+    const asked = view.allOwners(partition).filter(shard => holders.has(shard))
+    const copies = Math.min(map.copies, map.previous?.copies ?? map.copies)
+    if (asked.length < Math.min(blobQuorum(map.replicas), copies)) throw new Error(`${partition}: ${asked.length} left`)
+    // After an abort the previous owners are the targets that were given up: readers go on to the others.
+    if (!aborted && !view.sources(partition).every(shard => holders.has(shard)))
+      throw new Error(`${partition}: a source lacks it`)
+  })
+}
+
+/** Drains before it removes, as operators have to. */
+function withoutRemovals(before: Spec, after: Spec): Spec {
+  const nodes = before.nodes.map(node => {
+    const weights = after.nodes.find(one => one.name === node.name)?.weights ?? []
+    const zone = after.nodes.find(one => one.name === node.name)?.zone ?? node.zone
+    return { ...node, zone, weights: Array.from({ length: Math.max(weights.length, node.weights.length) }, (_, i) => weights[i] ?? 0) } // prettier-ignore
+  })
+  return {
+    ...after,
+    nodes: [...nodes, ...after.nodes.filter(({ name }) => !before.nodes.some(one => one.name === name))],
+  }
+}
+
+t.test('I20, I21: any sequence of changes, settled or aborted anywhere, keeps W copies where readers look', async t => {
+  const parameters = settings<[Spec, (typeof change extends fc.Arbitrary<infer C> ? C : never)[], number[]]>(8)
+  t.comment(`seed ${parameters.seed}`)
+  fc.assert(
+    fc.property(
+      spec,
+      fc.array(change, { minLength: 1, maxLength: 3 }),
+      fc.array(fc.nat(4), { minLength: 12, maxLength: 12 }),
+      (first, changes, dice) => {
+        let current = first
+        let map = buildClusterMap(topologyOf(current))
+        const disks = disksOf(map)
+        let die = 0
+        changes.forEach((one, serial) => {
+          current = withoutRemovals(current, applyChange(current, one, serial))
+          map = beginTransition(map, topologyOf(current))
+          check(map, disks)
+          let aborted = false
+          for (let step = 0; map.previous !== undefined; step += 1) {
+            const roll = dice[die++ % dice.length] ?? 0
+            if (roll === 4 && step < 3 && map.previous.copies === map.copies) {
+              map = abortTransition(map)
+              aborted = !aborted
+            }
+            const moves = movesOf(map)
+            const some = moves.filter((_, index) => step > 4 || index % (roll + 2) === 0)
+            for (const { partition, from, to } of some) {
+              if (!aborted && !from.every(shard => disks[partition]?.has(shard)))
+                throw new Error('an old owner has lost it')
+              for (const shard of to) disks[partition]?.add(shard)
+            }
+            map = settlePartitions(map, some.map(({ partition }) => partition)) // prettier-ignore
+            for (const { partition, to } of some) {
+              for (const shard of [...(disks[partition] ?? [])])
+                if (!to.includes(shard)) disks[partition]?.delete(shard)
+            }
+            check(map, disks, aborted)
+          }
+          const view = new PlacementView(map)
+          const stray = disks.findIndex(
+            (holders, partition) => holders.size !== map.copies || !view.owners(partition).every(id => holders.has(id)),
+          )
+          if (stray >= 0) throw new Error(`${stray}: copies where no owner is, or none where one is`)
+        })
+      },
+    ),
+    parameters,
+  )
+})
+
+t.test('I19: a change names exactly the moves of its table, and they are the fewest', async t => {
+  const before = buildClusterMap(topologyOf(evenSpec(6, 3)))
+  const spec = evenSpec(6, 3)
+  const grown = { ...spec, nodes: [...spec.nodes, { name: 'n9', zone: 'z0', weights: [1] }] }
+  const next = beginTransition(before, topologyOf(grown))
+  const report = verifyTable(topologyOf(grown), next.table, before)
+  const moved = movesOf(next).reduce((sum, { from, to }) => sum + to.filter(id => !from.includes(id)).length, 0)
+  t.equal(moved, report.moves)
+  t.equal(report.moves, report.movesMin)
+})
+
+t.test('a map in the middle of a change survives its way through text, and damage to it is found', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(4, 2)))
+  const changes = [{ op: 'weight', shard: 'n0-s0', weight: 0 }] as const
+  const begun = refuseOlderWrites(beginTransition(map, changedTopology(map, changes)))
+  t.equal(begun.writesFrom, map.epoch + 1)
+  const text = encodeClusterMap(begun)
+  t.strictSame(decodeClusterMap(text), begun)
+  t.throws(() => decodeClusterMap(text.replace('"since":2', '"since":1')), { code: 'CLUSTER_MAP_INVALID' })
+  t.throws(() => decodeClusterMap(text.replace('"previous":', '"previously":')), { code: 'CLUSTER_MAP_INVALID' })
+  t.notMatch(encodeClusterMap(map), /previous|writesFrom/, 'maps of a calm cluster are as they ever were')
+  const settled = settlePartitions(begun, movesOf(begun).map(({ partition }) => partition)) // prettier-ignore
+  t.equal(settled.previous, undefined)
+  t.equal(settled.writesFrom, begun.writesFrom, 'older writes stay refused')
+})
+
+t.test('one change at a time, and nothing is removed that still owns anything', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(4, 2)))
+  const drain = [{ op: 'weight', shard: 'n0-s0', weight: 0 }] as const
+  const remove = [{ op: 'remove-node', node: 'n0' }] as const
+  const { owned } = partitionsOf(map, 'n0-s0')
+  t.throws(() => planChanges(map, remove), { code: 'CONFLICT', message: new RegExp(`owns ${owned} partitions`) })
+  const begun = beginTransition(map, changedTopology(map, drain))
+  t.throws(() => planChanges(begun, drain), { code: 'CONFLICT' }, 'another change is under way')
+  t.throws(() => changedTopology(begun, remove), { code: 'CONFLICT' }, 'it has not handed over yet')
+  const settled = settlePartitions(begun, movesOf(begun).map(({ partition }) => partition)) // prettier-ignore
+  const gone = planChanges(settled, remove)
+  t.same([gone.moves.length, gone.problems], [0, []])
+  t.throws(() => planChanges(map, [{ op: 'remove-shard', shard: 'nobody' }]), { code: 'NOT_FOUND' })
+})
+
+t.test('a plan says what it would cost in copies and zones', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(3, 3)))
+  const { problems, shards } = planChanges(map, [{ op: 'weight', shard: 'n0-s0', weight: 0 }])
+  t.match(problems, [/2 nodes would be left for 3 copies/, /2 zones instead of 3/])
+  t.match(shards[0], { shard: 'n0-s0', before: partitionCount, after: 0, losses: partitionCount })
+})
