@@ -116,6 +116,21 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${trashUsage}\n${configHelp({ ...trashOptions, ...clientOptions })}`
     },
   },
+  topology: {
+    summary: 'Who owns what; plan, apply, pause, resume and abort changes of it',
+    run: async source => (await import('./topology.ts')).topology(source),
+    help: topologyHelp,
+  },
+  shard: {
+    summary: 'Add, drain, reweight and remove disks of a running cluster',
+    run: async source => (await import('./topology.ts')).shard(source),
+    help: topologyHelp,
+  },
+  node: {
+    summary: 'Add, drain and remove storage nodes of a running cluster',
+    run: async source => (await import('./topology.ts')).node(source),
+    help: topologyHelp,
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),
@@ -124,4 +139,12 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${repoUsage}\n${configHelp({ ...repoOptions, ...clientOptions })}`
     },
   },
+}
+
+async function topologyHelp(): Promise<string> {
+  const [{ topologyOptions, topologyUsage }, { clientOptions }] = [
+    await import('./topology.ts'),
+    await import('./client.ts'),
+  ]
+  return `${topologyUsage}\n${configHelp({ ...topologyOptions, ...clientOptions })}`
 }

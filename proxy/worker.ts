@@ -56,6 +56,7 @@ import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
+import { rebalance } from './tasks/rebalance.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
 import { keepIdentity } from './tasks/keep-identity.ts'
@@ -65,7 +66,8 @@ import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
 import { verifyBackup } from './tasks/verify-backup.ts'
-import { firstClusterMap, followAddresses } from './topology/first-map.ts'
+import { askNode, firstClusterMap, followAddresses } from './topology/first-map.ts'
+import { TopologyControl } from './topology/topology-control.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
 
 export interface ProxyWorker {
@@ -130,7 +132,7 @@ async function build(
   const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
   await checker.start()
   closers.push(() => checker.close())
-  const writes = new WriteContext({ view, health, clients })
+  const writes = new WriteContext({ view, health, clients, renewMap: () => keeper.renew() })
   closers.push(() => writes.close())
   const references = new ShardReferences({ context: writes, view, health, clients })
   const blobWriter = new ReplicatedBlobWriter({ context: writes })
@@ -227,6 +229,7 @@ async function build(
     verifyBackup({ ...backups, throttle }),
     housekeeping(metadata),
     emptyTrash(metadata),
+    rebalance({ metadata, view, clients, references, now }),
     collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
@@ -298,6 +301,13 @@ async function build(
     tasks: jobControl,
     backups,
     restores: metadata.restores,
+    topology: new TopologyControl({
+      view,
+      health,
+      clients,
+      jobs: jobControl,
+      askNode: url => askNode(url, config.secret),
+    }),
     collection,
     collectionAges,
     inspection: inspectionOf({

@@ -14,6 +14,7 @@ import { addGcRoutes } from './gc-routes.ts'
 import { addInspectionRoutes } from './inspection-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
 import { addRestoreRoutes } from './restore-routes.ts'
+import { addTopologyRoutes } from './topology-routes.ts'
 import { addTaskRoutes } from './task-routes.ts'
 import { addTrashRoutes } from './trash-routes.ts'
 import type { ApiDeps } from './types.ts'
@@ -56,6 +57,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addArtifactRoutes(api, deps)
       addClusterRoutes(api, deps)
       addTaskRoutes(api, deps)
+      addTopologyRoutes(api, deps)
       addGcRoutes(api, deps)
       addBackupRoutes(api, deps)
       addTrashRoutes(api, deps)

@@ -10,6 +10,7 @@ import type { CollectionAges, CollectionStore } from '../metadata/collection-typ
 import type { Inspection } from '../inspection/inspection.ts'
 import type { Metadata, Repository, RestoreStore } from '../metadata/types.ts'
 import type { JobControl } from '../tasks/job-control.ts'
+import type { TopologyControl } from '../topology/topology-control.ts'
 import type { ClusterStatus } from './schemas.ts'
 
 /** A path in a repository: an artifact, or a folder with its trailing '/' ('' is the whole repository). */
@@ -44,6 +45,7 @@ export interface ApiDeps {
   readonly tasks: JobControl
   readonly backups: Pick<Backups, 'list'>
   readonly restores: RestoreStore
+  readonly topology: Pick<TopologyControl, 'show' | 'plan' | 'apply' | 'pause' | 'resume' | 'abort'>
   readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>
   readonly collectionAges: CollectionAges
   /**

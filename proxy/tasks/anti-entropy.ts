@@ -97,7 +97,9 @@ export class AntiEntropy implements PrimaryTask {
     const { view, now, roundMs, log } = this.#deps
     const { map } = view.current()
     const isDue = now() >= this.#nextRoundAt
-    if (term.token !== this.#term || map.epoch !== this.#epoch || isDue) {
+    // While copies move to other owners, a round with each step of that would be too many.
+    const isNewMap = map.epoch !== this.#epoch && map.previous === undefined
+    if (term.token !== this.#term || isNewMap || isDue) {
       if (term.token !== this.#term) this.#forget()
       this.#term = term.token
       this.#epoch = map.epoch
@@ -157,6 +159,8 @@ export class AntiEntropy implements PrimaryTask {
     const answers = await this.#ask({ from, count: blockSize }, signal)
     for (let partition = from; partition < from + blockSize; partition++) {
       if (!this.#pending.delete(partition)) continue
+      // Its copies are on their way to new owners: the task `rebalance` compares them itself.
+      if (view.previousOwners(partition) !== undefined) continue
       this.compared += 1
       const owners = view.owners(partition)
       const { blobs, references } = suspect(partition, owners, answers)

@@ -139,7 +139,7 @@ export class RepairCopies implements PrimaryTask {
   /** Shards that should have the blob, likely ones first; which of those is first changes, so that all of them share the work. */
   #sourcesOf(entry: RepairEntry, target: ShardId): TransferRequest['blobs'][number]['sources'] {
     const view = this.#deps.view.current()
-    const owners = view.owners(entry.partition)
+    const owners = view.allOwners(entry.partition)
     const good = owners.filter(owner => !entry.missing.includes(owner))
     const turn = good.length === 0 ? 0 : entry.id % good.length
     const likely = [...good.slice(turn), ...good.slice(0, turn), ...this.#handoffsOf(entry)]
@@ -287,7 +287,7 @@ export class RepairCopies implements PrimaryTask {
   /** Shards noted as handoffs that exist and still do not own the partition. */
   #handoffsOf(entry: RepairEntry): readonly ShardId[] {
     const view = this.#deps.view.current()
-    const owners = view.owners(entry.partition)
+    const owners = view.allOwners(entry.partition)
     return entry.handoffs.filter((shard): shard is ShardId => view.has(shard) && !owners.includes(shard))
   }
 

@@ -163,20 +163,26 @@ async function publishAsPrimary(
 }
 
 async function askNodes({ storageNodes, secret }: FirstMapOptions, signal: AbortSignal): Promise<FoundNode[]> {
-  const headers = { authorization: wireAuthorization(secret) }
   const answers = await Promise.all(
     storageNodes.map(async (url): Promise<FoundNode | undefined> => {
-      try {
-        const answer = await request(url + wirePath.status, {
-          headers,
-          signal: AbortSignal.any([signal, AbortSignal.timeout(askMs)]),
-        })
-        const body = await answer.body.json()
-        return answer.statusCode === 200 ? { url, status: body as NodeStatus } : undefined
-      } catch {
-        return undefined // not up yet: the caller says for whom it waits
-      }
+      const status = await askNode(url, secret, signal)
+      return status && { url, status }
     }),
   )
   return answers.filter(answer => answer !== undefined)
+}
+
+/** What the node at this address says of itself; undefined: nobody answers there, or no node of ours. */
+export async function askNode(url: string, secret: string, signal?: AbortSignal): Promise<NodeStatus | undefined> {
+  const timeout = AbortSignal.timeout(askMs)
+  try {
+    const answer = await request(url + wirePath.status, {
+      headers: { authorization: wireAuthorization(secret) },
+      signal: signal === undefined ? timeout : AbortSignal.any([signal, timeout]),
+    })
+    const body = await answer.body.json()
+    return answer.statusCode === 200 ? (body as NodeStatus) : undefined
+  } catch {
+    return undefined // not up yet: the caller says for whom it waits
+  }
 }

@@ -46,6 +46,8 @@ export interface NodeHandle {
   readonly shards: readonly ShardHandle[]
   readonly process: TestProcess
   readonly chaos: ChaosRelay | undefined
+  /** What the process is started with; read at each start. */
+  readonly args: string[]
 }
 
 export interface ProxyHandle {
@@ -146,6 +148,18 @@ export class Cluster {
     )
   }
 
+  /** Names one more shard folder in the node's configuration and restarts it. */
+  async giveShard(id: string): Promise<ShardHandle> {
+    const node = this.node(id)
+    const shard = present(parseShardId(`${id}-${node.shards.length + 1}`), id)
+    const handle = { id: shard, folder: join(this.folder, 'shards', shard) }
+    node.args.push('--shard', `${shard}=${handle.folder}`)
+    await node.process.terminate()
+    await node.process.start()
+    this.nodes = this.nodes.map(one => (one.id === id ? { ...one, shards: [...one.shards, handle] } : one))
+    return handle
+  }
+
   inZone(zone: string): readonly NodeHandle[] {
     return this.nodes.filter(node => node.zone === zone)
   }
@@ -198,16 +212,17 @@ export class Cluster {
     flags.push('--state-folder', join(this.folder, 'nodes', id), '--log-level', logLevel)
     for (const shard of shards) flags.push('--shard', `${shard.id}=${shard.folder}`)
     const wrapper = this.#options.nodeWrapper?.(id)
+    const args = ['storage-node', ...flags, ...nodeFlags]
     const process = new TestProcess({
       name: id,
-      args: ['storage-node', ...flags, ...nodeFlags],
+      args,
       env: { HOLDFAST_SECRET: this.secret, HOLDFAST_CLUSTER_ID: this.clusterId },
       logFile: join(this.folder, 'log', `${id}.log`),
       ...(wrapper === undefined ? {} : { wrapper }),
     })
     const relay = chaos ? new ChaosRelay({ host: '127.0.0.1', port }) : undefined
     await relay?.listen()
-    return { id, zone, url: `http://127.0.0.1:${port}`, shards, process, chaos: relay }
+    return { id, zone, url: `http://127.0.0.1:${port}`, shards, process, chaos: relay, args }
   }
 
   async #proxy(

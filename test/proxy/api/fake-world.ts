@@ -157,6 +157,14 @@ export async function setUp(t: Test): Promise<World> {
       end: async () => undefined,
     },
     backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },
+    topology: {
+      show: notHere,
+      plan: notHere,
+      apply: notHere,
+      pause: notHere,
+      resume: notHere,
+      abort: notHere,
+    },
     collection: {
       disarmed: async () => world.disarmed,
       disarm: async (reason, by) => void (world.disarmed ??= { reason, by, at: 1 }),
@@ -208,4 +216,8 @@ export async function setUp(t: Test): Promise<World> {
       ...(body === undefined ? {} : { payload: body as object }),
     })
   return Object.assign(world, { api, call })
+}
+
+const notHere = async (): Promise<never> => {
+  throw new HoldfastError('NOT_FOUND', 'no topology here')
 }

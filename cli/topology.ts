@@ -1,0 +1,183 @@
+/** `holdfast topology …`, `holdfast shard …`, `holdfast node …`: who owns what, and changes of that while the cluster serves. */
+import type { JobRun } from '../proxy/metadata/job-types.ts'
+import type { PlanView, TopologyView, WantedChange } from '../proxy/topology/topology-control.ts'
+import type { ConfigSource, Options } from '../shared/config.ts'
+import { HoldfastError } from '../shared/errors.ts'
+import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { awaitRun, progressText, runText } from './task.ts'
+import { humanBytes, textTable } from './text-table.ts'
+
+export const topologyUsage = `holdfast topology show
+holdfast topology plan <change>...    (what would move; changes nothing)
+holdfast topology apply <change>...   (one at a time; several changes in one go move less)
+holdfast topology pause | resume | abort
+holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
+holdfast shard drain | remove <shard>
+holdfast shard reweight <shard> --weight <number>
+holdfast node add <http://host:port>
+holdfast node drain | remove <node>
+A <change> is one of the last four in quotes, with the weight as its last word: 'shard add a-3 2'
+`
+
+export const topologyOptions = {
+  weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, 'must be a number'], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
+  plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
+  wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
+  force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, or what is left on a shard that is removed.' }, // prettier-ignore
+  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second of all copying together (64 MiB).' }, // prettier-ignore
+} as const satisfies Options
+
+type Command = ClientCommand<typeof topologyOptions>
+
+/** Resolves with the exit code. */
+export function topology(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWords(source, write, (command, [verb = '', ...more]) => {
+    if (verb === 'plan') return showPlan(command, more.map(changeOfText))
+    if (verb === 'apply') return applyChanges(command, more.map(changeOfText))
+    if (more.length > 0) throw unknown(`topology ${[verb, ...more].join(' ')}`)
+    if (verb === 'show') return show(command)
+    if (verb === 'pause' || verb === 'resume' || verb === 'abort') return steer(command, verb)
+    throw unknown(`topology ${verb}`)
+  })
+}
+
+/** Resolves with the exit code. */
+export function shard(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWords(source, write, (command, words) => applyChanges(command, [changeOf(['shard', ...words], command.config.weight)])) // prettier-ignore
+}
+
+/** Resolves with the exit code. */
+export function node(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWords(source, write, (command, words) => applyChanges(command, [changeOf(['node', ...words], undefined)]))
+}
+
+function runWords(
+  { args, env }: ConfigSource,
+  write: Writer | undefined,
+  work: (command: Command, words: readonly string[]) => Promise<number>,
+): Promise<number> {
+  const wordCount = args.findIndex(arg => arg.startsWith('-'))
+  const words = wordCount < 0 ? args : args.slice(0, wordCount)
+  return runClientCommand(
+    topologyOptions,
+    { args: args.slice(words.length), env },
+    async command => work(command, words),
+    write,
+  )
+}
+
+function changeOfText(text: string): WantedChange {
+  const words = text.trim().split(/\s+/)
+  return words.length === 4 ? changeOf(words.slice(0, 3), words[3]) : changeOf(words, undefined)
+}
+
+/** A change in words: `shard drain a-1`. Throws CONFIG_INVALID. */
+export function changeOf(words: readonly string[], weightText: string | undefined): WantedChange {
+  const [kind, verb, name, ...more] = words
+  const weight = weightText === undefined ? undefined : Number(weightText)
+  const takesWeight = kind === 'shard' && (verb === 'add' || verb === 'reweight')
+  if (name === undefined || more.length > 0 || Number.isNaN(weight) || (weight !== undefined && !takesWeight)) {
+    throw unknown(words.join(' '))
+  }
+  if (kind === 'shard') {
+    if (verb === 'add') return { op: 'add-shard', shard: name, ...(weight === undefined ? {} : { weight }) }
+    if (verb === 'reweight' && weight !== undefined) return { op: 'reweight-shard', shard: name, weight }
+    if (verb === 'drain') return { op: 'drain-shard', shard: name }
+    if (verb === 'remove') return { op: 'remove-shard', shard: name }
+  }
+  if (kind === 'node') {
+    if (verb === 'add') return { op: 'add-node', url: name }
+    if (verb === 'drain') return { op: 'drain-node', node: name }
+    if (verb === 'remove') return { op: 'remove-node', node: name }
+  }
+  throw unknown(words.join(' '))
+}
+
+const unknown = (words: string): HoldfastError =>
+  new HoldfastError('CONFIG_INVALID', `what does '${words}' mean? Try:\n${topologyUsage}`)
+
+async function show({ client, print }: Command): Promise<number> {
+  const view = (await client.call('GET', '/topology')) as TopologyView
+  print(topologyText(view), view)
+  return 0
+}
+
+async function showPlan({ client, config, print }: Command, changes: readonly WantedChange[]): Promise<number> {
+  const plan = (await client.call('POST', '/topology/plan', { changes, ...rateOf(config) })) as PlanView
+  print(planText(plan), plan)
+  return plan.problems.length === 0 ? 0 : 1
+}
+
+async function applyChanges(command: Command, changes: readonly WantedChange[]): Promise<number> {
+  const { client, config } = command
+  if (config.plan) return showPlan(command, changes)
+  const body = { changes, force: config.force, ...rateOf(config) }
+  return begun(command, (await client.call('POST', '/topology/changes', body)) as JobRun)
+}
+
+async function steer(command: Command, verb: 'pause' | 'resume' | 'abort'): Promise<number> {
+  const run = (await command.client.call('POST', `/topology/${verb}`, rateOf(command.config))) as JobRun
+  if (verb !== 'pause') return begun(command, run)
+  command.print('it stops after the step in hand; reads and writes go on, `topology resume` goes on copying', run)
+  return 0
+}
+
+async function begun({ client, config, print }: Command, run: JobRun): Promise<number> {
+  if (!config.wait) {
+    print(`run ${run.id} of ${run.job} is queued: see 'topology show'`, run)
+    return 0
+  }
+  const ended = await awaitRun(client, '/tasks/rebalance', run.id)
+  print(runText(ended), ended)
+  return ended.state === 'succeeded' ? 0 : 1
+}
+
+const rateOf = ({ rate }: Command['config']): { bytesPerSecond?: number } =>
+  rate === undefined ? {} : { bytesPerSecond: Number(rate) }
+
+function topologyText({ epoch, replicas, copies, change, run, shards, unassigned }: TopologyView): string {
+  const rows = shards.map(one => [
+    one.zone,
+    one.node,
+    one.shard,
+    String(one.weight),
+    String(one.partitions),
+    one.leaving === 0 ? '-' : String(one.leaving),
+  ])
+  const progress = run === null ? '' : `, ${progressText(run)}`
+  return [
+    `epoch ${epoch}, ${copies} of ${replicas} copies`,
+    change === null
+      ? `all partitions are settled${run === null ? '' : ', the last old copies go'}`
+      : `change of epoch ${change.since}: ${change.state}, ${change.unsettled} partitions left${progress}`,
+    '',
+    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'LEAVING'], rows),
+    ...unassigned.map(one => `! shard ${one.shard} of node ${one.node} is in no cluster map: 'shard add ${one.shard}'`),
+  ].join('\n')
+}
+
+function planText({ partitions, copies, copiesMin, zones, balance, shards, estimate, problems }: PlanView): string {
+  const rows = shards.map(one => [
+    one.zone,
+    one.node,
+    one.shard,
+    String(one.weight),
+    `${one.before} -> ${one.after}`,
+    `+${one.gains} -${one.losses}`,
+  ])
+  const { blobs, references, bytes, seconds, unknownPartitions } = estimate
+  return [
+    `${partitions} partitions get other owners: ${copies} copies move, ${copiesMin} is the least`,
+    `about ${humanBytes(bytes)} in ${blobs} blobs, ${references} references: about ${humanSeconds(seconds)}`,
+    ...(unknownPartitions === 0 ? [] : [`! no owner of ${unknownPartitions} partitions answers: they are not counted`]),
+    `each partition in at least ${zones.after} zones (${zones.before} now); fullest shard ${balance.max.toFixed(3)} of its share, emptiest ${balance.min.toFixed(3)}`,
+    '',
+    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'MOVES'], rows),
+    ...problems.map(problem => `! ${problem}`),
+  ].join('\n')
+}
+
+function humanSeconds(seconds: number): string {
+  if (seconds < 120) return `${seconds} s`
+  return seconds < 7_200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 360) / 10} h`
+}

@@ -1,0 +1,153 @@
+import { Type } from 'typebox'
+import type { Api } from './build-api.ts'
+import { errorAnswer, nullable } from './schemas.ts'
+import type { ApiDeps } from './types.ts'
+
+const closed = { additionalProperties: false } as const
+const id = Type.String({ pattern: '^[a-z0-9][a-z0-9.-]{0,62}$' })
+const weight = Type.Number({ minimum: 0, maximum: 1e9 })
+const url = Type.String({ pattern: '^https?://[^/?#@\\s]{1,255}$' })
+const wantedChange = Type.Union([
+  Type.Object({ op: Type.Literal('add-node'), url }, closed),
+  Type.Object({ op: Type.Union([Type.Literal('drain-node'), Type.Literal('remove-node')]), node: id }, closed),
+  Type.Object({ op: Type.Literal('add-shard'), shard: id, weight: Type.Optional(weight) }, closed),
+  Type.Object({ op: Type.Literal('reweight-shard'), shard: id, weight }, closed),
+  Type.Object({ op: Type.Union([Type.Literal('drain-shard'), Type.Literal('remove-shard')]), shard: id }, closed),
+])
+const changes = Type.Array(wantedChange, { maxItems: 64 })
+const bytesPerSecond = Type.Optional(
+  Type.Integer({ minimum: 1_000, maximum: Number.MAX_SAFE_INTEGER, description: 'Of all copying together' }),
+)
+const planView = Type.Object({
+  epoch: Type.Integer(),
+  partitions: Type.Integer({ description: 'Partitions that get another owner' }),
+  copies: Type.Integer({ description: 'Copies of partitions that move' }),
+  copiesMin: Type.Integer({ description: 'Fewest that any table for these weights must move' }),
+  balance: Type.Object({ max: Type.Number(), min: Type.Number() }),
+  zones: Type.Object(
+    { before: Type.Integer(), after: Type.Integer() },
+    { description: 'Fewest zones that any partition has copies in' },
+  ),
+  shards: Type.Array(
+    Type.Object({
+      shard: Type.String(),
+      node: Type.String(),
+      zone: Type.String(),
+      weight: Type.Number(),
+      before: Type.Integer(),
+      after: Type.Integer(),
+      gains: Type.Integer(),
+      losses: Type.Integer(),
+    }),
+  ),
+  estimate: Type.Object({
+    blobs: Type.Integer(),
+    references: Type.Integer(),
+    bytes: Type.Integer(),
+    seconds: Type.Integer(),
+    unknownPartitions: Type.Integer({ description: 'Of which no owner answers' }),
+  }),
+  problems: Type.Array(Type.String(), { description: 'Why it is refused unless it is forced' }),
+})
+const run = Type.Object(
+  { id: Type.Integer(), job: Type.String(), state: Type.String() },
+  { additionalProperties: true, description: 'The run of the task `rebalance`, as under /tasks' },
+)
+const topologyView = Type.Object({
+  epoch: Type.Integer(),
+  replicas: Type.Integer(),
+  copies: Type.Integer(),
+  change: nullable(
+    Type.Object({
+      since: Type.Integer({ description: 'The epoch in which it began' }),
+      unsettled: Type.Integer({ description: 'Partitions whose copies are not all with their new owners' }),
+      partitions: Type.Integer(),
+      state: Type.String({ description: 'running, paused' }),
+    }),
+  ),
+  run: nullable(run),
+  shards: Type.Array(
+    Type.Object({
+      shard: Type.String(),
+      node: Type.String(),
+      zone: Type.String(),
+      weight: Type.Number(),
+      partitions: Type.Integer(),
+      leaving: Type.Integer({ description: 'Partitions it has not handed over yet' }),
+    }),
+  ),
+  unassigned: Type.Array(Type.Object({ shard: Type.String(), node: Type.String(), weight: Type.Number() }), {
+    description: 'Shards that nodes have and the cluster map has not',
+  }),
+})
+
+const tags = ['topology']
+const admin = { access: { demands: [{ action: 'admin' }] } } as const
+
+/** /api/v1/topology: who owns what, and changes of that; the task `rebalance` carries them out. */
+export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
+  app.get(
+    '/topology',
+    { config: admin, schema: { tags, summary: 'Owners, and the change under way', response: { 200: topologyView, default: errorAnswer } } }, // prettier-ignore
+    async () => topology.show(),
+  )
+  app.post(
+    '/topology/plan',
+    {
+      config: { ...admin, audit: 'topology.plan' },
+      schema: {
+        tags,
+        summary: 'What a change would move; changes nothing',
+        body: Type.Object({ changes, bytesPerSecond }, closed),
+        response: { 200: planView, default: errorAnswer },
+      },
+    },
+    async request => topology.plan(request.body.changes, request.body.bytesPerSecond),
+  )
+  app.post(
+    '/topology/changes',
+    {
+      config: { ...admin, audit: 'topology.apply' },
+      schema: {
+        tags,
+        summary: 'Carry out a change',
+        description: 'One at a time: CONFLICT until the one before is settled.',
+        body: Type.Object({ changes, force: Type.Optional(Type.Boolean()), bytesPerSecond }, closed),
+        response: { 202: run, default: errorAnswer },
+      },
+    },
+    async (request, reply) => {
+      const { changes: wanted, force = false, bytesPerSecond: rate } = request.body
+      const user = request.principal.name
+      request.auditSubject = JSON.stringify(wanted).slice(0, 500)
+      const options = { user, force, ...(rate === undefined ? {} : { bytesPerSecond: rate }) }
+      return reply.code(202).send(await topology.apply(wanted, options))
+    },
+  )
+  const verbs = {
+    pause: 'Stop copying after the step in hand; reads and writes go on',
+    resume: 'Go on copying',
+  } as const
+  for (const [verb, summary] of Object.entries({
+    ...verbs,
+    abort: 'Give back what is not settled to its old owners',
+  })) {
+    app.post(
+      `/topology/${verb}`,
+      {
+        config: { ...admin, audit: `topology.${verb}` },
+        schema: { tags, summary, body: Type.Object({ bytesPerSecond }, closed), response: { 202: run, default: errorAnswer } }, // prettier-ignore
+      },
+      async (request, reply) => {
+        const { name } = request.principal
+        const done =
+          verb === 'pause'
+            ? topology.pause(name)
+            : verb === 'resume'
+              ? topology.resume(name, request.body.bytesPerSecond)
+              : topology.abort(name)
+        return reply.code(202).send(await done)
+      },
+    )
+  }
+}

@@ -1,0 +1,367 @@
+/**
+ * Changes of topology, online: publishes the new map, brings every partition's copies to its new owners, and lets the old ones go.
+ *
+ *     publish E+1 (both count) ──every proxy has it──▶ nodes refuse older writes ──all told──▶
+ *     per partition: list old owners, copy what new owners lack, compare again ──▶ settled ──▶ old copies to the trash
+ *
+ * What is not settled stands in the map itself, so whoever is primary goes on from there; every step may be repeated.
+ */
+import { atMost } from '../../shared/at-most.ts'
+import { encodeClusterMap, type ClusterMap, type PlacementView } from '../../shared/cluster-map.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import type { ShardId } from '../../shared/ids.ts'
+import { partitionCount } from '../../shared/partition.ts'
+import { planChanges, type TopologyChange } from '../../shared/placement/changes.ts'
+import { abortTransition, refuseOlderWrites, settlePartitions } from '../../shared/placement/transition.ts'
+import { wirePath } from '../../shared/wire.ts'
+import type { Metadata } from '../metadata/types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { NodeClients } from '../routing/node-client.ts'
+import type { ReferenceStore } from '../routing/types.ts'
+import type { ShardSummary } from './compare-sets.ts'
+import type { Job, JobContext, JobParams } from './job.ts'
+import { movePartition, releasePartition, type MoveDeps } from './move-partition.ts'
+import { primaryRole } from './primary.ts'
+import { summariesOf } from './shard-contents.ts'
+
+/** Proxies poll the map every 5 s, and hear of it from the nodes within about 1 s. */
+const adoptionMsDefault = 6_500
+/** Partitions of which shards are asked at once what they hold. */
+const blockSize = 128
+const partitionsAtOnce = 4
+const shardsAtOnce = 8
+/** A new map goes to every process: with so many settled partitions, or so seldom. */
+const settledAtOnce = 512
+const settleMs = 3_000
+const retryMs = 2_000
+const tellTimeoutMs = 30_000
+const publishTriesMax = 8
+export const bytesPerSecondDefault = 64 * 1024 * 1024
+
+export interface RebalanceDeps {
+  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'>
+  readonly view: Pick<ClusterView, 'current' | 'replace'>
+  readonly clients: Pick<NodeClients, 'get' | 'ofShard'>
+  readonly references: Pick<ReferenceStore, 'appendTo'>
+  /** Monotonic, ms. */
+  readonly now: () => number
+  /** How long proxies may take to work by a new map, in ms. */
+  readonly adoptionMs?: number
+}
+
+interface Params {
+  readonly changes: readonly TopologyChange[]
+  /** The epoch for which the changes were planned. */
+  readonly epoch: number
+  readonly abort: boolean
+  readonly force: boolean
+  readonly bytesPerSecond: number
+}
+
+interface Checkpoint {
+  /** The changes are in the map. */
+  readonly begun: boolean
+  readonly total: number
+  readonly blobs: number
+  readonly bytes: number
+  readonly references: number
+  readonly released: number
+}
+const beginning: Checkpoint = { begun: false, total: 0, blobs: 0, bytes: 0, references: 0, released: 0 }
+
+export function rebalance(deps: RebalanceDeps): Job<Checkpoint> {
+  return {
+    name: 'rebalance',
+    title: 'Carry out a change of topology: bring copies to their new owners',
+    defaultSchedule: null,
+    checkParams: params => void paramsOf(params),
+    run: context => new Rebalance(deps, context).run(),
+  }
+}
+
+class Rebalance {
+  readonly #deps: RebalanceDeps
+  readonly #context: JobContext<Checkpoint>
+  readonly #params: Params
+  readonly #move: MoveDeps
+  #at: Checkpoint
+  #settled: number[] = []
+  #settledAt: number
+
+  constructor(deps: RebalanceDeps, context: JobContext<Checkpoint>) {
+    this.#deps = deps
+    this.#context = context
+    this.#params = paramsOf(context.params)
+    this.#at = context.checkpoint ?? beginning
+    this.#settledAt = deps.now()
+    const { bytesPerSecond } = this.#params
+    this.#move = {
+      clients: deps.clients,
+      references: deps.references,
+      view: () => deps.view.current(),
+      fence: `${primaryRole}:${context.term.token}`,
+      term: context.term,
+      onCopied: async (copied, ms) => {
+        const { blobs, bytes, references } = this.#at
+        this.#at = {
+          ...this.#at,
+          blobs: blobs + copied.blobs,
+          bytes: bytes + copied.bytes,
+          references: references + copied.references,
+        }
+        // Each of the partitions that are moved at once has its share.
+        await context.pause(Math.max(0, (partitionsAtOnce * copied.bytes * 1_000) / bytesPerSecond - ms))
+      },
+    }
+  }
+
+  async run(): Promise<void> {
+    if (!this.#at.begun) await this.#begin()
+    let map = await this.#publish(newest => newest)
+    if (map.previous === undefined) return this.#context.log('nothing is to be moved')
+    map = await this.#announce(map)
+    for (;;) {
+      const left = this.#deps.view.current().unsettled()
+      if (left.length === 0) break
+      this.#report(left.length)
+      const done = await this.#pass(left)
+      if (done < left.length) await this.#context.pause(retryMs)
+    }
+    const { blobs, bytes, references, released } = this.#at
+    this.#context.log(
+      `settled in epoch ${this.#deps.view.current().map.epoch}: ${blobs} blobs (${bytes} bytes) and ${references} references copied, ${released} old copies in the trash`,
+    )
+  }
+
+  /** The changes become the newest map, unless an earlier primary got so far already. */
+  async #begin(): Promise<void> {
+    const { changes, epoch, abort, force } = this.#params
+    const { log } = this.#context
+    if (abort || changes.length > 0) {
+      const map = await this.#publish(newest => {
+        if (newest.previous?.since === epoch + 1) return newest
+        if (newest.epoch !== epoch) {
+          throw new HoldfastError('CONFLICT', 'the cluster map has changed since this was planned: plan it again', {
+            planned: epoch,
+            found: newest.epoch,
+          })
+        }
+        if (abort) return abortTransition(newest)
+        const { next, problems } = planChanges(newest, changes)
+        if (problems.length > 0 && !force)
+          throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
+        return next
+      }, changes)
+      log(`epoch ${map.epoch}: ${abort ? 'aborted, the old owners own again what was not settled' : changes.map(textOf).join(', ')}`) // prettier-ignore
+    }
+    this.#at = { ...this.#at, begun: true, total: this.#deps.view.current().unsettled().length }
+    await this.#context.save(this.#at)
+  }
+
+  /** From its end on, nothing is written any more by a map from before the change (I22). */
+  async #announce(begun: ClusterMap): Promise<ClusterMap> {
+    const { pause, log } = this.#context
+    let map = begun
+    await this.#tellAll(map)
+    if (map.writesFrom !== map.previous?.since) {
+      await pause(this.#deps.adoptionMs ?? adoptionMsDefault)
+      map = await this.#publish(refuseOlderWrites)
+    }
+    for (let told = ''; ;) {
+      const away = await this.#tellAll(map)
+      // A quorum of nodes that have not heard could still take a write by the old map.
+      if (away.length === 0 || (away.length === 1 && map.replicas > 1)) return map
+      if (told !== away.join(', ')) log(`waiting for nodes: ${(told = away.join(', '))}`)
+      await pause(retryMs)
+    }
+  }
+
+  /** Resolves with the nodes that could not be told. */
+  async #tellAll(map: ClusterMap): Promise<string[]> {
+    const body = Buffer.from(encodeClusterMap(map))
+    const { token, signal } = this.#context.term
+    const told = await atMost(shardsAtOnce, map.nodes, async node => {
+      try {
+        const options = { fence: `${primaryRole}:${token}`, signal, timeoutMs: tellTimeoutMs }
+        await this.#deps.clients.get(node).requestJson('PUT', wirePath.clusterMap, body, options)
+        return undefined
+      } catch (error) {
+        if (!isHoldfastError(error)) throw error
+        return node.id
+      }
+    })
+    return told.filter(node => node !== undefined)
+  }
+
+  /** Once through all that is left; resolves with how many partitions were settled. */
+  async #pass(left: readonly number[]): Promise<number> {
+    let done = 0
+    for (let from = 0; from < partitionCount; from += blockSize) {
+      const block = left.filter(partition => partition >= from && partition < from + blockSize)
+      if (block.length === 0) continue
+      this.#check()
+      const summaries = await this.#summaries(block, from)
+      const moved = await atMost(partitionsAtOnce, block, partition => this.#moveOne(partition, summaries))
+      const settled = block.filter((_, index) => moved[index])
+      done += settled.length
+      this.#settled.push(...settled)
+      if (this.#settled.length >= settledAtOnce || this.#deps.now() - this.#settledAt > settleMs) await this.#settle()
+      await this.#context.pause(0)
+    }
+    await this.#settle()
+    return done
+  }
+
+  /** What each shard concerned holds of the block; those that do not answer are left out. */
+  async #summaries(block: readonly number[], from: number): Promise<ReadonlyMap<ShardId, ShardSummary>> {
+    const view = this.#deps.view.current()
+    const shards = [...new Set(block.flatMap(partition => view.allOwners(partition)))]
+    const found = new Map<ShardId, ShardSummary>()
+    await atMost(shardsAtOnce, shards, async shard => {
+      try {
+        found.set(shard, await summariesOf(this.#deps, shard, { from, count: blockSize }, this.#context.term.signal))
+      } catch (error) {
+        this.#check()
+        if (!isHoldfastError(error)) throw error
+      }
+    })
+    return found
+  }
+
+  /** False: not now. */
+  async #moveOne(partition: number, summaries: ReadonlyMap<ShardId, ShardSummary>): Promise<boolean> {
+    try {
+      return await movePartition(this.#move, partition, summaries)
+    } catch (error) {
+      this.#check()
+      if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
+      this.#context.log(`partition ${partition}: ${error.message} [${error.code}]`)
+      return false
+    }
+  }
+
+  /** The new owners own what was compared, alone; then the copies of the others go. */
+  async #settle(): Promise<void> {
+    this.#settledAt = this.#deps.now()
+    const settled = this.#settled
+    if (settled.length === 0) return
+    this.#settled = []
+    const before = this.#deps.view.current()
+    await this.#publish(map => settlePartitions(map, settled))
+    this.#report(this.#deps.view.current().unsettled().length)
+    await this.#context.save(this.#at)
+    const released = await atMost(partitionsAtOnce, settled, partition => this.#release(partition, before))
+    this.#at = { ...this.#at, released: this.#at.released + released.reduce((sum, count) => sum + count, 0) }
+  }
+
+  /** What cannot be released now is found by anti-entropy: copies where no owner is. */
+  async #release(partition: number, before: PlacementView): Promise<number> {
+    try {
+      return await releasePartition(this.#move, partition, before)
+    } catch (error) {
+      this.#check()
+      if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
+      return 0
+    }
+  }
+
+  /** Compare-and-set on the newest map, fenced; `change` may return it as it is. */
+  async #publish(
+    change: (map: ClusterMap) => ClusterMap,
+    changes: readonly TopologyChange[] = [],
+  ): Promise<ClusterMap> {
+    const { metadata, view } = this.#deps
+    for (let tries = 1; tries <= publishTriesMax; tries += 1) {
+      this.#check()
+      const map = await metadata.loadClusterMap()
+      if (map === undefined) throw new HoldfastError('NOT_FOUND', 'there is no cluster map yet')
+      const next = change(map)
+      if (next !== map) await this.#welcome(map, next, changes)
+      if (next === map || (await metadata.publishClusterMap(next, this.#context.term.token))) {
+        view.replace(next)
+        return next
+      }
+    }
+    throw new HoldfastError('CONFLICT', 'the cluster map changes all the time')
+  }
+
+  /** New nodes become members of the cluster, and open their disks, before anybody sends them anything. */
+  async #welcome(map: ClusterMap, next: ClusterMap, changes: readonly TopologyChange[]): Promise<void> {
+    for (const change of changes) {
+      const node = change.op === 'add-node' ? next.nodes.find(({ id }) => id === change.node) : undefined
+      if (node === undefined) continue
+      const { token, signal } = this.#context.term
+      const options = { fence: `${primaryRole}:${token}`, signal, timeoutMs: tellTimeoutMs }
+      const body = Buffer.from(encodeClusterMap(map))
+      await this.#deps.clients.get(node).requestJson('PUT', wirePath.clusterMap, body, options)
+    }
+  }
+
+  #report(left: number): void {
+    const { total, bytes, blobs } = this.#at
+    const all = Math.max(total, left)
+    const note = `${blobs} blobs, ${bytes} bytes copied`
+    this.#context.progress({ done: all - left, total: all, unit: 'partitions', note })
+  }
+
+  #check(): void {
+    this.#context.term.signal.throwIfAborted()
+  }
+}
+
+function textOf(change: TopologyChange): string {
+  switch (change.op) {
+    case 'add-node':
+      return `node ${change.node} added in zone ${change.zone}`
+    case 'remove-node':
+      return `node ${change.node} removed`
+    case 'add-shard':
+      return `shard ${change.shard} added with weight ${change.weight}`
+    case 'weight':
+      return `shard ${change.shard} ${change.weight === 0 ? 'drained' : `has weight ${change.weight}`}`
+    case 'remove-shard':
+      return `shard ${change.shard} removed`
+  }
+}
+
+function paramsOf({
+  changes = [],
+  epoch = 0,
+  abort = false,
+  force = false,
+  bytesPerSecond = bytesPerSecondDefault,
+  ...unknown
+}: JobParams): Params {
+  const wrong =
+    Object.keys(unknown).length > 0 ||
+    !Array.isArray(changes) ||
+    !changes.every(isChange) ||
+    !Number.isSafeInteger(epoch) ||
+    typeof abort !== 'boolean' ||
+    typeof force !== 'boolean' ||
+    !(typeof bytesPerSecond === 'number' && bytesPerSecond >= 1_000)
+  if (wrong) {
+    throw new HoldfastError(
+      'BAD_REQUEST',
+      'the parameters are changes with the epoch they were planned for, abort, force, bytesPerSecond (1000 or more); none goes on with the change under way',
+    )
+  }
+  return { changes: changes, epoch: epoch as number, abort, force, bytesPerSecond }
+}
+
+const fieldsOf: Readonly<Record<TopologyChange['op'], readonly string[]>> = {
+  'add-node': ['node', 'zone', 'url'],
+  'remove-node': ['node'],
+  'add-shard': ['shard', 'node', 'weight'],
+  weight: ['shard', 'weight'],
+  'remove-shard': ['shard'],
+}
+
+function isChange(value: unknown): value is TopologyChange {
+  if (typeof value !== 'object' || value === null) return false
+  const { op, ...rest } = value as Record<string, unknown>
+  const fields =
+    typeof op === 'string' && Object.hasOwn(fieldsOf, op) ? fieldsOf[op as TopologyChange['op']] : undefined
+  if (fields === undefined || Object.keys(rest).length !== fields.length) return false
+  return fields.every(name => (name === 'weight' ? typeof rest[name] === 'number' : typeof rest[name] === 'string'))
+}

@@ -1,0 +1,90 @@
+/** What a change of topology will have to copy: counts from the shards' summaries, sizes from a sample of names. */
+import { atMost } from '../../shared/at-most.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
+import type { ShardId } from '../../shared/ids.ts'
+import { partitionCount } from '../../shared/partition.ts'
+import type { PartitionMove } from '../../shared/placement/transition.ts'
+import type { ShardSummary } from '../tasks/compare-sets.ts'
+import { entriesPage, summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
+
+const shardsAtOnce = 8
+const sampledPartitions = 24
+const sampledNames = 200
+/** Small blobs and references a second that shards take from one task, and what a change costs however small it is. */
+const itemsPerSecond = 800
+const fixedSeconds = 8
+
+export interface Estimate {
+  /** Copies of blobs and references that are to be made. */
+  readonly blobs: number
+  readonly references: number
+  readonly bytes: number
+  readonly seconds: number
+  /** Partitions of which no old owner answers: nothing is known of them. */
+  readonly unknownPartitions: number
+}
+
+/** Never rejects for a shard that is away: another old owner is counted, or the partition is unknown. */
+export async function estimateMoves(
+  deps: ContentsDeps,
+  moves: readonly PartitionMove[],
+  bytesPerSecond: number,
+  signal: AbortSignal,
+): Promise<Estimate> {
+  const summaries = await allSummaries(deps, moves, signal)
+  let [blobs, references, unknownPartitions] = [0, 0, 0]
+  const filled: { partition: number; shard: ShardId }[] = []
+  for (const { partition, from, to } of moves) {
+    const shard = from.find(id => summaries.has(id as ShardId)) as ShardId | undefined
+    if (shard === undefined) {
+      unknownPartitions += 1
+      continue
+    }
+    const copies = to.filter(id => !from.includes(id)).length
+    const summary = summaries.get(shard)?.get(partition)
+    blobs += copies * (summary?.blobs.count ?? 0)
+    references += copies * (summary?.references.count ?? 0)
+    if ((summary?.blobs.count ?? 0) > 0) filled.push({ partition, shard })
+  }
+  const bytes = Math.round(blobs * (await meanBytes(deps, filled, signal)))
+  const seconds = Math.ceil(Math.max(bytes / bytesPerSecond, (blobs + references) / itemsPerSecond))
+  return { blobs, references, bytes, seconds: moves.length === 0 ? 0 : seconds + fixedSeconds, unknownPartitions }
+}
+
+async function allSummaries(
+  deps: ContentsDeps,
+  moves: readonly PartitionMove[],
+  signal: AbortSignal,
+): Promise<ReadonlyMap<ShardId, ShardSummary>> {
+  const shards = [...new Set(moves.flatMap(({ from }) => from as readonly ShardId[]))]
+  const found = new Map<ShardId, ShardSummary>()
+  await atMost(shardsAtOnce, shards, async shard => {
+    try {
+      found.set(shard, await summariesOf(deps, shard, { from: 0, count: partitionCount }, signal))
+    } catch (error) {
+      if (!isHoldfastError(error)) throw error
+    }
+  })
+  return found
+}
+
+/** Of blobs in partitions spread over all; 0 where there are none. */
+async function meanBytes(
+  deps: ContentsDeps,
+  filled: readonly { readonly partition: number; readonly shard: ShardId }[],
+  signal: AbortSignal,
+): Promise<number> {
+  const step = Math.max(1, Math.floor(filled.length / sampledPartitions))
+  const sample = filled.filter((_, index) => index % step === 0).slice(0, sampledPartitions)
+  let [bytes, count] = [0, 0]
+  await atMost(shardsAtOnce, sample, async ({ partition, shard }) => {
+    try {
+      const { entries } = await entriesPage(deps, shard, { partition, of: 'blobs', limit: sampledNames }, signal)
+      for (const entry of entries) bytes += entry.bytes ?? 0
+      count += entries.length
+    } catch (error) {
+      if (!isHoldfastError(error)) throw error
+    }
+  })
+  return count === 0 ? 0 : bytes / count
+}

@@ -1,0 +1,266 @@
+/** What operators see of the topology and do to it, through any proxy: it plans, and asks the primary's task `rebalance` to carry it out. */
+import type { ClusterMap } from '../../shared/cluster-map.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import { parseShardId } from '../../shared/ids.ts'
+import { partitionCount } from '../../shared/partition.ts'
+import { planChanges, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
+import { partitionsOf } from '../../shared/placement/transition.ts'
+import type { NodeStatus } from '../../shared/wire.ts'
+import type { JobRun } from '../metadata/job-types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
+import type { JobControl } from '../tasks/job-control.ts'
+import { bytesPerSecondDefault } from '../tasks/rebalance.ts'
+import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
+import { estimateMoves, type Estimate } from './estimate.ts'
+
+const task = 'rebalance'
+
+/** A change as operators say it; the rest is found out from the nodes. */
+export type WantedChange =
+  | { readonly op: 'add-node'; readonly url: string }
+  | { readonly op: 'drain-node' | 'remove-node'; readonly node: string }
+  | { readonly op: 'add-shard'; readonly shard: string; readonly weight?: number }
+  | { readonly op: 'reweight-shard'; readonly shard: string; readonly weight: number }
+  | { readonly op: 'drain-shard' | 'remove-shard'; readonly shard: string }
+
+export interface ApplyOptions {
+  readonly user: string
+  readonly force: boolean
+  readonly bytesPerSecond?: number
+}
+
+export interface PlanView extends Omit<TopologyPlan, 'next' | 'moves' | 'report'> {
+  readonly partitions: number
+  readonly copies: number
+  /** Fewest copies that any table for these weights must move. */
+  readonly copiesMin: number
+  readonly balance: { readonly max: number; readonly min: number }
+  readonly estimate: Estimate
+}
+
+export interface TopologyView {
+  readonly epoch: number
+  readonly replicas: number
+  readonly copies: number
+  /** The change under way; null: all is settled. */
+  readonly change: {
+    readonly since: number
+    readonly unsettled: number
+    readonly partitions: number
+    readonly state: 'running' | 'paused'
+  } | null
+  /** The run of the task that carries out changes; it goes on a little after the last partition was settled, for old copies. */
+  readonly run: JobRun | null
+  readonly shards: {
+    readonly shard: string
+    readonly node: string
+    readonly zone: string
+    readonly weight: number
+    readonly partitions: number
+    /** Partitions it has not handed over yet. */
+    readonly leaving: number
+  }[]
+  /** Shards that nodes have, and the map has not. */
+  readonly unassigned: { readonly shard: string; readonly node: string; readonly weight: number }[]
+}
+
+export interface TopologyControlDeps extends ContentsDeps {
+  readonly view: Pick<ClusterView, 'current'>
+  readonly health: Pick<HealthTable, 'nodes'>
+  readonly jobs: Pick<JobControl, 'run' | 'stop' | 'get'>
+  readonly askNode: (url: string) => Promise<NodeStatus | undefined>
+}
+
+export class TopologyControl {
+  readonly #deps: TopologyControlDeps
+
+  constructor(deps: TopologyControlDeps) {
+    this.#deps = deps
+  }
+
+  async show(): Promise<TopologyView> {
+    const { map } = this.#deps.view.current()
+    const zones = new Map<string, string>(map.nodes.map(({ id, zone }) => [id, zone]))
+    const { run } = await this.#deps.jobs.get(task)
+    const unsettled = this.#deps.view.current().unsettled().length
+    const known = new Set<string>(map.shards.map(({ id }) => id))
+    const reported = this.#deps.health
+      .nodes()
+      .flatMap(({ node, status }) =>
+        (status?.shards ?? []).map(({ id, weight }) => ({ shard: id, node: node, weight })),
+      )
+    return {
+      epoch: map.epoch,
+      replicas: map.replicas,
+      copies: map.copies,
+      change:
+        map.previous === undefined
+          ? null
+          : {
+              since: map.previous.since,
+              unsettled,
+              partitions: partitionCount,
+              state: run === null ? 'paused' : 'running',
+            },
+      run,
+      shards: map.shards.map(({ id, node, weight }) => {
+        const { owned, leaving } = partitionsOf(map, id)
+        return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving }
+      }),
+      unassigned: reported.filter(({ shard }) => !known.has(shard)),
+    }
+  }
+
+  /** What would move. Throws what `apply` would be refused with, but for problems that can be forced. */
+  async plan(wanted: readonly WantedChange[], bytesPerSecond = bytesPerSecondDefault): Promise<PlanView> {
+    const { map } = this.#deps.view.current()
+    return this.#viewOf(planChanges(map, await this.#resolve(map, wanted)), bytesPerSecond)
+  }
+
+  /**
+   * Starts the change: CONFLICT while another one is not settled, TOPOLOGY_INVALID for one with problems unless it is forced. Resolves
+   * with the run of the task that carries it out.
+   */
+  async apply(wanted: readonly WantedChange[], { user, force, bytesPerSecond }: ApplyOptions): Promise<JobRun> {
+    const { map } = this.#deps.view.current()
+    if (wanted.length === 0) throw new HoldfastError('BAD_REQUEST', 'no change is named')
+    const changes = await this.#resolve(map, wanted)
+    const { problems } = planChanges(map, changes)
+    if (!force) {
+      problems.push(...(await this.#leftOn(map, changes)))
+      if (problems.length > 0) throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
+    }
+    const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
+    return this.#deps.jobs.run(task, user, { changes, epoch: map.epoch, force, ...rate })
+  }
+
+  /** CONFLICT if it does not run. */
+  pause(user: string): Promise<JobRun> {
+    return this.#deps.jobs.stop(task, user)
+  }
+
+  /** CONFLICT if no change is under way, or it runs already. */
+  resume(user: string, bytesPerSecond?: number): Promise<JobRun> {
+    this.#underWay()
+    return this.#deps.jobs.run(task, user, bytesPerSecond === undefined ? {} : { bytesPerSecond })
+  }
+
+  /** What is not settled goes back. CONFLICT while the change runs (pause it first), or if none is under way. */
+  abort(user: string): Promise<JobRun> {
+    const { epoch } = this.#underWay()
+    return this.#deps.jobs.run(task, user, { abort: true, epoch })
+  }
+
+  #underWay(): ClusterMap {
+    const { map } = this.#deps.view.current()
+    if (map.previous === undefined) throw new HoldfastError('CONFLICT', 'no change of topology is under way')
+    return map
+  }
+
+  async #viewOf(
+    { epoch, moves, report, shards, zones, problems }: TopologyPlan,
+    bytesPerSecond: number,
+  ): Promise<PlanView> {
+    const estimate = await estimateMoves(this.#deps, moves, bytesPerSecond, new AbortController().signal)
+    const { max, min } = report.shardBalance
+    return {
+      epoch,
+      shards,
+      zones,
+      problems,
+      partitions: moves.length,
+      copies: report.moves,
+      copiesMin: report.movesMin,
+      balance: { max, min },
+      estimate,
+    }
+  }
+
+  async #resolve(map: ClusterMap, wanted: readonly WantedChange[]): Promise<TopologyChange[]> {
+    const lists = await Promise.all(wanted.map(change => this.#resolveOne(map, change)))
+    return lists.flat()
+  }
+
+  async #resolveOne(map: ClusterMap, change: WantedChange): Promise<TopologyChange[]> {
+    switch (change.op) {
+      case 'add-node':
+        return this.#nodeAt(map, change.url)
+      case 'add-shard': {
+        const { shard, weight } = change
+        const found = this.#deps.health.nodes().find(({ status }) => status?.shards.some(({ id }) => id === shard))
+        const status = found?.status?.shards.find(({ id }) => id === shard)
+        if (found === undefined || status === undefined) {
+          const text = `no storage node reports a shard '${shard}': name it in the configuration of its node (--shard) and restart that`
+          throw new HoldfastError('NOT_FOUND', text, { shard })
+        }
+        if (status.state === 'failed') {
+          throw new HoldfastError('SHARD_FAILED', `shard ${shard} has failed: ${status.reason ?? 'no reason'}`, {
+            shard,
+          })
+        }
+        return [{ op: 'add-shard', shard, node: found.node, weight: weight ?? status.weight }]
+      }
+      case 'drain-node': {
+        const own = map.shards.filter(({ node }) => node === change.node)
+        if (own.length === 0) throw new HoldfastError('NOT_FOUND', `no shard of a node '${change.node}' in the cluster`)
+        return own.map(({ id }) => ({ op: 'weight', shard: id, weight: 0 }))
+      }
+      case 'drain-shard':
+        return [{ op: 'weight', shard: change.shard, weight: 0 }]
+      case 'reweight-shard':
+        return [{ op: 'weight', shard: change.shard, weight: change.weight }]
+      case 'remove-shard':
+        return [{ op: 'remove-shard', shard: change.shard }]
+      case 'remove-node':
+        return [{ op: 'remove-node', node: change.node }]
+    }
+  }
+
+  async #nodeAt(map: ClusterMap, url: string): Promise<TopologyChange[]> {
+    const status = await this.#deps.askNode(url)
+    if (status === undefined) {
+      throw new HoldfastError('NODE_UNREACHABLE', `no storage node with this cluster's secret answers at ${url}`, {
+        url,
+      })
+    }
+    if (status.clusterId !== '' && status.clusterId !== map.clusterId) {
+      throw new HoldfastError('CONFLICT', `the node at ${url} belongs to another cluster (${status.clusterId})`, {
+        url,
+      })
+    }
+    const { node, zone, shards } = status
+    return [
+      { op: 'add-node', node, zone, url },
+      ...shards.map(({ id, weight }): TopologyChange => ({ op: 'add-shard', shard: id, node, weight })),
+    ]
+  }
+
+  /** What is still on shards that are to be removed. */
+  async #leftOn(map: ClusterMap, changes: readonly TopologyChange[]): Promise<string[]> {
+    const going = map.shards.filter(({ id, node }) =>
+      changes.some(
+        change =>
+          (change.op === 'remove-shard' && change.shard === id) ||
+          (change.op === 'remove-node' && change.node === node),
+      ),
+    )
+    const found = await Promise.all(going.map(({ id }) => this.#leftOnShard(id)))
+    return found.filter(problem => problem !== undefined)
+  }
+
+  async #leftOnShard(id: string): Promise<string | undefined> {
+    const shard = parseShardId(id)
+    if (shard === undefined) return undefined
+    try {
+      const range = { from: 0, count: partitionCount }
+      const summary = await summariesOf(this.#deps, shard, range, new AbortController().signal)
+      const blobs = [...summary.values()].reduce((sum, { blobs: { count } }) => sum + count, 0)
+      if (blobs === 0) return undefined
+      return `shard ${id} still holds ${blobs} blobs that nobody has taken over yet: wait for anti-entropy and garbage collection, or force it`
+    } catch (error) {
+      if (!isHoldfastError(error)) throw error
+      return `shard ${id} cannot be asked what it still holds (${error.message}): force it if its disk is lost`
+    }
+  }
+}

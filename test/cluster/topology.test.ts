@@ -1,0 +1,125 @@
+/** Changes of topology under load, with processes killed in the middle: nobody notices, nothing is lost, and old disks end up empty. */
+import t from 'tap'
+import { node, shard, topology } from '../../cli/topology.ts'
+import type { TopologyView } from '../../proxy/topology/topology-control.ts'
+import { type SummaryAnswer, wirePath } from '../../shared/wire.ts'
+import { startCluster, type Cluster, type ShardHandle } from '../support/cluster.ts'
+import { askNode, waitForFullCopies } from '../support/copies.ts'
+import { eventually } from '../support/eventually.ts'
+import { History } from '../support/history.ts'
+import { Load, tallyText } from '../support/load.ts'
+import { seededRandom } from '../support/random.ts'
+
+interface Outcome {
+  readonly code: number
+  readonly text: string
+  readonly json: unknown
+}
+
+async function run(cluster: Cluster, proxy: number, command: typeof topology, ...args: string[]): Promise<Outcome> {
+  const env = { HOLDFAST_URL: cluster.proxies[proxy]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
+  let text = ''
+  const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
+  const code = await command({ args: [...args, '--json'], env }, write)
+  return { code, text, json: JSON.parse(text) as unknown }
+}
+
+async function view(cluster: Cluster, proxy: number): Promise<TopologyView> {
+  return (await run(cluster, proxy, topology, 'show')).json as TopologyView
+}
+
+async function settled(cluster: Cluster, proxy: number): Promise<TopologyView> {
+  return eventually(
+    'the change is settled',
+    async () => {
+      const found = await view(cluster, proxy)
+      return found.change === null && found.run === null && found
+    },
+    { withinMs: 120_000, everyMs: 250 },
+  )
+}
+
+async function blobsOn(cluster: Cluster, handle: ShardHandle): Promise<number> {
+  const owner = cluster.nodeOf(handle.id)
+  const { body } = await askNode(cluster, owner, `${wirePath.summaries(handle.id)}?from=0&count=4096`)
+  const { partitions } = JSON.parse(body.toString()) as SummaryAnswer
+  return partitions.reduce((sum, { blobs }) => sum + blobs.count, 0)
+}
+
+t.test(
+  'I20, I21, I22: a shard is added, a node drained and removed under load; the primary and a target are killed meanwhile',
+  { timeout: 280_000 },
+  async t => {
+    const random = seededRandom(t)
+    const cluster = await startCluster(t, { proxies: 2, nodesPerZone: 2, shardsPerNode: 1 })
+    const primaryIndex = async (): Promise<number | undefined> => {
+      for (const index of [0, 1]) {
+        const client = cluster.client({ proxy: index, timeoutMs: 1_000 })
+        if ((await client.metric('holdfast_primary').catch(() => 0)) === 1) return index
+      }
+      return undefined
+    }
+    const first = await eventually('a primary', primaryIndex, { withinMs: 40_000 })
+    const other = 1 - first
+    const history = new History()
+    // The one that is killed serves nobody: its clients would have to repeat what it had in hand.
+    const client = cluster.client({ proxy: other, history, timeoutMs: 30_000 })
+    const load = new Load(t, { random, clients: [client], concurrency: 6, smallPaths: 150, largePaths: 12 })
+    await load.progress(100, 100)
+
+    load.phase('a node with another shard')
+    const added = await cluster.giveShard('node-a1')
+    await eventually('the new shard is seen', async () =>
+      (await view(cluster, other)).unassigned.some(one => one.shard === added.id),
+    )
+    const plan = await run(cluster, other, shard, 'add', added.id, '--plan')
+    t.match(plan, { code: 0, json: { partitions: Number, copies: Number, problems: [] } })
+    t.ok((plan.json as { copies: number }).copies > 0)
+    const apply = await run(cluster, other, shard, 'add', added.id, '--rate', '1000000')
+    t.equal(apply.code, 0, apply.text)
+    await eventually('copies move', async () => {
+      const { change, run } = await view(cluster, other)
+      return change !== null && change.unsettled > 0 && (run?.progress?.done ?? 0) > 0
+    }, { withinMs: 60_000 }) // prettier-ignore
+    const second = await run(cluster, other, shard, 'reweight', added.id, '--weight', '2')
+    t.match(second, { code: 1, json: { code: 'CONFLICT' } }, 'one change at a time')
+
+    load.phase('the primary and a target killed')
+    await cluster.proxies[first]!.process.kill()
+    await cluster.node('node-a1').process.kill()
+    await load.progress(60, 30)
+    await cluster.node('node-a1').process.start()
+    const grown = await settled(cluster, other)
+    const share = grown.shards.find(one => one.shard === added.id)?.partitions ?? 0
+    t.ok(share > 500, `the new shard owns ${share} partitions`)
+
+    load.phase('a node drained')
+    const refused = await run(cluster, other, node, 'remove', 'node-b1')
+    t.match(refused, { code: 1, json: { code: 'CONFLICT', message: /still owns \d+ partitions/ } })
+    const drained = await run(cluster, other, node, 'drain', 'node-b1', '--wait')
+    t.equal(drained.code, 0, drained.text)
+    const old = cluster.node('node-b1').shards[0]!
+    await eventually('nothing is left on it', async () => (await blobsOn(cluster, old)) === 0, { withinMs: 60_000 })
+    const removed = await run(cluster, other, node, 'remove', 'node-b1', '--wait')
+    t.equal(removed.code, 0, removed.text)
+    await eventually('it is gone from the map', async () =>
+      (await view(cluster, other)).shards.every(one => one.node !== 'node-b1'),
+    )
+
+    load.phase('afterwards')
+    await load.progress(40, 20)
+    await load.stop()
+    t.same(load.takeFailures(), [])
+    t.same(load.wrong, [])
+    t.same(history.problems(), [])
+    t.comment(tallyText(load.total))
+    await cluster.proxies[first]!.process.start()
+    const live: string[] = []
+    for (const path of history.paths) if ((await client.get(path)).status === 200) live.push(path)
+    await eventually('the proxy that was away has the newest map', async () => {
+      return (await cluster.placement()).map.epoch === (await view(cluster, other)).epoch
+    })
+    await waitForFullCopies(cluster, live)
+    t.comment(`${live.length} paths with full copies`)
+  },
+)
