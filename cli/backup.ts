@@ -4,6 +4,7 @@ import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { drill } from './drill.ts'
 import { awaitRun, humanTime, runText } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
@@ -11,6 +12,9 @@ export const backupUsage = `holdfast backup create                        (runs 
 holdfast backup list
 holdfast backup verify [<id>] [--percent <n>] [--repair]
 holdfast backup prune --keep <n>
+holdfast backup drill [--percent <n>] [--backup <id>] [--scratch <folder>]
+                                              (restores into a scratch cluster on this machine, reads it back, measures RPO and RTO;
+                                              asks the target only, so: HOLDFAST_BACKUP_TARGET; also as the task 'drill-backup')
 `
 
 export const backupOptions = {
@@ -46,6 +50,7 @@ const verbs: Readonly<Record<string, (command: Command, word: string | undefined
 
 /** Resolves with the exit code. */
 export function backup({ args, env }: ConfigSource, write?: Writer): Promise<number> {
+  if (args[0] === 'drill') return drill({ args: args.slice(1), env }, write)
   const wordCount = args.findIndex(arg => arg.startsWith('-'))
   const words = wordCount < 0 ? args : args.slice(0, wordCount)
   return runClientCommand(

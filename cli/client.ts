@@ -114,7 +114,7 @@ export interface Writer {
   readonly out: (text: string) => void
   readonly err: (text: string) => void
 }
-const standardWriter: Writer = {
+export const standardWriter: Writer = {
   out: text => void process.stdout.write(text),
   err: text => void process.stderr.write(text),
 }

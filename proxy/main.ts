@@ -15,6 +15,8 @@ export interface RunningProxy {
   close(): Promise<void>
 }
 
+/** Forks run the same file. */
+const program = process.argv[1] ?? ''
 const restartPauseMs = 1_000
 /** The parent gives a worker that does not answer 5 s. */
 const metricsWaitMs = 6_000
@@ -26,7 +28,7 @@ export async function runProxy(
   options: { signal: AbortSignal; args: readonly string[] },
 ): Promise<RunningProxy> {
   if (cluster.isWorker) return runForked(config, log, options.signal)
-  if (config.workers === 1) return startProxyWorker({ config, log, signal: options.signal })
+  if (config.workers === 1) return startProxyWorker({ config, log, signal: options.signal, program })
   const parent = new Parent(config, log, options.args)
   try {
     return { url: await parent.start(options.signal), close: () => parent.close() }
@@ -49,7 +51,7 @@ async function runForked(config: ProxyConfig, log: Logger, signal: AbortSignal):
     process.send?.(message)
   }
   try {
-    const worker = await startProxyWorker({ config, log, signal, metricsText: metricsOfAllWorkers(say) })
+    const worker = await startProxyWorker({ config, log, signal, metricsText: metricsOfAllWorkers(say), program })
     shareMetrics(worker.metrics.registry)
     say({ holdfast: 'listening', url: worker.url })
     return worker

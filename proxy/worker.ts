@@ -55,6 +55,7 @@ import { backup } from './tasks/backup.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
+import { drillBackup } from './tasks/drill-backup.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { rebalance } from './tasks/rebalance.ts'
 import { JobControl } from './tasks/job-control.ts'
@@ -84,6 +85,8 @@ export interface WorkerOptions {
   readonly signal: AbortSignal
   /** The metrics page: of this worker, or of all workers of a process. */
   readonly metricsText?: () => Promise<string>
+  /** The file that serves `holdfast`, for what runs as a process of its own. */
+  readonly program: string
 }
 
 const databasePauseMs = 250
@@ -104,7 +107,7 @@ export async function startProxyWorker(options: WorkerOptions): Promise<ProxyWor
 type Closers = (() => Promise<void> | void)[]
 
 async function build(
-  { config, log, signal, metricsText }: WorkerOptions,
+  { config, log, signal, metricsText, program }: WorkerOptions,
   closers: Closers,
 ): Promise<Omit<ProxyWorker, 'close'>> {
   const now = (): number => performance.now()
@@ -227,6 +230,7 @@ async function build(
   const definitions: readonly Job[] = [
     backup({ ...backups, metadata, reader, throttle, keep: config.backupKeep, now: Date.now, version }),
     verifyBackup({ ...backups, throttle }),
+    drillBackup({ target: config.backupTarget, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
     rebalance({ metadata, view, clients, references, now }),

@@ -8,6 +8,7 @@ import t, { type Test } from 'tap'
 import { backup } from '../../cli/backup.ts'
 import { restore } from '../../cli/restore.ts'
 import type { BackupSummary } from '../../proxy/backup/types.ts'
+import { task } from '../../cli/task.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
 import { seededRandom } from '../support/random.ts'
@@ -105,6 +106,15 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
   t.match(await run(cluster, 'verify'), { code: 0, text: /0 bad/ })
   t.same(await readdir(join(folder, 'tmp')), [], 'nothing is left over')
   t.same(cluster.crashes(), [])
+
+  await t.test('a drill restores it into a scratch cluster, reads it back and measures', async t => {
+    const ran = await run(cluster, task, 'run', 'drill-backup', '--wait')
+    const { text } = await run(cluster, task, 'log', 'drill-backup')
+    t.equal(ran.code, 0, ran.text)
+    t.match(text, /6 artifacts restored, 0 missing; 6 read back, 0 wrong/)
+    t.match(text, /RPO \d+ m?s .*, RTO \d+ m?s/)
+    t.comment(text)
+  })
 
   await t.test('and restored into a new one of another shape', async t => {
     const other = await startCluster(t, { zones: 1, nodesPerZone: 2, shardsPerNode: 3 })
