@@ -105,6 +105,14 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${deleteUsage}\n${configHelp({ ...deleteOptions, ...clientOptions })}`
     },
   },
+  cleanup: {
+    summary: 'Policies that delete what nobody needs any more: list, create, set, preview, run, delete',
+    run: async source => (await import('./cleanup.ts')).cleanup(source),
+    help: async () => {
+      const [{ cleanupOptions, cleanupUsage }, { clientOptions }] = [await import('./cleanup.ts'), await import('./client.ts')] // prettier-ignore
+      return `${cleanupUsage}\n${configHelp({ ...cleanupOptions, ...clientOptions })}`
+    },
+  },
   trash: {
     summary: 'What was deleted: list, restore, purge',
     run: async source => (await import('./trash.ts')).trash(source),

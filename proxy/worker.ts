@@ -17,6 +17,7 @@ import { loadPasswords } from './access/passwords.ts'
 import { ArtifactChanges } from './artifacts/artifact-changes.ts'
 import { ArtifactWriter } from './artifacts/artifact-writer.ts'
 import { BodyCache } from './artifacts/body-cache.ts'
+import { DownloadLog } from './artifacts/download-log.ts'
 import { PathCache } from './artifacts/path-cache.ts'
 import { Publisher } from './artifacts/publisher.ts'
 import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
@@ -54,6 +55,7 @@ import { WriteContext } from './routing/write-context.ts'
 import { backup } from './tasks/backup.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
+import { cleanup, previewCleanup } from './tasks/cleanup.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
 import { drillBackup } from './tasks/drill-backup.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
@@ -214,6 +216,9 @@ async function build(
   const brake = { share: config.deleteBrakePercent / 100, artifacts: config.deleteBrakeArtifacts }
   const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath, brake })
   const trash = new Trash({ metadata, publisher })
+  const downloads = new DownloadLog({ store: metadata.cleanup, log, now: Date.now })
+  downloads.start()
+  closers.push(() => downloads.close())
 
   // tasks
   await keeper.start()
@@ -234,6 +239,7 @@ async function build(
     housekeeping(metadata),
     emptyTrash(metadata),
     rebalance({ metadata, view, clients, references, now }),
+    cleanup({ metadata, publisher }),
     collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
@@ -289,6 +295,7 @@ async function build(
     reader,
     writer,
     changes,
+    downloads,
     metadata,
     uploadsMax: config.uploadsMax,
     addressOf,
@@ -302,6 +309,8 @@ async function build(
     repositories,
     artifacts: changes,
     trash,
+    cleanup: metadata.cleanup,
+    previewCleanup: policy => previewCleanup({ metadata }, policy),
     tasks: jobControl,
     backups,
     restores: metadata.restores,

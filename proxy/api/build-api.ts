@@ -9,6 +9,7 @@ import { installErrors } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
 import { addBackupRoutes } from './backup-routes.ts'
+import { addCleanupRoutes } from './cleanup-routes.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
 import { addGcRoutes } from './gc-routes.ts'
 import { addInspectionRoutes } from './inspection-routes.ts'
@@ -62,6 +63,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addBackupRoutes(api, deps)
       addTrashRoutes(api, deps)
       addRestoreRoutes(api, deps)
+      addCleanupRoutes(api, deps)
       addInspectionRoutes(api, deps)
     },
     { prefix: '/api/v1' },

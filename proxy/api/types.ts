@@ -6,9 +6,11 @@ import type { Passwords } from '../access/passwords.ts'
 import type { Backups } from '../backup/backups.ts'
 import type { Trash } from '../artifacts/trash.ts'
 import type { ClientAddresses } from '../http/client-address.ts'
+import type { CleanupPolicy, CleanupStore } from '../metadata/cleanup-types.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import type { Inspection } from '../inspection/inspection.ts'
 import type { Metadata, Repository, RestoreStore } from '../metadata/types.ts'
+import type { CleanupPreview } from '../tasks/cleanup.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { TopologyControl } from '../topology/topology-control.ts'
 import type { ClusterStatus } from './schemas.ts'
@@ -42,6 +44,8 @@ export interface ApiDeps {
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }
   readonly artifacts: ArtifactOperations
   readonly trash: Pick<Trash, 'list' | 'restore' | 'purge'>
+  readonly cleanup: Pick<CleanupStore, 'listPolicies' | 'createPolicy' | 'changePolicy' | 'deletePolicy'>
+  readonly previewCleanup: (policy: CleanupPolicy) => Promise<CleanupPreview>
   readonly tasks: JobControl
   readonly backups: Pick<Backups, 'list'>
   readonly restores: RestoreStore

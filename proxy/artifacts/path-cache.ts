@@ -13,6 +13,8 @@ export interface CachedPath {
   readonly artifact: Artifact | null
   /** Prepared answer heads hang here (proxy/http/answer-head.ts), so that they live and die with the entry. */
   prepared?: unknown
+  /** Day on which its download was last noted, for `DownloadLog`. */
+  notedDay?: number
 }
 
 /** Permission to store one key, void after the next invalidation of it. Release it when it is not used. */

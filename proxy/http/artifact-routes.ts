@@ -7,6 +7,7 @@ import type { Authenticator } from '../access/authenticator.ts'
 import type { Principal } from '../access/principal.ts'
 import type { ArtifactChanges } from '../artifacts/artifact-changes.ts'
 import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
+import type { DownloadLog } from '../artifacts/download-log.ts'
 import type { BodyCache } from '../artifacts/body-cache.ts'
 import type { CachedPath } from '../artifacts/path-cache.ts'
 import type { Repositories } from '../artifacts/repositories.ts'
@@ -40,6 +41,7 @@ export interface ArtifactRoutesDeps {
   readonly reader: BlobReader
   readonly writer: ArtifactWriter
   readonly changes: ArtifactChanges
+  readonly downloads: Pick<DownloadLog, 'note'>
   readonly metadata: Pick<Metadata, 'listFolder' | 'audit'>
   readonly uploadsMax: number
   /** The client's address, for limits and audit. */
@@ -72,10 +74,11 @@ export class ArtifactRoutes {
     const entry = this.#deps.resolver.peek(`${name}/${path}`)
     if (entry?.artifact == null) return undefined
     const head = headOf(entry, repository, entry.artifact)
-    if (ifNoneMatch === head.etag) return this.#laneAnswer(head, undefined)
-    if (ifNoneMatch !== undefined) return undefined
-    const body = this.#deps.bodies.get(entry.artifact.blob.digest)
-    return body === undefined ? undefined : this.#laneAnswer(head, body)
+    if (ifNoneMatch !== undefined && ifNoneMatch !== head.etag) return undefined
+    const body = ifNoneMatch === undefined ? this.#deps.bodies.get(entry.artifact.blob.digest) : undefined
+    if (body === undefined && ifNoneMatch === undefined) return undefined
+    this.#deps.downloads.note(entry, repository.id, path)
+    return this.#laneAnswer(head, body)
   }
 
   /** The same with asking whoever has to be asked; undefined for all but the plain success of a small artifact. Rejects like `handle`. */
@@ -90,6 +93,7 @@ export class ArtifactRoutes {
     const head = headOf(entry, repository, entry.artifact)
     const verdict = evaluateConditions('GET', { 'if-none-match': request.ifNoneMatch }, head)
     if (verdict === 'failed') return undefined
+    this.#deps.downloads.note(entry, repository.id, path)
     return this.#laneAnswer(
       head,
       verdict === 'not-modified' ? undefined : await wholeBody(this.#deps, entry.artifact.blob),
@@ -174,6 +178,7 @@ export class ArtifactRoutes {
     const { entry, source } = await this.#deps.resolver.resolve(repository, path)
     if (entry.artifact !== null) {
       const { artifact } = entry
+      if (exchange.request.method === 'GET') this.#deps.downloads.note(entry, repository.id, path)
       return serveArtifact(this.#deps, exchange, artifact.blob, headOf(entry, repository, artifact), source)
     }
     if (await this.#virtualChecksum(exchange, repository, path)) return

@@ -12,6 +12,7 @@ import {
   type ChangeRow,
   type DeleteArtifact,
 } from './commit-changes.ts'
+import { CleanupTables } from './cleanup.ts'
 import { CollectionTables } from './collection.ts'
 import { CommitQueue } from './commit-queue.ts'
 import { callTimeoutMs, Database } from './database.ts'
@@ -83,6 +84,7 @@ class PostgresMetadata implements types.Metadata {
   readonly collection: CollectionTables
   readonly trash: TrashTables
   readonly restores: Restores
+  readonly cleanup: CleanupTables
   readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
@@ -104,6 +106,7 @@ class PostgresMetadata implements types.Metadata {
     )
     this.jobs = new JobTables(this.#database)
     this.collection = new CollectionTables(this.#database)
+    this.cleanup = new CleanupTables(this.#database)
     this.trash = new TrashTables(this.#database, () => this.incarnation)
     this.restores = new Restores(this.#database)
     this.#commits = new CommitQueue({

@@ -4,6 +4,7 @@
  */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
+import type { CleanupStore } from './cleanup-types.ts'
 import type { CollectionStore } from './collection-types.ts'
 import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
@@ -320,6 +321,8 @@ export interface Metadata {
   readonly collection: CollectionStore
   /** What was deleted and can be restored. */
   readonly trash: TrashStore
+  /** Cleanup policies, and when artifacts were downloaded. */
+  readonly cleanup: CleanupStore
 
   /** False from the moment PostgreSQL is known to be away until it is back. */
   readonly available: boolean

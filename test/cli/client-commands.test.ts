@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { cleanup } from '../../cli/cleanup.ts'
 import { commands } from '../../cli/commands.ts'
 import { repo } from '../../cli/repo.ts'
 import { deleteArtifacts } from '../../cli/delete.ts'
@@ -97,6 +98,53 @@ t.test('deleting, and the trash, from the command line', async t => {
   t.equal(changed.code, 0)
   t.equal(world.repositories.get('open')?.trashDays, 30)
   t.equal((await runner(repo, env)('set', 'open', '--trash-days', '9999')).code, 2)
+})
+
+t.test('cleanup policies from the command line, against the real API', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(cleanup, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  t.match(await run('create', 'old', '--path', '**/*.zip'), { code: 2, err: /needs unchangedDays/ })
+  const made = await run('create', 'old', '--unchanged-days', '30', '--path', 'a/**', '--repositories', 'open,shut')
+  t.match(made, { code: 0, out: /preview old/ })
+  const old = {
+    name: 'old',
+    repositories: ['open', 'shut'],
+    conditions: { unchangedDays: 30, path: 'a/**' },
+    enabled: false,
+  }
+  t.same(world.policies.get('old'), old)
+  t.equal((await run('create', 'old', '--unchanged-days', '30')).code, 1)
+  t.match(
+    (await run('preview', 'old')).out,
+    /^would delete 3 of 9 artifacts, 2 KiB\nand more: .*\nopen\/old\nand 2 more\n$/,
+  )
+  const set = [
+    '--enabled',
+    'on',
+    '--repositories',
+    'all',
+    '--path',
+    'none',
+    '--keep-newest',
+    '3',
+    '--prerelease',
+    'only',
+  ]
+  t.equal((await run('set', 'old', ...set)).code, 0)
+  t.same(world.policies.get('old'), {
+    name: 'old', repositories: null, enabled: true,
+    conditions: { unchangedDays: 30, keepNewest: { count: 3, of: 'artifacts' }, prerelease: 'only' },
+  }) // prettier-ignore
+  t.match((await run('list')).out, /\nold +on +all +pre-releases, unchanged for 30 d, not the newest 3 artifacts\n/)
+  t.equal((await run('set', 'old', '--unchanged-days', 'none', '--keep-newest', 'none')).code, 2, 'it would delete all')
+  t.equal((await run('set', 'old')).code, 2)
+  t.equal((await run('set', 'new', '--enabled', 'on')).code, 1)
+  t.equal((await run('set', 'old', '--path', '//')).code, 2)
+  t.match(await run('run'), { code: 1, err: /NOT_FOUND/ }, 'the fake has no such task')
+  t.equal((await run('delete', 'old')).code, 0)
+  t.match(await run('delete', 'old'), { code: 1, err: /NOT_FOUND/ })
+  t.match(world.audit.map(({ action }) => action).filter(one => one.startsWith('cleanup')).slice(-2), ['cleanup.delete', 'cleanup.delete']) // prettier-ignore
 })
 
 t.test('what cannot be meant exits with 2 and asks nobody', async t => {

@@ -4,6 +4,7 @@ import { commitFunction } from './0003-commit-function.ts'
 import { jobs } from './0004-jobs.ts'
 import { collection } from './0006-collection.ts'
 import { trash } from './0007-trash.ts'
+import { cleanup } from './0009-cleanup.ts'
 import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import type { Migration } from './migration.ts'
@@ -16,6 +17,7 @@ export const migrations: readonly Migration[] = [
   jobs,
   collection,
   trash,
+  cleanup,
   backupHold,
   owedDrops,
 ]

@@ -7,6 +7,7 @@ import { buildApi, type Api } from '../../../proxy/api/build-api.ts'
 import type { BackupSummary } from '../../../proxy/backup/types.ts'
 import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
+import type { CleanupPolicy } from '../../../proxy/metadata/cleanup-types.ts'
 import type { Disarmed } from '../../../proxy/metadata/collection-types.ts'
 import type { Repository, User } from '../../../proxy/metadata/types.ts'
 import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
@@ -66,6 +67,7 @@ export interface World {
   fault: Error | undefined
   disarmed: Disarmed | undefined
   trash: readonly TrashEntry[]
+  readonly policies: Map<string, CleanupPolicy>
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
     path: string,
@@ -85,7 +87,7 @@ export async function setUp(t: Test): Promise<World> {
   ])
   const world: Omit<World, 'api' | 'call'> = {
     repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
-    disarmed: undefined, trash: [],
+    disarmed: undefined, trash: [], policies: new Map(),
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -149,6 +151,18 @@ export async function setUp(t: Test): Promise<World> {
         return { restored: world.trash.length, refused: 1, refusals: [{ path: 'x', reason: 'exists' }] }
       },
       purge: async place => world.changes.push(['purge', shown(place)]),
+    },
+    cleanup: {
+      listPolicies: async () => [...world.policies.values()],
+      createPolicy: async policy => {
+        if (world.policies.has(policy.name)) throw new HoldfastError('CONFLICT', 'the name is taken')
+        world.policies.set(policy.name, policy)
+      },
+      changePolicy: async policy => void world.policies.set(policy.name, policy),
+      deletePolicy: async name => world.policies.delete(name),
+    },
+    previewCleanup: async ({ name }) => {
+      return { artifacts: 3, bytes: 2_048, first: [`open/${name}`], examined: 9, complete: false }
     },
     tasks: new JobControl(world.jobStore, tasks),
     restores: {

@@ -171,6 +171,7 @@ export async function startEdge(
       metadataAvailable: () => resolver.metadataAvailable,
       artifactBytesMax: undefined,
     }),
+    downloads: { note: () => undefined },
     changes: new ArtifactChanges({
       metadata,
       publisher,

@@ -1,0 +1,138 @@
+import { HoldfastError } from '../../shared/errors.ts'
+import type { CleanupCandidate, CleanupConditions, CleanupPolicy, CleanupStore, Download } from './cleanup-types.ts'
+import { runChanges } from './commit-changes.ts'
+import type { Database } from './database.ts'
+import { fenced } from './leaders.ts'
+import { statement } from './statement.ts'
+import type { DeletedArtifact, Repository } from './types.ts'
+
+interface PolicyRow {
+  readonly name: string
+  readonly repositories: string[] | null
+  readonly conditions: CleanupConditions
+  readonly enabled: boolean
+}
+
+const list = statement<PolicyRow>(
+  'cleanup-list',
+  'SELECT name, repositories, conditions, enabled FROM cleanup_policies ORDER BY name',
+)
+const create = statement<{ name: string }>(
+  'cleanup-create',
+  `INSERT INTO cleanup_policies (name, repositories, conditions, enabled, changed_by) VALUES ($1, $2, $3, $4, $5)
+  ON CONFLICT (name) DO NOTHING RETURNING name`,
+)
+const change = statement<{ name: string }>(
+  'cleanup-change',
+  `UPDATE cleanup_policies SET repositories = $2, conditions = $3, enabled = $4, changed_by = $5, changed_at = now()
+  WHERE name = $1 RETURNING name`,
+)
+const drop = statement<{ name: string }>('cleanup-drop', 'DELETE FROM cleanup_policies WHERE name = $1 RETURNING name')
+const facts = statement<{ now: number; since: string | null }>(
+  'cleanup-facts',
+  `SELECT now() AS now, (SELECT value FROM settings WHERE key = 'downloads_recorded_since') AS since`,
+)
+const candidates = statement<{
+  path: string
+  digest: CleanupCandidate['digest']
+  bytes: number
+  updated_at: number
+  downloaded_at: number | null
+}>(
+  'cleanup-candidates',
+  `SELECT a.path, a.digest, b.bytes, a.updated_at, d.day::timestamp AT TIME ZONE 'UTC' AS downloaded_at
+  FROM artifacts a JOIN blobs b ON b.digest = a.digest
+  LEFT JOIN downloads d ON d.repository_id = a.repository_id AND d.path = a.path
+  WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > $2 ORDER BY a.path LIMIT $3`,
+)
+/** What stands there already is left alone: a row lock each would be a write, too. */
+const record = statement(
+  'record-downloads',
+  `INSERT INTO downloads AS d (repository_id, path, day)
+  SELECT n.repository_id, n.path, (now() AT TIME ZONE 'UTC')::date
+  FROM unnest($1::integer[], $2::text[]) AS n (repository_id, path)
+  WHERE NOT EXISTS (SELECT FROM downloads o WHERE o.repository_id = n.repository_id AND o.path = n.path
+    AND o.day >= (now() AT TIME ZONE 'UTC')::date)
+  ORDER BY n.repository_id, n.path COLLATE "C"
+  ON CONFLICT (repository_id, path) DO UPDATE SET day = excluded.day WHERE d.day < excluded.day`,
+)
+const forget = statement(
+  'forget-downloads',
+  `DELETE FROM downloads WHERE (repository_id, path) IN (
+    SELECT d.repository_id, d.path FROM downloads d WHERE NOT EXISTS (
+      SELECT FROM artifacts a WHERE a.repository_id = d.repository_id AND a.path = d.path AND a.digest IS NOT NULL)
+    LIMIT $1)
+  RETURNING 1`,
+)
+
+export class CleanupTables implements CleanupStore {
+  readonly #database: Database
+
+  constructor(database: Database) {
+    this.#database = database
+  }
+
+  async listPolicies(): Promise<readonly CleanupPolicy[]> {
+    const rows = await this.#database.query(list)
+    return rows.map(({ name, repositories, conditions, enabled }) => ({ name, repositories, conditions, enabled }))
+  }
+
+  async createPolicy(policy: CleanupPolicy, user: string): Promise<void> {
+    const [row] = await this.#database.query(create, valuesOf(policy, user))
+    if (row === undefined) throw new HoldfastError('CONFLICT', `there is a policy '${policy.name}' already`)
+  }
+
+  async changePolicy(policy: CleanupPolicy, user: string): Promise<void> {
+    const [row] = await this.#database.query(change, valuesOf(policy, user))
+    if (row === undefined) throw new HoldfastError('NOT_FOUND', `no cleanup policy '${policy.name}'`)
+  }
+
+  async deletePolicy(name: string): Promise<boolean> {
+    return (await this.#database.query(drop, [name])).length > 0
+  }
+
+  async facts(): Promise<{ now: number; recordedSince: number }> {
+    const [row] = await this.#database.query(facts)
+    // Without the mark nothing is known of downloads before now.
+    return { now: row!.now, recordedSince: row!.since === null ? row!.now : Number(row!.since) }
+  }
+
+  async candidates(repositoryId: number, after: string, limit: number): Promise<readonly CleanupCandidate[]> {
+    const rows = await this.#database.query(candidates, [repositoryId, after, limit])
+    return rows.map(({ path, digest, bytes, updated_at, downloaded_at }) => {
+      return { path, digest, bytes, updatedAt: updated_at, downloadedAt: downloaded_at }
+    })
+  }
+
+  async remove(
+    { id, name }: Pick<Repository, 'id' | 'name'>,
+    doomed: readonly Pick<CleanupCandidate, 'path' | 'digest'>[],
+    user: string,
+    token: number,
+  ): Promise<readonly DeletedArtifact[]> {
+    if (doomed.length === 0) return []
+    const changes = doomed.map(({ path, digest }) => {
+      return { op: 'delete', delete: { repositoryId: id, repository: name, path, user, match: [digest] } } as const
+    })
+    const rows = await fenced(this.#database, token, transaction => runChanges(transaction, changes, 'trash'))
+    // Refused: it was written or deleted since it was judged, or its repository is gone. Then it stays as it is.
+    return rows.flatMap((row, index) =>
+      row.outcome === 'deleted' && row.outbox_seq !== null
+        ? [{ path: doomed[index]!.path, version: row.version, outboxSeq: row.outbox_seq }]
+        : [],
+    )
+  }
+
+  async recordDownloads(downloads: readonly Download[]): Promise<void> {
+    const values = [downloads.map(({ repositoryId }) => repositoryId), downloads.map(({ path }) => path)]
+    await this.#database.query(record, values)
+  }
+
+  async forgetDownloads(limit: number, token: number): Promise<number> {
+    return fenced(this.#database, token, async transaction => (await transaction.query(forget, [limit])).length)
+  }
+}
+
+function valuesOf({ name, repositories, conditions, enabled }: CleanupPolicy, user: string): unknown[] {
+  return [name, repositories, JSON.stringify(conditions), enabled, user]
+}
