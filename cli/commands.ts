@@ -139,6 +139,17 @@ export const commands: Readonly<Record<string, Command>> = {
     run: async source => (await import('./topology.ts')).node(source),
     help: topologyHelp,
   },
+  scrub: {
+    summary: 'How far the shards are with reading everything they hold; start and pause it',
+    run: async source => (await import('./scrub.ts')).scrub(source),
+    help: async () => {
+      const [{ scrubOptions, scrubUsage }, { clientOptions }] = [
+        await import('./scrub.ts'),
+        await import('./client.ts'),
+      ]
+      return `${scrubUsage}\n${configHelp({ ...scrubOptions, ...clientOptions })}`
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

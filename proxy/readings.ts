@@ -15,6 +15,7 @@ import type { HealthTable } from './routing/health.ts'
 import type { WriteContext } from './routing/write-context.ts'
 import type { Jobs } from './tasks/jobs.ts'
 import type { AntiEntropy } from './tasks/anti-entropy.ts'
+import type { HeedLosses } from './tasks/heed-losses.ts'
 import type { Primary } from './tasks/primary.ts'
 import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import type { RepairCopies } from './tasks/repair-copies.ts'
@@ -37,6 +38,7 @@ export interface CountedParts {
   readonly antiEntropy: AntiEntropy
   readonly identity: Pick<IdentityKeeper, 'ageMs'>
   readonly backups: Pick<Backups, 'tallies'>
+  readonly losses: HeedLosses
 }
 
 export function readings(parts: CountedParts): Reading[] {
@@ -57,7 +59,8 @@ function counter(name: string, help: string, read: () => number): Reading {
   return { name: `holdfast_${name}_total`, help, type: 'counter', read }
 }
 
-function cluster({ coordinator, view, health, resolver, primary, identity }: CountedParts): Reading[] {
+function cluster(parts: CountedParts): Reading[] {
+  const { coordinator, view, health, resolver, primary, identity, losses } = parts
   return [
     gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch, 'min'),
     gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1), 'max'),
@@ -93,6 +96,12 @@ function cluster({ coordinator, view, health, resolver, primary, identity }: Cou
         ),
     },
     shardGauge('dead_bytes', 'Bytes of the log that wait for a compaction', health, shard => shard.deadBytes),
+    shardGauge('lost_copies', 'Copies found corrupt or missing, and not back', health, shard => shard.losses),
+    shardGauge('scrub_done_ratio', 'Part of the scrub under way that is done', health, shard => shard.scrub?.done),
+    shardGauge('scrub_finished_timestamp_seconds', 'When everything was last read', health, shard =>
+      shard.scrub?.finishedAt === undefined ? undefined : shard.scrub.finishedAt / 1000,
+    ),
+    gauge('hopeless_blobs', 'Blobs of which no owner has a good copy', () => losses.hopelessCount),
     counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
   ]
 }

@@ -58,6 +58,7 @@ import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { cleanup, previewCleanup } from './tasks/cleanup.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
 import { drillBackup } from './tasks/drill-backup.ts'
+import { HeedLosses } from './tasks/heed-losses.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { rebalance } from './tasks/rebalance.ts'
 import { JobControl } from './tasks/job-control.ts'
@@ -69,6 +70,7 @@ import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
 import { verifyBackup } from './tasks/verify-backup.ts'
+import { ScrubControl } from './tasks/scrub-control.ts'
 import { askNode, firstClusterMap, followAddresses } from './topology/first-map.ts'
 import { TopologyControl } from './topology/topology-control.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
@@ -244,6 +246,7 @@ async function build(
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
   const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })
+  const losses = new HeedLosses({ metadata, clients, view, health, log, now })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const primary = new Primary({
     coordinator,
@@ -255,6 +258,7 @@ async function build(
       repair,
       reclaim,
       antiEntropy,
+      losses,
       jobs,
     ],
     log,
@@ -285,6 +289,7 @@ async function build(
     antiEntropy,
     identity,
     backups,
+    losses,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -323,6 +328,7 @@ async function build(
     }),
     collection,
     collectionAges,
+    scrubs: new ScrubControl({ view, clients }),
     inspection: inspectionOf({
       metadata,
       clients,

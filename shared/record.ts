@@ -87,6 +87,8 @@ export interface DropRecord {
    * for whatever stands behind was written after the drop.
    */
   readonly before?: number
+  /** Of a corrupt copy: what did not match. */
+  readonly why?: string
 }
 export type ShardRecord = BlobRecord | FileRecord | ReferenceRecord | DropRecord
 

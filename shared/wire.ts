@@ -54,6 +54,9 @@ export const wirePath = {
   summaries: (shard: ShardId) => `/v1/summaries/${shard}`,
   entries: (shard: ShardId, partition: number) => `/v1/entries/${shard}/${partitionName(partition)}`,
   versions: '/v1/versions',
+  losses: (shard: ShardId) => `/v1/losses/${shard}`,
+  scrub: '/v1/scrub',
+  scrubOf: (shard: ShardId) => `/v1/scrub/${shard}`,
 } as const
 
 /** Upload ids are made by the proxy: `u` and 25 characters of base 36. They become file names, hence the strictness. */
@@ -84,6 +87,14 @@ export interface ShardStatus {
   readonly bytesFree: number
   /** In the log, waiting for a compaction. */
   readonly deadBytes?: number
+  /** Copies that were found corrupt or missing, and are not back. */
+  readonly losses?: number
+  readonly scrub?: {
+    readonly state: ScrubStatus['state']
+    /** Part of the pass under way that is done, 0 to 1. */
+    readonly done?: number
+    readonly finishedAt?: number
+  }
   /** The newest version of a reference it ever had, and the database that issued it; absent: it never had any. */
   readonly newest?: { readonly incarnation: string; readonly version: number }
 }
@@ -224,4 +235,44 @@ export interface VersionsRequest {
 export interface VersionsAnswer {
   /** null: it has none. */
   readonly versions: readonly (number | null)[]
+}
+
+/** GET /v1/losses/<shard>?after=…&limit=…: copies that were found corrupt or missing on this shard, and are not back. */
+export interface LossListing {
+  readonly losses: readonly (BlobKey & { readonly time: number; readonly why: string })[]
+  /** Pass as `after` for the next page; absent on the last one. */
+  readonly next?: string
+}
+
+/** GET /v1/scrub: of each shard of this node. */
+export interface ScrubAnswer {
+  readonly shards: readonly ScrubStatus[]
+}
+export interface ScrubStatus {
+  readonly shard: ShardId
+  readonly state: 'running' | 'paused' | 'waiting'
+  readonly pass?: ScrubPass & {
+    /** 0 to 1. */
+    readonly done: number
+    /** What it may read, when nothing else is going on. */
+    readonly bytesPerSec: number
+  }
+  readonly last?: ScrubPass & { readonly finishedAt: number }
+  /** Copies that were found corrupt or missing, by whomever, and are not back. */
+  readonly losses: number
+}
+export interface ScrubPass {
+  readonly startedAt: number
+  readonly blobs: number
+  readonly bytes: number
+  /** Copies that were corrupt, missing or unreadable, and references that were damaged. */
+  readonly bad: number
+  /** Files without a record, moved to the trash. */
+  readonly leftovers: number
+}
+
+/** POST /v1/scrub/<shard>: `start` begins a pass now, or goes on with the one that was paused. */
+export type ScrubAction = 'start' | 'pause'
+export interface ScrubRequest {
+  readonly action: ScrubAction
 }

@@ -11,9 +11,12 @@ import {
   decodeBlobLocation,
   decodeReferenceLocation,
   encodeBlobLocation,
+  encodeLoss,
   encodeReferenceLocation,
   type IndexChange,
   logBytesOf,
+  type Loss,
+  lossKey,
   type ReferenceLocation,
   referenceKey,
   unconfirmedKey,
@@ -26,6 +29,8 @@ export interface IndexPlan {
   readonly blobs: ReadonlyMap<string, BlobLocation | undefined>
   /** By how much the living bytes of each segment change. */
   readonly uses: ReadonlyMap<number, number>
+  /** By how much the number of lost copies changes. */
+  readonly lossDelta: number
 }
 
 /** `<ppp>/<digest>.<generation>`: how a blob is called within its shard, in file names, URLs and keys. */
@@ -38,26 +43,33 @@ export function pathKey({ repository, path }: Pick<ReferenceRecord, 'repository'
   return `${repository}/${path}`
 }
 
-/** Reads what the records may change, in one call, and plans the change. */
+/**
+ * Reads what the records may change, in one call, and plans the change. `lossCount`: lost copies in the index; without any, nobody
+ * looks for one, since this is the path of every write.
+ */
 export async function planApply(
   records: readonly LoggedRecord[],
   lookUp: (keys: string[]) => Promise<(Buffer | undefined)[]>,
+  lossCount: number,
 ): Promise<IndexPlan> {
-  const keys = [...new Set(records.flatMap(({ record }) => keysOf(record)))]
+  const lossy = lossCount > 0 || records.some(({ record }) => record.kind === 'drop' && record.reason === 'corrupt')
+  const keys = [...new Set(records.flatMap(({ record }) => keysOf(record, lossy)))]
   const values = keys.length === 0 ? [] : await lookUp(keys)
   const known = new Map(keys.map((key, index) => [key, values[index]]))
   const planner = new Planner(known)
   for (const logged of records) planner.add(logged)
-  return { changes: planner.changes, blobs: planner.blobs, uses: planner.uses }
+  const { changes, blobs, uses, lossDelta } = planner
+  return { changes, blobs, uses, lossDelta }
 }
 
-function keysOf(record: ShardRecord): string[] {
+function keysOf(record: ShardRecord, lossy: boolean): string[] {
   switch (record.kind) {
     case 'blob':
     case 'file':
-      return [blobKey(blobName(record))]
-    case 'drop':
-      return [blobKey(blobName(record))]
+    case 'drop': {
+      const name = blobName(record)
+      return lossy ? [blobKey(name), lossKey(name)] : [blobKey(name)]
+    }
     case 'reference': {
       const own = referenceKey(partitionName(record.partition), pathKey(record))
       return record.blob === undefined ? [own] : [own, blobKey(blobName(record.blob))]
@@ -70,6 +82,8 @@ class Planner {
   readonly blobs = new Map<string, BlobLocation | undefined>()
   readonly uses = new Map<number, number>()
   readonly #known: ReadonlyMap<string, Buffer | undefined>
+  lossDelta = 0
+  readonly #losses = new Map<string, boolean>()
   readonly #references = new Map<string, ReferenceLocation>()
 
   constructor(known: ReadonlyMap<string, Buffer | undefined>) {
@@ -100,15 +114,27 @@ class Planner {
     const kept = before === undefined ? location : { ...location, time: before.time }
     this.blobs.set(name, kept)
     this.#moveUse(before, kept)
+    this.#setLoss(name, undefined)
     this.changes.push({ type: 'put', key: blobKey(name), value: encodeBlobLocation(kept) })
   }
 
-  #drop(name: string, { before = Infinity }: DropRecord): void {
+  #drop(name: string, { before = Infinity, reason, time, why = 'corrupt' }: DropRecord): void {
     const location = this.#location(name)
-    if (location === undefined || location.segment >= before) return
+    if (location !== undefined && location.segment >= before) return
+    this.#setLoss(name, reason === 'corrupt' ? { time, why } : undefined)
+    if (location === undefined) return
     this.blobs.set(name, undefined)
     this.#moveUse(location, undefined)
     this.changes.push({ type: 'del', key: blobKey(name) }, { type: 'del', key: unconfirmedKey(location.time, name) })
+  }
+
+  #setLoss(name: string, loss: Loss | undefined): void {
+    const key = lossKey(name)
+    const isKnown = this.#losses.get(name) ?? this.#known.get(key) !== undefined
+    this.#losses.set(name, loss !== undefined)
+    if (loss !== undefined) this.changes.push({ type: 'put', key, value: encodeLoss(loss) })
+    else if (isKnown) this.changes.push({ type: 'del', key })
+    this.lossDelta += Number(loss !== undefined) - Number(isKnown)
   }
 
   #reference(record: ReferenceRecord, { segment, frameOffset, frameBytes }: LoggedRecord): void {

@@ -78,8 +78,34 @@ export class ShardFiles {
 
   /** Moves a corrupt blob's file where nobody serves it from. False if there was no file. */
   async quarantine(name: string, now: Date): Promise<boolean> {
-    const folder = join(this.folder, 'quarantine')
-    return this.#move(name, join(folder, `${fileName(name)}.${now.getTime()}`), folder)
+    return this.#move(name, this.quarantined(quarantineName(name, now)), this.quarantined(''))
+  }
+
+  /** Puts the bytes of a corrupt blob that has no file of its own there. */
+  async keepInQuarantine(name: string, bytes: Buffer, now: Date): Promise<void> {
+    const path = this.quarantined(quarantineName(name, now))
+    await this.#fs.unlink(path)
+    const file = await this.#fs.open(path, 'create')
+    try {
+      await file.write([bytes], 0)
+      await file.datasync()
+    } finally {
+      await file.close()
+    }
+    await this.#fs.syncFolder(this.quarantined(''))
+  }
+
+  /** The folder of corrupt copies, or a file in it. */
+  quarantined(file: string): string {
+    return join(this.folder, 'quarantine', file)
+  }
+
+  listQuarantine(): Promise<string[]> {
+    return this.#fs.list(this.quarantined(''))
+  }
+
+  removeQuarantined(file: string): Promise<void> {
+    return this.#fs.unlink(this.quarantined(file))
   }
 
   /** Partitions that have a folder. */
@@ -135,3 +161,11 @@ export class ShardFiles {
 }
 
 const fileName = (name: string): string => name.slice(4)
+
+const quarantineName = (name: string, now: Date): string => `${name.slice(0, 3)}.${fileName(name)}.${now.getTime()}`
+
+/** Which copy a file of the quarantine is, and when it was put there; undefined: it is something else. */
+export function parseQuarantineName(file: string): { name: string; time: number } | undefined {
+  const match = /^([0-9a-f]{3})\.([0-9a-f]{64}\.[0-9a-z]{12})\.(\d{1,15})$/.exec(file)
+  return match === null ? undefined : { name: `${match[1]}/${match[2]}`, time: Number(match[3]) }
+}

@@ -9,10 +9,11 @@
  *
  *   blob, file   if the index points to this very record
  *   reference    if it is the newest of its path, a delete too: deleted paths must not come back, however long a replica was away (I16)
- *   drop         while an older segment exists, in which the dropped copy may stand; its meaning stays where it was (`before`)
+ *   drop         while an older segment exists, in which the dropped copy may stand; its meaning stays where it was (`before`);
+ *                of a corrupt copy also while that copy is not back
  */
 import { setImmediate } from 'node:timers/promises'
-import type { ShardRecord } from '../shared/record.ts'
+import type { DropRecord, ShardRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
 import { blobName, pathKey } from './apply-records.ts'
 import { crashPoint } from './crash-point.ts'
@@ -285,7 +286,7 @@ class Copier {
 
   /** True: `settle` before the next one. */
   add({ record, frameOffset, frameBytes, payloadOffset, payload }: LoggedRecord): boolean {
-    if (record.kind === 'drop' && this.#oldestOther >= (record.before ?? this.#segment)) return false
+    if (record.kind === 'drop' && record.reason !== 'corrupt' && !this.#mayHit(record)) return false
     const bytes = frameBytes + nonceBytes
     // The scan reuses its buffer.
     const kept = this.#mode === 'count' ? Buffer.alloc(0) : Buffer.from(payload)
@@ -301,27 +302,43 @@ class Copier {
     this.#batchBytes = 0
     const { shard } = this.#deps
     const values = await shard.lookUp(index => index.getMany(batch.map(({ record }) => indexKeyOf(record))))
-    const needed = batch.filter((item, at) => this.#isNeeded(item, values[at]))
+    const losses = new Set<Copied>()
+    for (const item of batch) if (await this.#isLoss(item)) losses.add(item)
+    const needed = batch.filter((item, at) => this.#isNeeded(item, values[at], losses.has(item)))
     for (const { bytes } of needed) this.bytes += bytes
     if (this.#mode === 'count') return 0
-    await Promise.all(needed.map(item => this.#copy(item)))
+    await Promise.all(needed.map(item => this.#copy(item, losses.has(item))))
     return needed.reduce((sum, { bytes }) => sum + bytes, 0)
   }
 
-  #isNeeded({ record, frameOffset, payloadOffset }: Copied, value: Buffer | undefined): boolean {
+  /** May an older segment hold a copy that this drop is about? */
+  #mayHit({ before = this.#segment }: DropRecord): boolean {
+    return this.#oldestOther < before
+  }
+
+  /** Does the index know of a lost copy by this drop? */
+  async #isLoss({ record }: Copied): Promise<boolean> {
+    return record.kind === 'drop' && record.reason === 'corrupt' && this.#deps.shard.isLost(blobName(record))
+  }
+
+  #isNeeded({ record, frameOffset, payloadOffset }: Copied, value: Buffer | undefined, isLoss = false): boolean {
     // Of a copy that is there the drop is over: whatever stands before it was written again since.
-    if (record.kind === 'drop') return value === undefined
+    if (record.kind === 'drop') return value === undefined && (isLoss || this.#mayHit(record))
     if (value === undefined) return false
     const location = record.kind === 'reference' ? decodeReferenceLocation(value) : decodeBlobLocation(value)
     if (location?.segment !== this.#segment) return false
     return 'frameOffset' in location ? location.frameOffset === frameOffset : location.offset === payloadOffset
   }
 
-  async #copy(item: Copied): Promise<void> {
+  async #copy(item: Copied, isLoss: boolean): Promise<void> {
     const { shard } = this.#deps
     const { record } = item
     if (record.kind === 'reference') return this.#append(record)
-    if (record.kind === 'drop') return this.#append({ ...record, before: record.before ?? this.#segment })
+    if (record.kind === 'drop') {
+      // A loss that is over must not come back.
+      const reason = record.reason === 'corrupt' && !isLoss ? 'deleted' : record.reason
+      return this.#append({ ...record, reason, before: record.before ?? this.#segment })
+    }
     const name = blobName(record)
     // Nobody drops it while it is being moved: the copy behind the drop would bring it back.
     await shard.exclusively(name, async () => {

@@ -59,6 +59,16 @@ export interface StorageNodeLimits {
   readonly compactBytesPerSec: number
   /** How long the file of an emptied segment stays for those who looked something up in it before. */
   readonly compactHoldMs: number
+  /** Everything is read once in this time. */
+  readonly scrubPeriodMs: number
+  /** Pause between looks whether a pass is due. */
+  readonly scrubPauseMs: number
+  readonly scrubBytesPerSecMin: number
+  readonly scrubBytesPerSecMax: number
+  /** How often its place is made durable. */
+  readonly scrubSaveMs: number
+  /** How long a corrupt copy is kept, when it was replaced. */
+  readonly quarantineHoldMs: number
   readonly stagedHoldMs: number
   readonly trashHoldMs: number
   /** A body, or a reader of one, that makes no progress for so long is cut off. */
@@ -90,6 +100,12 @@ export const defaultLimits: StorageNodeLimits = {
   compactDeadRatioMin: 0.4,
   compactBytesPerSec: 16 * MiB,
   compactHoldMs: 30_000,
+  scrubPeriodMs: 14 * 24 * hourMs,
+  scrubPauseMs: 30_000,
+  scrubBytesPerSecMin: 4 * MiB,
+  scrubBytesPerSecMax: 128 * MiB,
+  scrubSaveMs: 60_000,
+  quarantineHoldMs: 7 * 24 * hourMs,
   stagedHoldMs: hourMs,
   trashHoldMs: 24 * hourMs,
   stallMs: 60_000,

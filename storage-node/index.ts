@@ -5,6 +5,7 @@
  *   b/<ppp>/<digest>.<generation>           -> BlobLocation
  *   r/<ppp>/<repository/path>               -> ReferenceLocation
  *   u/<time, 13 digits>/<ppp>/<digest>.<generation> -> blobs that no reference record has named yet
+ *   l/<ppp>/<digest>.<generation>           -> Loss: a copy that was corrupt or missing, and is not back yet
  *   m/checkpoint                            -> LogPosition
  *
  * A power cut may take any of the entries since the last flushed batch, even some in the middle. The checkpoint is
@@ -27,6 +28,12 @@ export interface BlobLocation {
   readonly crc: number
   /** When the blob was written, ms. */
   readonly time: number
+}
+
+export interface Loss {
+  /** When it was found, ms. */
+  readonly time: number
+  readonly why: string
 }
 
 export interface ReferenceLocation {
@@ -102,6 +109,11 @@ export class ShardIndex {
     return this.#level.iterator(range).all()
   }
 
+  /** How many lost copies it knows of, up to a million. */
+  async countLosses(): Promise<number> {
+    return (await this.#level.keys({ gt: lossKey(''), lt: lossKey('\u{10ffff}'), limit: 1_000_000 }).all()).length
+  }
+
   async checkpoint(): Promise<LogPosition | undefined> {
     const value = await this.get(checkpointKey)
     if (value?.length !== 18) return undefined
@@ -124,6 +136,7 @@ export class ShardIndex {
 
 /** `name` is `<ppp>/<digest>.<generation>`. */
 export const blobKey = (name: string): string => `b/${name}`
+export const lossKey = (name: string): string => `l/${name}`
 export const referenceKey = (partition: string, key: string): string => `r/${partition}/${key}`
 export const unconfirmedKey = (time: number, name: string): string => `u/${timeText(time)}/${name}`
 /** Sorts as the numbers do. */
@@ -150,6 +163,16 @@ export function decodeBlobLocation(value: Buffer): BlobLocation | undefined {
     crc: value.readUInt32LE(17),
     time: value.readUIntLE(21, 6),
   }
+}
+
+export function encodeLoss({ time, why }: Loss): Buffer {
+  return Buffer.from(`${time} ${why}`)
+}
+
+export function decodeLoss(value: Buffer): Loss {
+  const text = value.toString('utf8')
+  const space = text.indexOf(' ')
+  return { time: Number(text.slice(0, space)) || 0, why: text.slice(space + 1) }
 }
 
 export function encodeReferenceLocation(location: ReferenceLocation): Buffer {

@@ -2,11 +2,12 @@
 import { HoldfastError } from '../shared/errors.ts'
 import { decodeRecord, type ReferenceRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
-import type { BlobListing, ReferenceListing, UnconfirmedAnswer } from '../shared/wire.ts'
+import type { BlobListing, LossListing, ReferenceListing, UnconfirmedAnswer } from '../shared/wire.ts'
 import { blobName } from './apply-records.ts'
 import {
   blobKey,
   decodeBlobLocation,
+  decodeLoss,
   decodeReferenceLocation,
   type ListRange,
   referenceKey,
@@ -29,13 +30,25 @@ export async function findReference(shard: Shard, partition: number, key: string
   if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
   const record = await readReference(shard, value)
   if (record !== undefined) return record
-  // Forgotten, so that the copy a repair brings is not taken for known.
+  await forgetReference(shard, indexKey)
+  throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+}
+
+/** The record of this reference is damaged: the index forgets it, so that the comparison with other shards finds it missing. */
+export async function forgetReference(shard: Shard, indexKey: string): Promise<void> {
   const forgotten = [{ type: 'del', key: indexKey }] as const
   await shard.lookUp(index => index.write(forgotten))
   shard.summaries.changed(forgotten)
   shard.damagedCount += 1
-  shard.log.error({ partition, key }, 'damaged reference record')
-  throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+  shard.log.error({ key: indexKey }, 'damaged reference record')
+}
+
+/** Copies that were found corrupt or missing, and are not back. */
+export async function listLosses(shard: Shard, page: Page): Promise<LossListing> {
+  const prefix = 'l/'
+  const entries = await listEntries(shard, { prefix }, page)
+  const losses = entries.map(([key, value]) => ({ ...parseBlobName(key.slice(2)), ...decodeLoss(value) }))
+  return { losses, ...nextPage(entries, page, prefix) }
 }
 
 /** Damaged ones are left out, and logged. */
@@ -92,7 +105,7 @@ function nextPage(entries: readonly [string, Buffer][], { limit }: Page, prefix:
 }
 
 /** The record from the log, or undefined if it is damaged. */
-async function readReference(shard: Shard, value: Buffer): Promise<ReferenceRecord | undefined> {
+export async function readReference(shard: Shard, value: Buffer): Promise<ReferenceRecord | undefined> {
   const location = decodeReferenceLocation(value)
   if (location === undefined) return undefined
   const open = await shard.openFiles.open(shard.segmentPath(location.segment))

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
-import { type NodeStatus, wireVersion } from '../shared/wire.ts'
+import { type NodeStatus, type ShardStatus, wireVersion } from '../shared/wire.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
 import { Compaction } from './compact.ts'
 import { EpochGate } from './epoch-gate.ts'
@@ -11,6 +11,7 @@ import { Leftovers } from './leftovers.ts'
 import { NodeState } from './node-state.ts'
 import { LoadMeter } from './pace.ts'
 import { type Clock, Shard } from './shard.ts'
+import { Scrub } from './scrub.ts'
 import { readMarker, type ShardMarker } from './shard-marker.ts'
 import type { StoreFs } from './store-fs.ts'
 import { Trash } from './trash.ts'
@@ -31,6 +32,7 @@ export interface ServedShard {
   readonly trash: Trash
   readonly leftovers: Leftovers
   readonly compaction: Compaction
+  readonly scrub: Scrub
 }
 
 const expireMs = 600_000
@@ -58,7 +60,11 @@ export class StorageNode {
         const shard = new Shard(shardDeps, shardConfig)
         const uploads = new Uploads(deps.fs, shard)
         const compaction = new Compaction({ fs: deps.fs, shard, load })
-        return [shard.id, { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard), compaction }]
+        const scrub = new Scrub({ fs: deps.fs, shard, load })
+        return [
+          shard.id,
+          { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard), compaction, scrub },
+        ]
       }),
     )
   }
@@ -74,21 +80,20 @@ export class StorageNode {
       await this.close()
       throw error
     }
-    const { diskCheckMs, markerCheckMs, checkpointMs, compactPauseMs } = this.limits
+    const { diskCheckMs, markerCheckMs, checkpointMs, compactPauseMs, scrubPauseMs } = this.limits
     this.#timers = [
       new Every(diskCheckMs, () => this.#forEachShard('measuring a disk', measure)),
       new Every(markerCheckMs, () => this.#forEachShard('recovering a shard', recover)),
       new Every(checkpointMs, () => this.#forEachShard('flushing an index', ({ shard }) => shard.checkpoint())),
-      new Every(Math.min(expireMs, this.limits.trashHoldMs, this.limits.stagedHoldMs), () =>
-        this.#forEachShard('removing what expired', expire),
+      new Every(
+        Math.min(expireMs, this.limits.trashHoldMs, this.limits.stagedHoldMs, this.limits.quarantineHoldMs),
+        () => this.#forEachShard('removing what expired', expire),
       ),
       // Each shard at its own pace.
-      ...[...this.shards.values()].map(
-        served =>
-          new Every(compactPauseMs, () =>
-            this.#attempt('compacting the log', served, ({ compaction }) => compaction.run()),
-          ),
-      ),
+      ...[...this.shards.values()].flatMap(served => [
+        new Every(compactPauseMs, () => this.#attempt('compacting the log', served, one => one.compaction.run())),
+        new Every(scrubPauseMs, () => this.#attempt('scrubbing', served, one => one.scrub.run())),
+      ]),
     ]
   }
 
@@ -101,9 +106,11 @@ export class StorageNode {
       zone: this.config.zone,
       state: this.draining ? 'draining' : 'up',
       epoch: this.state.epoch,
-      shards: [...this.shards.values()].map(({ shard, compaction }) => ({
+      shards: [...this.shards.values()].map(({ shard, compaction, scrub }) => ({
         ...shard.status,
         deadBytes: compaction.deadBytes,
+        losses: shard.lossCount,
+        scrub: scrubOf(scrub),
       })),
     }
   }
@@ -129,7 +136,10 @@ export class StorageNode {
 
   /** Lets what is being written become durable, then frees everything. Safe to call twice. */
   async close(): Promise<void> {
-    for (const { compaction } of this.shards.values()) compaction.stop()
+    for (const { compaction, scrub } of this.shards.values()) {
+      compaction.stop()
+      scrub.stop()
+    }
     for (const timer of this.#timers) await timer.stop()
     this.#timers = []
     const closing = [...this.shards.values()].map(async ({ shard, uploads }) => {
@@ -182,6 +192,8 @@ export class StorageNode {
     const marker: ShardMarker = { format: 1, clusterId, node, shard: id }
     const isNew = this.state.record?.shards.includes(id) !== true
     await served.shard.start(marker, isNew || replacedShards.includes(id))
+    // What cannot be read now is read, or complained about, with the first pass.
+    if (served.shard.health.state !== 'failed') await served.scrub.open().catch(() => undefined)
     return served.shard
   }
 
@@ -211,8 +223,18 @@ async function recover({ shard }: ServedShard): Promise<void> {
   if (shard.health.state === 'read-only') await shard.probe()
 }
 
-async function expire({ uploads, trash, leftovers }: ServedShard): Promise<void> {
+async function expire({ uploads, trash, leftovers, scrub }: ServedShard): Promise<void> {
   await uploads.expire()
   await leftovers.clear()
   await trash.empty()
+  await scrub.expireQuarantine()
+}
+
+function scrubOf(scrub: Scrub): NonNullable<ShardStatus['scrub']> {
+  const { state, pass, last } = scrub.status
+  return {
+    state,
+    ...(pass === undefined ? {} : { done: pass.done }),
+    ...(last === undefined ? {} : { finishedAt: last.finishedAt }),
+  }
 }

@@ -59,7 +59,7 @@ export async function replayLog(deps: ReplayDeps): Promise<Replayed> {
   const { fs, files, index, log } = deps
   const checkpoint = await index.checkpoint()
   const segments = await listSegments(fs, files.log)
-  const applier = new Applier(deps)
+  const applier = new Applier(deps, await index.countLosses())
   let resume: LogPosition | undefined
   for (const [at, segment] of segments.entries()) {
     if (checkpoint !== undefined && segment < checkpoint.segment) continue
@@ -133,9 +133,11 @@ class Applier {
   missingCount = 0
   readonly #deps: ReplayDeps
   #batch: LoggedRecord[] = []
+  #lossCount: number
 
-  constructor(deps: ReplayDeps) {
+  constructor(deps: ReplayDeps, lossCount: number) {
     this.#deps = deps
+    this.#lossCount = lossCount
   }
 
   async add(logged: LoggedRecord): Promise<void> {
@@ -154,7 +156,8 @@ class Applier {
     const { index } = this.#deps
     const batch = this.#batch
     this.#batch = []
-    const { changes } = await planApply(batch, keys => index.getMany(keys))
+    const { changes, lossDelta } = await planApply(batch, keys => index.getMany(keys), this.#lossCount)
+    this.#lossCount += lossDelta
     await index.write(changes)
   }
 

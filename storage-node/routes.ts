@@ -7,6 +7,7 @@ import { parsePartition, partitionCount } from '../shared/partition.ts'
 import {
   type AppendAnswer,
   type DropAnswer,
+  type ScrubAnswer,
   type SummaryAnswer,
   type TouchAnswer,
   uploadIdPattern,
@@ -16,7 +17,7 @@ import {
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
 import { blobName } from './apply-records.ts'
 import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
-import { findReference, listBlobs, listReferences, listUnconfirmed, type Page } from './lists.ts'
+import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
 import { parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
 import { serveUpload } from './serve-upload.ts'
@@ -71,6 +72,9 @@ const routes: Readonly<Record<string, Handler>> = {
   'GET summaries 1': summaries,
   'GET entries 2': entries,
   'POST versions 0': versions,
+  'GET losses 1': losses,
+  'GET scrub 0': async call => answer(call, { shards: scrubs(call) } satisfies ScrubAnswer),
+  'POST scrub 1': scrub,
 }
 
 /** Rejects with the error to answer with. */
@@ -204,6 +208,21 @@ async function versions(call: Call): Promise<void> {
   const { node, request } = call
   const { shard: id, references: items } = parseVersions(await readJson(request, jsonBytesMax, node.limits.stallMs))
   answer(call, { versions: await versionsOf(shardNamed(node, id).shard, items) } satisfies VersionsAnswer)
+}
+
+async function losses(call: Call): Promise<void> {
+  answer(call, await listLosses(shardNamed(call.node, call.parts[0]).shard, pageOf(call)))
+}
+
+const scrubs = ({ node }: Call) => [...node.shards.values()].map(served => served.scrub.status)
+
+async function scrub(call: Call): Promise<void> {
+  const { node, request } = call
+  const { action } = await readJson(request, jsonBytesMax, node.limits.stallMs)
+  if (action !== 'start' && action !== 'pause') throw new HoldfastError('BAD_REQUEST', 'action must be start or pause')
+  const served = shardNamed(node, call.parts[0])
+  await served.scrub.command(action)
+  answer(call, served.scrub.status)
 }
 
 async function putUpload(call: Call): Promise<void> {

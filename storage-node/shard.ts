@@ -13,7 +13,7 @@ import { blobName, planApply } from './apply-records.ts'
 import { ShardFiles } from './blob-file.ts'
 import type { ShardConfig, StorageNodeLimits } from './config.ts'
 import { crashPoint } from './crash-point.ts'
-import { type BlobLocation, blobKey, decodeBlobLocation, ShardIndex } from './index.ts'
+import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
 import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.ts'
 import type { LoggedRecord } from './log-segment.ts'
@@ -22,7 +22,7 @@ import { indexFits, replayLog } from './replay.ts'
 import { SegmentUse } from './segment-use.ts'
 import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
-import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
+import { errnoOf, makeFolders, readFully, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
 
 /** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
@@ -51,6 +51,8 @@ export class Shard {
   readonly use = new SegmentUse()
   /** How often it was opened: what was learnt of the disk before may be true no more. */
   openedCount = 0
+  /** Copies that were found corrupt or missing, and are not back. */
+  lossCount = 0
   readonly summaries = new Summaries()
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
@@ -58,6 +60,7 @@ export class Shard {
   readonly #locations: LRUCache<string, BlobLocation>
   /** Found corrupt, their drop perhaps not yet in the log (it may be unwritable): never served again all the same (I5). */
   readonly #corrupt = new Set<string>()
+  readonly #quarantining = new Set<Promise<void>>()
   readonly #names = new KeyLock()
   /** As many as the disk has segments of 256 MiB. */
   readonly #segmentPaths = new Map<number, string>()
@@ -126,6 +129,7 @@ export class Shard {
 
   /** Lets writes in flight become durable, remembers how far the index goes, frees everything. */
   async close(): Promise<void> {
+    await Promise.all(this.#quarantining)
     await this.#log?.close()
     if (this.health.state !== 'failed') await this.checkpoint()
     await this.#release()
@@ -249,13 +253,14 @@ export class Shard {
     const name = blobName(blob)
     return this.#names.run(name, async () => {
       const location = await this.locate(name)
-      if (location === undefined) return 'missing'
       const { partition, digest, generation } = blob
+      if (location === undefined && !(await this.isLost(name))) return 'missing'
+      // Of a lost copy too: whoever wants it gone wants no other brought in its place.
       await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason, time: this.clock.now() }))
       crashPoint('drop.afterRecord')
       this.openFiles.forget(this.files.blob(name))
-      if (location.kind === 'file') await this.files.discard(name, new Date(this.clock.now()))
-      return 'dropped'
+      if (location?.kind === 'file') await this.files.discard(name, new Date(this.clock.now()))
+      return location === undefined ? 'missing' : 'dropped'
     })
   }
 
@@ -276,17 +281,45 @@ export class Shard {
     this.#locations.delete(name)
     this.damagedCount += 1
     this.log.error({ blob: name, why }, 'blob quarantined')
-    return this.#names
+    const quarantining = this.#names
       .run(name, async () => {
         const { partition, digest, generation } = parseBlobName(name)
         const time = this.clock.now()
-        await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason: 'corrupt', time }))
+        await this.#keepEvidence(name, new Date(time))
+        await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason: 'corrupt', time, why }))
         this.openFiles.forget(this.files.blob(name))
         await this.files.quarantine(name, new Date(time))
       })
       .catch((error: unknown) => {
         this.log.warn({ err: error, blob: name }, 'quarantine is not durable yet; the copy is kept back in memory')
       })
+      .finally(() => this.#quarantining.delete(quarantining))
+    this.#quarantining.add(quarantining)
+    return quarantining
+  }
+
+  /** Was this copy found corrupt or missing, and is not back? */
+  async isLost(name: string): Promise<boolean> {
+    return this.lossCount > 0 && (await this.lookUp(index => index.get(lossKey(name)))) !== undefined
+  }
+
+  /** What a corrupt small blob looks like is saved from the log, which will be compacted. */
+  async #keepEvidence(name: string, time: Date): Promise<void> {
+    const value = await this.lookUp(index => index.get(blobKey(name)))
+    const location = value === undefined ? undefined : decodeBlobLocation(value)
+    if (location?.kind !== 'inline') return
+    try {
+      const open = await this.openFiles.open(this.segmentPath(location.segment))
+      try {
+        const bytes = Buffer.alloc(location.bytes)
+        await readFully(open.file, bytes, location.offset)
+        await this.files.keepInQuarantine(name, bytes, time)
+      } finally {
+        this.openFiles.release(open)
+      }
+    } catch (error) {
+      this.log.warn({ err: error, blob: name }, 'the bytes of a corrupt blob could not be kept')
+    }
   }
 
   /** Makes the index durable up to what it has applied, so that the next start need not replay it. */
@@ -364,6 +397,7 @@ export class Shard {
     this.#index = await this.#openIndex()
     const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
     this.damagedCount += replayed.damagedCount
+    this.lossCount = await this.#index.countLosses()
     const deps = {
       fs,
       folder: this.files.log,
@@ -423,14 +457,15 @@ export class Shard {
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs, uses } = await this.lookUp(async index => {
-      const plan = await planApply(records, keys => index.getMany(keys))
+    const { changes, blobs, uses, lossDelta } = await this.lookUp(async index => {
+      const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
       await index.write(plan.changes)
       return plan
     })
     this.#changeCount += 1
     this.summaries.changed(changes)
     this.use.applied(uses)
+    this.lossCount += lossDelta
     for (const [name, location] of blobs) {
       this.#corrupt.delete(name)
       if (location === undefined) this.#locations.delete(name)

@@ -11,16 +11,19 @@ import { readFully } from './store-fs.ts'
 
 const blocksAtOnce = 4
 
+/** Waits as long as reading so many bytes may take. */
+type Spend = (bytes: number) => Promise<void>
+
 /**
  * Is this copy good: length, CRC of every block, sha256? A bad one is put into quarantine before the answer. Rejects with
- * SHARD_FAILED when the disk does not answer: that says nothing about the copy.
+ * SHARD_FAILED when the disk does not answer: that says nothing about the copy. `pace` is waited for between pieces of a large one.
  */
-export async function verifyBlob(shard: Shard, name: string, signal: AbortSignal): Promise<VerifyAnswer> {
+export async function verifyBlob(shard: Shard, name: string, signal: AbortSignal, pace?: Spend): Promise<VerifyAnswer> {
   const location = await shard.locate(name)
   if (location === undefined) return { state: shard.isCorrupt(name) ? 'corrupt' : 'missing' }
   const { bytes } = location
   try {
-    const problem = await (location.kind === 'inline' ? checkInline(shard, location, name) : checkFile(shard, location, name, signal)) // prettier-ignore
+    const problem = await (location.kind === 'inline' ? checkInline(shard, location, name) : checkFile(shard, location, name, signal, pace)) // prettier-ignore
     if (problem === undefined) return { state: 'good', bytes }
     await shard.quarantine(name, problem)
     return { state: 'corrupt', bytes, reason: problem }
@@ -43,7 +46,13 @@ async function checkInline(shard: Shard, { segment, bytes, offset, crc }: BlobLo
   }
 }
 
-async function checkFile(shard: Shard, location: BlobLocation, name: string, signal: AbortSignal) {
+async function checkFile(
+  shard: Shard,
+  location: BlobLocation,
+  name: string,
+  signal: AbortSignal,
+  pace: Spend | undefined,
+) {
   const open = await openPresentFile(shard, name)
   try {
     if ((await open.file.size()) !== location.bytes) return 'length of the file'
@@ -54,7 +63,9 @@ async function checkFile(shard: Shard, location: BlobLocation, name: string, sig
     const blockCount = Math.ceil(location.bytes / blockBytes)
     for (let block = 0; block < blockCount; block += blocksAtOnce) {
       signal.throwIfAborted()
-      sha256.update(await reader.read(buffer, block, Math.min(blocksAtOnce, blockCount - block)))
+      const read = await reader.read(buffer, block, Math.min(blocksAtOnce, blockCount - block))
+      sha256.update(read)
+      await pace?.(read.length)
     }
     return sha256.digest('hex') === digestIn(name) ? undefined : 'sha256 of the blob'
   } finally {

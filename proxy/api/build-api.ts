@@ -16,6 +16,7 @@ import { addInspectionRoutes } from './inspection-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
 import { addRestoreRoutes } from './restore-routes.ts'
 import { addTopologyRoutes } from './topology-routes.ts'
+import { addScrubRoutes } from './scrub-routes.ts'
 import { addTaskRoutes } from './task-routes.ts'
 import { addTrashRoutes } from './trash-routes.ts'
 import type { ApiDeps } from './types.ts'
@@ -65,6 +66,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addRestoreRoutes(api, deps)
       addCleanupRoutes(api, deps)
       addInspectionRoutes(api, deps)
+      addScrubRoutes(api, deps)
     },
     { prefix: '/api/v1' },
   )

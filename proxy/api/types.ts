@@ -13,6 +13,7 @@ import type { Metadata, Repository, RestoreStore } from '../metadata/types.ts'
 import type { CleanupPreview } from '../tasks/cleanup.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { TopologyControl } from '../topology/topology-control.ts'
+import type { ScrubControl } from '../tasks/scrub-control.ts'
 import type { ClusterStatus } from './schemas.ts'
 
 /** A path in a repository: an artifact, or a folder with its trailing '/' ('' is the whole repository). */
@@ -58,6 +59,7 @@ export interface ApiDeps {
    */
   readonly announce: (keys: readonly string[]) => Promise<void>
   readonly inspection: Inspection
+  readonly scrubs: Pick<ScrubControl, 'status' | 'command'>
   readonly status: () => Promise<ClusterStatus>
   /** The newest map this worker knows; undefined before the first. */
   readonly clusterMap: () => ClusterMap | undefined

@@ -2,6 +2,7 @@
  * The primary's loop: whichever proxy holds the lease runs the cluster's tasks, each cut into short idempotent steps. A step gets the
  * term's fencing token and signal; what it changes in PostgreSQL or on a node is refused once a newer term began (I27).
  */
+import { setMaxListeners } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { isHoldfastError } from '../../shared/errors.ts'
@@ -70,6 +71,8 @@ export class Primary {
     this.#token = leadership.token
     log.info({ token: leadership.token }, 'this proxy is primary')
     const signal = AbortSignal.any([leadership.signal, this.#closing.signal])
+    // Every task waits with it, and has requests under way: no leak.
+    setMaxListeners(0, signal)
     const term: Term = {
       token: leadership.token,
       get signal() {

@@ -38,6 +38,7 @@ const known = [
   /^holdfast\.json$/,
   /^(log|blobs|index|tmp|trash|quarantine)$/,
   /^reserve$/,
+  /^scrub\.json(\.new)?$/,
   /^log\/\d+\.log$/,
   /^blobs\/[0-9a-f]{3}$/,
   new RegExp(`^blobs/${blobName}$`),

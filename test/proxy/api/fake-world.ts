@@ -15,7 +15,7 @@ import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { MemoryJobStore } from '../tasks/memory-job-store.ts'
-import type { Digest, Generation } from '../../../shared/ids.ts'
+import type { Digest, Generation, ShardId } from '../../../shared/ids.ts'
 
 export const basic = (name: string, password: string): string =>
   'Basic ' + Buffer.from(`${name}:${password}`).toString('base64')
@@ -207,6 +207,13 @@ export async function setUp(t: Test): Promise<World> {
       fsck: async (mark, repair) => {
         if (repair) world.changes.push(['fsck', mark])
         return { paths: 0, blobs: 0, findings: [], unreachable: [], queued: 0 }
+      },
+    },
+    scrubs: {
+      status: async () => [{ node: 'n', shard: 's' as ShardId, state: 'waiting', losses: 0 }],
+      command: async (action, target) => {
+        world.changes.push(['scrub', action, target])
+        return [{ node: 'n', shard: 's' as ShardId, state: 'paused', losses: 0 }]
       },
     },
     announce: async keys => {
