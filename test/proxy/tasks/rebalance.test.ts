@@ -22,6 +22,9 @@ import { seededRandom } from '../../support/random.ts'
 import { writeSide } from '../../support/write-cluster.ts'
 import { never, nodeConfig, quiet, secret } from '../../storage-node/fixtures.ts'
 
+// Real disks under it, on machines that do other things too.
+t.setTimeout(180_000)
+
 const zones = ['a', 'b', 'c', 'c']
 const drain: readonly TopologyChange[] = [{ op: 'weight', shard: 'n2-0', weight: 0 }]
 
@@ -143,7 +146,7 @@ t.test(
     const random = seededRandom(t)
     const world = await startWorld(t)
     const written = await Promise.all(
-      Array.from({ length: 120 }, (_, i) => write(world, `a/${i}`, random.int(1, 3_000))),
+      Array.from({ length: 80 }, (_, i) => write(world, `a/${i}`, random.int(1, 3_000))),
     )
     const params = { changes: drain, epoch: world.newest.epoch, force: false }
     const check = async (): Promise<void> => {
@@ -157,7 +160,7 @@ t.test(
       const late = await write(world, `late/${random.int(1, 1_000_000)}`, 500)
       written.push(late)
     }
-    const { takeovers, lines } = await carryOut(world, params, () => random.next() < 0.12, check)
+    const { takeovers, lines } = await carryOut(world, params, () => random.next() < 0.05, check)
     t.comment(`${takeovers} takeovers`, ...lines)
     t.ok(takeovers > 0, 'somebody died on the way')
     t.equal(world.newest.previous, undefined)
