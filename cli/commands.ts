@@ -106,7 +106,7 @@ export const commands: Readonly<Record<string, Command>> = {
     },
   },
   cleanup: {
-    summary: 'Policies that delete what nobody needs any more: list, create, set, preview, run, delete',
+    summary: 'Policies that delete what nobody needs any more: list, preview, run …',
     run: async source => (await import('./cleanup.ts')).cleanup(source),
     help: async () => {
       const [{ cleanupOptions, cleanupUsage }, { clientOptions }] = [await import('./cleanup.ts'), await import('./client.ts')] // prettier-ignore

@@ -205,8 +205,8 @@ t.test('tasks from the command line, against the real API', async t => {
   const { api, jobStore: store } = await setUp(t)
   const url = await serve(t, (request, response) => api.routing(request, response))
   const run = runner(task, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
-  t.match((await run('list')).out, /^TASK +STATE +SCHEDULE.*\ndrill +idle +- +- +- +Practise\ntidy +idle +0 4 \* \* \* +2026-01-01 04:00:00 +- +Tidy up\n/) // prettier-ignore
-  t.match(JSON.parse((await run('list', '--json')).out), [{ name: 'drill' }, { name: 'tidy' }])
+  t.match((await run('list')).out, /^TASK +STATE +SCHEDULE.*\nbackup .*\ndrill +idle +- +- +- +Practise\ntidy +idle +0 4 \* \* \* +2026-01-01 04:00:00 +- +Tidy up\n/) // prettier-ignore
+  t.match(JSON.parse((await run('list', '--json')).out), [{ name: 'backup' }, { name: 'drill' }, { name: 'tidy' }])
   t.match(await run('run', 'tidy', '--params', '{"deep":true}'), { code: 0, out: 'run 1 of tidy is queued\n', err: '' })
   t.match(await run('run', 'tidy'), { code: 1, err: /CONFLICT/ })
   await store.claim(1, 1)
