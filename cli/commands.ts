@@ -150,6 +150,14 @@ export const commands: Readonly<Record<string, Command>> = {
       return `${scrubUsage}\n${configHelp({ ...scrubOptions, ...clientOptions })}`
     },
   },
+  metadata: {
+    summary: 'Bring a restored database up to date, or make a lost one anew, from the storage nodes',
+    run: async source => (await import('./metadata.ts')).metadata(source),
+    help: async () => {
+      const { metadataOptions, metadataUsage } = await import('./metadata.ts')
+      return `${metadataUsage}\n${configHelp(metadataOptions)}`
+    },
+  },
   repo: {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),

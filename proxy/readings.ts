@@ -9,6 +9,7 @@ import type { Backups } from './backup/backups.ts'
 import type { Coordinator } from './coordination/types.ts'
 import type { Reading } from './http/metrics.ts'
 import type { IdentityKeeper } from './identity/identity-keeper.ts'
+import type { DatabaseGate } from './recovery/database-gate.ts'
 import type { ReplicatedBlobReader } from './routing/blob-reader.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable } from './routing/health.ts'
@@ -39,6 +40,7 @@ export interface CountedParts {
   readonly identity: Pick<IdentityKeeper, 'ageMs'>
   readonly backups: Pick<Backups, 'tallies'>
   readonly losses: HeedLosses
+  readonly gate: Pick<DatabaseGate, 'problem'>
 }
 
 export function readings(parts: CountedParts): Reading[] {
@@ -60,11 +62,17 @@ function counter(name: string, help: string, read: () => number): Reading {
 }
 
 function cluster(parts: CountedParts): Reading[] {
-  const { coordinator, view, health, resolver, primary, identity, losses } = parts
+  const { coordinator, view, health, resolver, primary, identity, losses, gate } = parts
   return [
     gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch, 'min'),
     gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1), 'max'),
     gauge('metadata_available', '1 while PostgreSQL answers', () => (resolver.metadataAvailable ? 1 : 0), 'min'),
+    gauge(
+      'metadata_behind',
+      '1 while the database is older than what the shards know, and out of use',
+      () => (gate.problem === undefined ? 0 : 1),
+      'max',
+    ),
     gauge(
       'identity_age_seconds',
       'Since PostgreSQL last confirmed the copy of users and repositories that is used while it is away',

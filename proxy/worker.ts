@@ -44,6 +44,7 @@ import { IdentityKeeper } from './identity/identity-keeper.ts'
 import { openMetadata } from './metadata/open-metadata.ts'
 import type { Metadata } from './metadata/types.ts'
 import { readings } from './readings.ts'
+import { DatabaseGate } from './recovery/database-gate.ts'
 import { ReplicatedBlobReader } from './routing/blob-reader.ts'
 import { ReplicatedBlobWriter } from './routing/blob-writer.ts'
 import { ClusterView } from './routing/cluster-view.ts'
@@ -71,7 +72,7 @@ import { RepairCopies } from './tasks/repair-copies.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
 import { verifyBackup } from './tasks/verify-backup.ts'
 import { ScrubControl } from './tasks/scrub-control.ts'
-import { askNode, firstClusterMap, followAddresses } from './topology/first-map.ts'
+import { askNode, askNodes, firstClusterMap, followAddresses } from './topology/first-map.ts'
 import { TopologyControl } from './topology/topology-control.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
 
@@ -116,7 +117,14 @@ async function build(
 ): Promise<Omit<ProxyWorker, 'close'>> {
   const now = (): number => performance.now()
   const cold = await readColdState(config, log)
-  const metadata = await waitForDatabase(config, cold, log, signal)
+  const known = [...new Set([...config.storageNodes, ...(cold?.map.nodes ?? []).map(node => node.url)])]
+  const ask = { storageNodes: known, secret: config.secret }
+  const gate = new DatabaseGate({
+    shards: async () => (await askNodes(ask, signal)).flatMap(({ status }) => status.shards),
+    log,
+  })
+  closers.push(() => gate.close())
+  const metadata = await waitForDatabase(config, cold, gate, log, signal)
   closers.push(() => metadata.close())
   const passwords = await loadPasswords()
   // Away means that an earlier run was here, so there is nothing to prepare.
@@ -139,6 +147,8 @@ async function build(
   const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
   await checker.start()
   closers.push(() => checker.close())
+  gate.askVia(() => health.nodes().flatMap(({ status }) => status?.shards ?? []))
+  gate.start(() => metadata.recheck())
   const writes = new WriteContext({ view, health, clients, renewMap: () => keeper.renew() })
   closers.push(() => writes.close())
   const references = new ShardReferences({ context: writes, view, health, clients })
@@ -213,6 +223,7 @@ async function build(
     publisher,
     onMetadataUnavailable: () => resolver.metadataFailed(),
     metadataAvailable: () => metadata.available && resolver.metadataAvailable,
+    metadataProblem: () => gate.problem,
     artifactBytesMax: config.artifactBytesMax,
   })
   const brake = { share: config.deleteBrakePercent / 100, artifacts: config.deleteBrakeArtifacts }
@@ -290,6 +301,7 @@ async function build(
     identity,
     backups,
     losses,
+    gate,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -365,6 +377,7 @@ async function build(
 async function waitForDatabase(
   config: ProxyConfig,
   cold: ColdState | undefined,
+  gate: DatabaseGate,
   log: Logger,
   signal: AbortSignal,
 ): Promise<Metadata> {
@@ -373,7 +386,8 @@ async function waitForDatabase(
   for (let tries = 0; ; tries++) {
     try {
       const url = config.postgresUrl
-      return await openMetadata({ url, log, startWithout, ...(clusterId === undefined ? {} : { clusterId }) })
+      const admit: DatabaseGate['admit'] = issued => gate.admit(issued)
+      return await openMetadata({ url, log, startWithout, admit, ...(clusterId === undefined ? {} : { clusterId }) })
     } catch (error) {
       if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
       if (tries === 0) log.warn({ err: error }, 'waiting for the database')
@@ -421,14 +435,16 @@ interface ReadinessParts {
   readonly coordinator: Coordinator
   readonly health: HealthTable
   readonly identity: IdentityKeeper
+  readonly gate: Pick<DatabaseGate, 'problem'>
 }
 
 /** Ready means that reads are served; what limits the service without ending it is told as a problem. */
-function readiness({ resolver, coordinator, health, identity }: ReadinessParts): {
+function readiness({ resolver, coordinator, health, identity, gate }: ReadinessParts): {
   ready: boolean
   problems: string[]
 } {
   const problems: string[] = []
+  if (gate.problem !== undefined) problems.push(gate.problem)
   if (!resolver.metadataAvailable) problems.push(...withoutDatabase(identity))
   const { up, reason } = coordinator.state()
   if (!up)

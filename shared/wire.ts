@@ -44,6 +44,8 @@ export const wirePath = {
   blob: (shard: ShardId, partition: number, digest: Digest, generation: Generation) =>
     `/v1/blobs/${shard}/${partitionName(partition)}/${digest}.${generation}`,
   blobs: (shard: ShardId, partition: number) => `/v1/blobs/${shard}/${partitionName(partition)}`,
+  /** A listing of all partitions. */
+  allReferences: (shard: ShardId) => `/v1/references/${shard}`,
   /** One reference with `?key=<repository/path, URL-encoded>`, else a listing. */
   references: (shard: ShardId, partition: number) => `/v1/references/${shard}/${partitionName(partition)}`,
   upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
@@ -73,6 +75,8 @@ export interface NodeStatus {
   readonly zone: Zone
   readonly state: 'up' | 'draining'
   readonly epoch: number
+  /** The highest fencing token the node has seen, by role. */
+  readonly tokens?: Readonly<Record<string, number>>
   readonly shards: readonly ShardStatus[]
 }
 export interface ShardStatus {
@@ -177,7 +181,10 @@ export interface UnconfirmedAnswer {
 /** GET /v1/references/<shard>/<ppp>?key=<repository/path>: the newest reference of that path on this shard, or REFERENCE_NOT_FOUND. */
 export type ReferenceAnswer = ReferenceRecord
 
-/** GET /v1/references/<shard>/<ppp>?after=…&limit=…: the newest reference of each path, in the order of their keys. */
+/**
+ * GET /v1/references/<shard>?after=…&limit=…: the same of all partitions, in the order of `<ppp>/<repository/path>` as bytes of UTF-8.
+ * GET /v1/references/<shard>/<ppp>?after=…&limit=…: the newest reference of each path, in the order of their keys.
+ */
 export interface ReferenceListing {
   readonly references: readonly ReferenceRecord[]
   /** Pass as `after` for the next page; absent on the last one. */

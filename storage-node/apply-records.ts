@@ -9,14 +9,18 @@ import {
   type BlobLocation,
   blobKey,
   decodeBlobLocation,
+  decodeNewest,
   decodeReferenceLocation,
   encodeBlobLocation,
   encodeLoss,
+  encodeNewest,
   encodeReferenceLocation,
   type IndexChange,
   logBytesOf,
   type Loss,
   lossKey,
+  newestKey,
+  type NewestReference,
   type ReferenceLocation,
   referenceKey,
   unconfirmedKey,
@@ -31,6 +35,8 @@ export interface IndexPlan {
   readonly uses: ReadonlyMap<number, number>
   /** By how much the number of lost copies changes. */
   readonly lossDelta: number
+  /** The newest reference of the shard, if these records have it. */
+  readonly newest: NewestReference | undefined
 }
 
 /** `<ppp>/<digest>.<generation>`: how a blob is called within its shard, in file names, URLs and keys. */
@@ -58,8 +64,8 @@ export async function planApply(
   const known = new Map(keys.map((key, index) => [key, values[index]]))
   const planner = new Planner(known)
   for (const logged of records) planner.add(logged)
-  const { changes, blobs, uses, lossDelta } = planner
-  return { changes, blobs, uses, lossDelta }
+  const { changes, blobs, uses, lossDelta, newest } = planner
+  return { changes, blobs, uses, lossDelta, newest }
 }
 
 function keysOf(record: ShardRecord, lossy: boolean): string[] {
@@ -72,7 +78,7 @@ function keysOf(record: ShardRecord, lossy: boolean): string[] {
     }
     case 'reference': {
       const own = referenceKey(partitionName(record.partition), pathKey(record))
-      return record.blob === undefined ? [own] : [own, blobKey(blobName(record.blob))]
+      return record.blob === undefined ? [own, newestKey] : [own, newestKey, blobKey(blobName(record.blob))]
     }
   }
 }
@@ -81,6 +87,8 @@ class Planner {
   readonly changes: IndexChange[] = []
   readonly blobs = new Map<string, BlobLocation | undefined>()
   readonly uses = new Map<number, number>()
+  /** Undefined: no newer reference than before. */
+  newest: NewestReference | undefined
   readonly #known: ReadonlyMap<string, Buffer | undefined>
   lossDelta = 0
   readonly #losses = new Map<string, boolean>()
@@ -140,6 +148,7 @@ class Planner {
   #reference(record: ReferenceRecord, { segment, frameOffset, frameBytes }: LoggedRecord): void {
     const key = referenceKey(partitionName(record.partition), pathKey(record))
     if (record.blob !== undefined) this.#confirm(blobName(record.blob))
+    this.#note(record)
     const before = this.#referenceLocation(key)
     // Of equal versions the later one counts: a compaction moves records to the end of the log.
     if (before !== undefined && record.version < before.version) return
@@ -147,6 +156,14 @@ class Planner {
     this.#references.set(key, location)
     this.#moveUse(before, location)
     this.changes.push({ type: 'put', key, value: encodeReferenceLocation(location) })
+  }
+
+  #note({ version, incarnation }: ReferenceRecord): void {
+    const value = this.#known.get(newestKey)
+    const before = this.newest ?? (value === undefined ? undefined : decodeNewest(value))
+    if (before !== undefined && version <= before.version) return
+    this.newest = { incarnation, version }
+    this.changes.push({ type: 'put', key: newestKey, value: encodeNewest(this.newest) })
   }
 
   #confirm(name: string): void {

@@ -7,6 +7,7 @@
  *   u/<time, 13 digits>/<ppp>/<digest>.<generation> -> blobs that no reference record has named yet
  *   l/<ppp>/<digest>.<generation>           -> Loss: a copy that was corrupt or missing, and is not back yet
  *   m/checkpoint                            -> LogPosition
+ *   m/newest                                -> NewestReference: the highest version of all references there ever were
  *
  * A power cut may take any of the entries since the last flushed batch, even some in the middle. The checkpoint is
  * therefore only moved by a flushed batch, and a start replays the log from there: replaying an entry twice is harmless.
@@ -59,6 +60,11 @@ export interface ListRange {
 
 /** Entries in the order of their keys. */
 export type IndexReader = (range: ListRange) => Promise<[string, Buffer][]>
+
+export interface NewestReference {
+  readonly incarnation: string
+  readonly version: number
+}
 
 const checkpointKey = 'm/checkpoint'
 const blobValueBytes = 27
@@ -129,11 +135,17 @@ export class ShardIndex {
     await this.#level.put(checkpointKey, value, { sync: true })
   }
 
+  async newest(): Promise<NewestReference | undefined> {
+    const value = await this.get(newestKey)
+    return value === undefined ? undefined : decodeNewest(value)
+  }
+
   close(): Promise<void> {
     return this.#level.close()
   }
 }
 
+export const newestKey = 'm/newest'
 /** `name` is `<ppp>/<digest>.<generation>`. */
 export const blobKey = (name: string): string => `b/${name}`
 export const lossKey = (name: string): string => `l/${name}`
@@ -202,6 +214,14 @@ export function logBytesOf(location: BlobLocation | ReferenceLocation): number {
   if ('frameBytes' in location) return location.frameBytes + 8
   const { kind, bytes } = location
   return blobOverheadBytes + (kind === 'inline' ? bytes : Math.ceil(bytes / blockBytes) * 4)
+}
+
+export function encodeNewest({ incarnation, version }: NewestReference): Buffer {
+  return Buffer.from(JSON.stringify({ incarnation, version }))
+}
+
+export function decodeNewest(value: Buffer): NewestReference {
+  return JSON.parse(value.toString('utf8')) as NewestReference // written above
 }
 
 function inUse(error: unknown): boolean {

@@ -51,9 +51,9 @@ export async function listLosses(shard: Shard, page: Page): Promise<LossListing>
   return { losses, ...nextPage(entries, page, prefix) }
 }
 
-/** Damaged ones are left out, and logged. */
-export async function listReferences(shard: Shard, partition: number, page: Page): Promise<ReferenceListing> {
-  const prefix = referenceKey(partitionName(partition), '')
+/** Of one partition, or of all. Damaged ones are left out, and logged. */
+export async function listReferences(shard: Shard, partition: number | 'all', page: Page): Promise<ReferenceListing> {
+  const prefix = partition === 'all' ? 'r/' : referenceKey(partitionName(partition), '')
   const entries = await listEntries(shard, { prefix }, page)
   const references: ReferenceRecord[] = []
   for (const [key, value] of entries) {

@@ -60,6 +60,11 @@ export class NodeState {
     return this.#record
   }
 
+  /** The highest fencing token of each role. */
+  get tokens(): Readonly<Record<string, number>> {
+    return Object.fromEntries(this.#fences ?? [])
+  }
+
   /** DATA_IN_USE when another process serves this node; RECORD_DAMAGED when it cannot be known what this node is. */
   async start(): Promise<void> {
     await mkdir(this.#folder, { recursive: true, mode: 0o700 })

@@ -106,6 +106,7 @@ export class StorageNode {
       zone: this.config.zone,
       state: this.draining ? 'draining' : 'up',
       epoch: this.state.epoch,
+      tokens: this.state.tokens,
       shards: [...this.shards.values()].map(({ shard, compaction, scrub }) => ({
         ...shard.status,
         deadBytes: compaction.deadBytes,

@@ -62,6 +62,8 @@ const routes: Readonly<Record<string, Handler>> = {
   'GET cluster-map 0': getClusterMap,
   'PUT cluster-map 0': putClusterMap,
   'GET blobs 2': blobs,
+  'GET references 1': async call =>
+    answer(call, await listReferences(shardNamed(call.node, call.parts[0]).shard, 'all', pageOf(call))),
   'GET references 2': references,
   'PUT uploads 2': putUpload,
   'GET uploads 2': getUpload,

@@ -13,7 +13,7 @@ import { blobName, planApply } from './apply-records.ts'
 import { ShardFiles } from './blob-file.ts'
 import type { ShardConfig, StorageNodeLimits } from './config.ts'
 import { crashPoint } from './crash-point.ts'
-import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, ShardIndex } from './index.ts'
+import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, type NewestReference, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
 import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.ts'
 import type { LoggedRecord } from './log-segment.ts'
@@ -72,6 +72,7 @@ export class Shard {
   #checkpoint: LogPosition | undefined
   #checkpointBytes = 0
   #rebuildIndex = false
+  #newest: NewestReference | undefined
   /** Grows with every change of the index: a lookup that began before one is not cached. */
   #changeCount = 0
 
@@ -107,6 +108,7 @@ export class Shard {
       ...(this.#disk === undefined ? {} : { disk: this.#disk }),
       bytesTotal,
       bytesFree,
+      ...(this.#newest === undefined ? {} : { newest: this.#newest }),
     }
   }
 
@@ -396,6 +398,7 @@ export class Shard {
     this.openedCount += 1
     this.#index = await this.#openIndex()
     const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
+    this.#newest = await this.#index.newest()
     this.damagedCount += replayed.damagedCount
     this.lossCount = await this.#index.countLosses()
     const deps = {
@@ -444,7 +447,8 @@ export class Shard {
     const folder = this.files.index
     try {
       const index = await ShardIndex.open(folder)
-      if (!this.#rebuildIndex && (await indexFits({ fs, files: this.files, index }))) return index
+      if (!this.#rebuildIndex && (await indexFits({ fs, files: this.files, index })) && (await tellsNewest(index)))
+        return index
       await index.close()
     } catch (error) {
       if (error instanceof HoldfastError) throw error
@@ -457,7 +461,7 @@ export class Shard {
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs, uses, lossDelta } = await this.lookUp(async index => {
+    const { changes, blobs, uses, lossDelta, newest } = await this.lookUp(async index => {
       const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
       await index.write(plan.changes)
       return plan
@@ -466,6 +470,7 @@ export class Shard {
     this.summaries.changed(changes)
     this.use.applied(uses)
     this.lossCount += lossDelta
+    this.#newest = newest ?? this.#newest
     for (const [name, location] of blobs) {
       this.#corrupt.delete(name)
       if (location === undefined) this.#locations.delete(name)
@@ -487,6 +492,12 @@ export class Shard {
     this.openFiles.clear()
     await index?.close()
   }
+}
+
+/** Indexes of earlier releases do not. */
+async function tellsNewest(index: ShardIndex): Promise<boolean> {
+  if ((await index.newest()) !== undefined) return true
+  return (await index.list({ prefix: 'r/', limit: 1 })).length === 0
 }
 
 function isCorruption(error: unknown): boolean {

@@ -52,6 +52,8 @@ export interface ArtifactWriterDeps {
   readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'invalidate' | 'withdraw'>
   readonly onMetadataUnavailable: () => void
   readonly metadataAvailable: () => boolean
+  /** Why not, if that is more than that nobody answers. */
+  readonly metadataProblem?: () => string | undefined
   readonly artifactBytesMax: number | undefined
 }
 
@@ -84,7 +86,8 @@ export class ArtifactWriter {
       throw tooLarge(repository, expectedBytes, bytesMax)
     }
     if (!this.#deps.metadataAvailable()) {
-      throw new HoldfastError('METADATA_UNAVAILABLE', 'the database is away: artifacts can be read, not written')
+      const why = this.#deps.metadataProblem?.() ?? 'the database is away'
+      throw new HoldfastError('METADATA_UNAVAILABLE', `${why}: artifacts can be read, not written`)
     }
     this.#deps.writer.admit(partitionOf(repository.name, path), expectedBytes)
   }

@@ -58,6 +58,7 @@ export class Circuit {
   /** Why a call cannot be served. */
   error(): HoldfastError {
     if (this.#closed) return unavailable('the connection to the database was closed')
+    if (isHoldfastError(this.#reason) && this.#reason.data['behind'] === true) return this.#reason
     return unavailable('the database is away', this.#reason)
   }
 

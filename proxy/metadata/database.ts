@@ -98,6 +98,11 @@ export class Database implements Queryable {
     return this.#circuit.up
   }
 
+  /** Out of use until the next `prepare` succeeds. */
+  suspend(reason: HoldfastError): void {
+    this.#circuit.down(reason)
+  }
+
   async ping(): Promise<void> {
     await this.read(ping, [])
   }

@@ -26,6 +26,7 @@ import { migrate } from './migrate.ts'
 import { migrations } from './migrations/index.ts'
 import type { Migration } from './migrations/migration.ts'
 import { pendingOutbox, settleOutbox } from './outbox.ts'
+import { type IssuedVersions, loadIssued, RecoveryTables } from './recovery.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
 import { Restores } from './restores.ts'
@@ -54,6 +55,11 @@ export interface MetadataOptions {
    * is empty and `clusterId` is the one given until then.
    */
   readonly startWithout?: boolean
+  /**
+   * Asked at each connect, before anything else may use the database, and by `recheck`. Rejecting with METADATA_UNAVAILABLE keeps it out of
+   * use as if it were away, until a later attempt is admitted.
+   */
+  readonly admit?: (issued: () => Promise<IssuedVersions>) => Promise<void>
   /** For tests: another schema. */
   readonly migrations?: readonly Migration[]
 }
@@ -85,10 +91,14 @@ class PostgresMetadata implements types.Metadata {
   readonly trash: TrashTables
   readonly restores: Restores
   readonly cleanup: CleanupTables
+  readonly recovery: RecoveryTables
+  readonly #admit: MetadataOptions['admit']
   readonly #awayListeners: (() => void)[] = []
   #identity: Identity
 
-  constructor({ url, log, poolSize = poolSizeDefault, clusterId, migrations: known = migrations }: MetadataOptions) {
+  constructor(options: MetadataOptions) {
+    const { url, log, poolSize = poolSizeDefault, clusterId, admit, migrations: known = migrations } = options
+    this.#admit = admit
     this.#identity = { clusterId: clusterId ?? '', incarnation: '' }
     this.#database = new Database(
       { url, poolSize, commitLanes },
@@ -96,7 +106,9 @@ class PostgresMetadata implements types.Metadata {
         log,
         prepare: async session => {
           await migrate(session, known, log)
-          this.#identity = await ensureIdentity(session, clusterId)
+          const identity = await ensureIdentity(session, clusterId)
+          await admit?.(async () => (await session.query(loadIssued, [], callTimeoutMs))[0]!)
+          this.#identity = identity
         },
         onDown: error => {
           this.#commits.rejectWaiting(error)
@@ -109,6 +121,7 @@ class PostgresMetadata implements types.Metadata {
     this.cleanup = new CleanupTables(this.#database)
     this.trash = new TrashTables(this.#database, () => this.incarnation)
     this.restores = new Restores(this.#database)
+    this.recovery = new RecoveryTables(this.#database)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },
       lanes: commitLanes,
@@ -134,6 +147,16 @@ class PostgresMetadata implements types.Metadata {
 
   onAway(listener: () => void): void {
     this.#awayListeners.push(listener)
+  }
+
+  async recheck(): Promise<void> {
+    if (!this.available) return
+    try {
+      await this.#admit?.(async () => (await this.#database.query(loadIssued))[0]!)
+    } catch (error) {
+      if (isHoldfastError(error, 'METADATA_UNAVAILABLE') && error.data['behind'] === true) this.#database.suspend(error)
+      throw error
+    }
   }
 
   get incarnation(): string {

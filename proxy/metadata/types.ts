@@ -9,6 +9,7 @@ import type { CollectionStore } from './collection-types.ts'
 import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
 import type { TrashStore } from './trash-types.ts'
+import type { RecoveryTables } from './recovery.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
 
@@ -324,6 +325,9 @@ export interface Metadata {
   /** Cleanup policies, and when artifacts were downloaded. */
   readonly cleanup: CleanupStore
 
+  /** Brings a database up to what the shards know. */
+  readonly recovery: Pick<RecoveryTables, keyof RecoveryTables>
+
   /** False from the moment PostgreSQL is known to be away until it is back. */
   readonly available: boolean
   /**
@@ -331,6 +335,8 @@ export interface Metadata {
    * in flight are rejected then, later ones at once.
    */
   onAway(listener: () => void): void
+  /** Takes the database out of use if it is not admitted any more. Rejects with METADATA_UNAVAILABLE. */
+  recheck(): Promise<void>
   /** Resolves when PostgreSQL answers; used by readiness. */
   ping(): Promise<void>
   close(): Promise<void>

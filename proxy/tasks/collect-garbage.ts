@@ -11,6 +11,7 @@ import { type DropRequest, type NodeStatus, wirePath } from '../../shared/wire.t
 import type { BlobVerdict, CollectionAges, CollectionStore, DoomedBlob } from '../metadata/collection-types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClient } from '../routing/node-client.ts'
+import { databaseDoubt } from '../recovery/judge-database.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
 import { primaryRole, type Term } from './primary.ts'
 
@@ -202,7 +203,6 @@ class Collection {
     const { collection, view } = this.#deps
     await this.#checkNotDisarmed()
     const { map } = view.current()
-    const issued = await collection.newestVersion()
     const zonesAway = new Set<string>()
     for (const node of map.nodes) {
       this.#check()
@@ -210,7 +210,9 @@ class Collection {
       if (shard === undefined) continue
       const status = await this.#statusOf(shard.id)
       if (status === undefined || status.shards.some(({ state }) => state === 'failed')) zonesAway.add(node.zone)
-      const doubt = status?.shards.map(one => this.#doubt(one, issued)).find(found => found !== undefined)
+      // After the shards were asked: what is written meanwhile they cannot know.
+      const issued = await collection.newestVersion()
+      const doubt = databaseDoubt({ incarnation: this.#deps.incarnation(), issued }, status?.shards ?? [])
       if (doubt === undefined) continue
       await collection.disarm(doubt, 'collect-garbage')
       throw new HoldfastError('CONFLICT', `garbage collection has disarmed itself: ${doubt}`, {})
@@ -232,15 +234,6 @@ class Collection {
     const disarmed = await this.#deps.collection.disarmed()
     if (disarmed === undefined) return
     throw new HoldfastError('CONFLICT', `garbage collection is disarmed (${disarmed.by}): ${disarmed.reason}`, {})
-  }
-
-  #doubt({ id, newest }: NodeStatus['shards'][number], issued: number): string | undefined {
-    if (newest === undefined) return undefined
-    if (newest.incarnation !== this.#deps.incarnation()) {
-      return `shard ${id} was last written under another database (${newest.incarnation})`
-    }
-    if (newest.version <= issued) return undefined
-    return `shard ${id} knows version ${newest.version}, the database has issued ${issued}: was it restored from an older copy?`
   }
 
   async #statusOf(shard: ShardId): Promise<NodeStatus | undefined> {

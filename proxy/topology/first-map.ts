@@ -51,6 +51,14 @@ export async function firstClusterMap(
     const found = await askNodes(options, signal)
     const map = await deps.metadata.loadClusterMap()
     if (map !== undefined && withNewAddresses(map, found) === undefined) return map
+    const written = found.find(({ status }) => status.shards.some(({ newest }) => newest !== undefined))
+    if (map === undefined && written !== undefined) {
+      throw new HoldfastError(
+        'CONFIG_INVALID',
+        `the database is empty, but the node at ${written.url} has artifacts: restore the database, or run 'holdfast metadata rebuild'`,
+        { url: written.url },
+      )
+    }
     const silent = options.storageNodes.filter(url => !found.some(node => node.url === url))
     const waiting = map === undefined && silent.length > 0 ? `waiting for storage nodes: ${silent.join(', ')}` : ''
     if (waiting !== told && waiting !== '') deps.log.info({ silent }, 'waiting for storage nodes')
@@ -162,7 +170,11 @@ async function publishAsPrimary(
   }
 }
 
-async function askNodes({ storageNodes, secret }: FirstMapOptions, signal: AbortSignal): Promise<FoundNode[]> {
+/** Those that answer. */
+export async function askNodes(
+  { storageNodes, secret }: Pick<FirstMapOptions, 'storageNodes' | 'secret'>,
+  signal: AbortSignal,
+): Promise<FoundNode[]> {
   const answers = await Promise.all(
     storageNodes.map(async (url): Promise<FoundNode | undefined> => {
       const status = await askNode(url, secret, signal)

@@ -5,6 +5,7 @@ import { jobs } from './0004-jobs.ts'
 import { collection } from './0006-collection.ts'
 import { trash } from './0007-trash.ts'
 import { cleanup } from './0009-cleanup.ts'
+import { versionsWithinSequence } from './0010-versions-within-sequence.ts'
 import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import type { Migration } from './migration.ts'
@@ -18,6 +19,7 @@ export const migrations: readonly Migration[] = [
   collection,
   trash,
   cleanup,
+  versionsWithinSequence,
   backupHold,
   owedDrops,
 ]

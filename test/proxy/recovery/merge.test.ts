@@ -1,0 +1,111 @@
+import fc from 'fast-check'
+import t from 'tap'
+import { databaseDoubt, incarnationOrder, nextIncarnation } from '../../../proxy/recovery/judge-database.ts'
+import { compareReferences, mergeReferences, sortKey } from '../../../proxy/recovery/merge-references.ts'
+import { partitionOf } from '../../../shared/partition.ts'
+import type { ReferenceRecord } from '../../../shared/record.ts'
+
+const incarnations = ['first', 'r1~a', 'r2~b', 'r12~c']
+const recordOf = (
+  path: string,
+  incarnation: string,
+  version: number,
+  op: 'put' | 'delete' = 'put',
+): ReferenceRecord => ({
+  kind: 'reference',
+  partition: partitionOf('r', path),
+  repository: 'r',
+  path,
+  op,
+  version,
+  incarnation,
+  time: 1,
+  user: 'u',
+})
+
+/** What one shard has: for each path the last it was told. Some paths sort differently as text and as bytes. */
+const shard = fc
+  .dictionary(
+    fc.constantFrom('a', 'a/b', 'a.b', 'é', '\u{1f600}', '\uffee', 'z', 'z/0', 'z0'),
+    fc.record({
+      incarnation: fc.constantFrom(...incarnations),
+      version: fc.integer({ min: 1, max: 6 }),
+      op: fc.constantFrom('put' as const, 'delete' as const),
+    }),
+  )
+  .map(paths =>
+    Object.entries(paths)
+      .map(([path, { incarnation, version, op }]) => recordOf(path, incarnation, version, op))
+      .sort((a, b) => Buffer.compare(sortKey(a), sortKey(b))),
+  )
+
+async function* listingOf(records: readonly ReferenceRecord[]): AsyncGenerator<ReferenceRecord> {
+  for (const record of records) {
+    if (record.version % 2 === 0) await Promise.resolve()
+    yield record
+  }
+}
+
+async function merged(shards: readonly (readonly ReferenceRecord[])[]): Promise<ReferenceRecord[]> {
+  const all: ReferenceRecord[] = []
+  for await (const record of mergeReferences(shards.map(listingOf))) all.push(record)
+  return all
+}
+
+t.test('I14: the merge of all shards has each path once, with the newest reference that any of them has', async t => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(shard, { maxLength: 5 }), async shards => {
+      const result = await merged(shards)
+      const byPath = new Map(result.map(record => [record.path, record]))
+      const everything = shards.flat()
+      t.equal(byPath.size, result.length)
+      t.equal(byPath.size, new Set(everything.map(({ path }) => path)).size)
+      for (const record of everything) t.ok(compareReferences(byPath.get(record.path)!, record) >= 0)
+      for (const record of result) t.ok(everything.includes(record))
+      const keys = result.map(sortKey)
+      t.strictSame(
+        keys,
+        [...keys].sort((a, b) => Buffer.compare(a, b)),
+      )
+      // The order of the shards, and telling one twice, change nothing but who is quoted.
+      const again = await merged([...shards, ...shards].reverse())
+      t.strictSame(
+        again.map(({ path, version, incarnation }) => [path, version, incarnation]),
+        result.map(({ path, version, incarnation }) => [path, version, incarnation]),
+      )
+    }),
+    { numRuns: 200, verbose: 1 },
+  )
+})
+
+t.test('a listing that breaks off breaks off the merge', async t => {
+  // eslint-disable-next-line @typescript-eslint/require-await -- a generator that fails
+  const broken = async function* (): AsyncGenerator<ReferenceRecord> {
+    yield recordOf('a', 'first', 1)
+    throw new Error('gone')
+  }
+  await t.rejects(async () => {
+    for await (const record of mergeReferences([listingOf([recordOf('b', 'first', 1)]), broken()])) void record
+  }, /gone/)
+})
+
+t.test('I13: a database is doubted that has issued less than a shard knows, or is another one', async t => {
+  const shards = (incarnation: string, version: number) => [
+    { id: 'new' },
+    { id: 's', newest: { incarnation, version } },
+  ]
+  const own = { incarnation: 'r2~own', issued: 10 }
+  t.equal(databaseDoubt(own, [{ id: 'new' }]), undefined)
+  t.equal(databaseDoubt(own, shards('r2~own', 10)), undefined)
+  t.equal(databaseDoubt(own, shards('first', 10)), undefined, 'it was made from that')
+  t.match(databaseDoubt(own, shards('r2~own', 11)), /knows version 11, the database has issued 10/)
+  t.match(databaseDoubt(own, shards('first', 11)), /knows version 11/)
+  t.match(databaseDoubt(own, shards('r2~other', 1)), /another database/)
+  t.match(databaseDoubt(own, shards('r3~later', 1)), /another database/)
+  fc.assert(
+    fc.property(fc.array(fc.constantFrom(...incarnations)), known => {
+      const next = incarnationOrder(nextIncarnation(known))
+      t.ok(known.every(one => incarnationOrder(one) < next))
+    }),
+  )
+})

@@ -1,0 +1,108 @@
+import t from 'tap'
+import { referenceOf } from '../../../proxy/artifacts/reference.ts'
+import type { Artifact } from '../../../proxy/metadata/types.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
+import type { ReferenceRecord } from '../../../shared/record.ts'
+import { blob, commit, connect, done, open, put } from '../metadata/fixtures.ts'
+import { startTestPostgres } from '../../support/postgres.ts'
+
+const postgres = await startTestPostgres(t)
+
+t.test('what is newer on the shards comes into the database, what is older or equal does not', async t => {
+  const metadata = await open(t, await postgres.createDatabase())
+  const repository = await metadata.createRepository({ name: 'r' })
+  const { artifact } = done(await metadata.commitArtifact(commit(repository, 'a/known')))
+  const old = done(await metadata.commitArtifact(commit(repository, 'a/old'))).artifact
+  const recordOf = (of: Artifact, change: Partial<ReferenceRecord> = {}): ReferenceRecord => ({
+    ...referenceOf('r', of, 'i'),
+    ...change,
+  })
+  const merge = (...records: ReferenceRecord[]) =>
+    metadata.recovery.merge(records.map(record => ({ repositoryId: repository.id, record })))
+  t.strictSame(await merge(), { written: 0, deleted: 0 })
+  t.strictSame(await merge(recordOf(artifact), recordOf(old, { version: 1, op: 'put' })), { written: 0, deleted: 0 })
+  t.match(await metadata.findArtifact(repository.id, 'a/known'), { version: artifact.version })
+
+  const next = { ...artifact, path: 'b/new', blob: blob('new') }
+  const { blob: _, ...tombstone } = recordOf(old, { op: 'delete', version: 900 })
+  const more = [recordOf(next, { version: 901 }), tombstone, recordOf(artifact, { version: 902, blob: next.blob })]
+  t.strictSame(await merge(...more), { written: 2, deleted: 1 })
+  t.strictSame(await merge(...more), { written: 0, deleted: 0 })
+  t.equal(await metadata.findArtifact(repository.id, 'a/old'), undefined)
+  t.match(await metadata.findArtifact(repository.id, 'b/new'), { version: 901, blob: next.blob })
+  t.match(await metadata.findArtifact(repository.id, 'a/known'), { version: 902, blob: next.blob })
+
+  // The bytes were collected and written again after the copy was taken: the row follows the newest reference.
+  const again = { ...next.blob, generation: blob('other').generation }
+  t.strictSame(await merge(recordOf(next, { version: 950, blob: again })), { written: 1, deleted: 0 })
+  t.match(await metadata.findBlob({ sha256: again.digest }), again)
+  t.strictSame(await merge(recordOf(next, { path: 'late', version: 940, blob: next.blob })), { written: 1, deleted: 0 })
+  t.match(await metadata.findBlob({ sha256: again.digest }), again)
+  t.match(await put(metadata, commit(repository, 'b/new', { blob: again })), { outcome: 'unchanged', outboxSeq: null })
+})
+
+t.test('repositories and users become what the copy says, with their ids', async t => {
+  const from = await open(t, await postgres.createDatabase())
+  await from.createRepository({ name: 'dropped' })
+  await from.deleteRepository('dropped')
+  const kept = await from.createRepository({ name: 'kept', redeploy: 'once', artifactBytesMax: 5, anonymousRead: true })
+  await from.putUser({ name: 'admin', passwordHash: 'x', admin: true })
+  const tables = await from.exportIdentity()
+  const into = await open(t, await postgres.createDatabase())
+  t.match(await into.recovery.facts(), { issued: 0, empty: true })
+  await into.putUser({ name: 'stranger', passwordHash: 'y', admin: true })
+  for (let turn = 0; turn < 2; turn++) {
+    await into.recovery.restoreIdentity(tables)
+    t.strictSame(await into.listRepositories(), [kept])
+    t.strictSame(await into.exportIdentity(), tables)
+  }
+  t.equal(await into.findUser('stranger'), undefined)
+  t.ok((await into.createRepository({ name: 'next' })).id > kept.id)
+  t.match(await into.recovery.facts(), { empty: false })
+})
+
+t.test('I13: a database that is not admitted is as good as away, until it is', async t => {
+  let behind = true
+  const seen: number[] = []
+  const metadata = await open(t, await postgres.createDatabase(), {
+    startWithout: true,
+    admit: async issued => {
+      seen.push((await issued()).issued)
+      if (behind) throw new HoldfastError('METADATA_UNAVAILABLE', 'it is behind', { behind: true })
+    },
+  })
+  t.notOk(metadata.available)
+  await t.rejects(metadata.listRepositories(), { code: 'METADATA_UNAVAILABLE', message: 'it is behind' })
+  const back = async (): Promise<void> => {
+    while (!metadata.available) await new Promise(resolve => setTimeout(resolve, 20))
+  }
+  behind = false
+  await back()
+  t.strictSame(await metadata.listRepositories(), [])
+  await metadata.recheck()
+  behind = true
+  await t.rejects(metadata.recheck(), { code: 'METADATA_UNAVAILABLE' })
+  t.notOk(metadata.available)
+  await t.rejects(metadata.listRepositories(), { message: 'it is behind' })
+  behind = false
+  await back()
+  t.ok(seen.every(issued => issued === 0))
+})
+
+t.test('no version is beyond what the sequence has issued, however many write one path at once', async t => {
+  const url = await postgres.createDatabase()
+  const metadata = await open(t, url)
+  const repository = await metadata.createRepository({ name: 'r' })
+  const versions: number[] = []
+  const writer = async (): Promise<void> => {
+    for (let turn = 0; turn < 15; turn++) {
+      versions.push(done(await metadata.commitArtifact(commit(repository, 'same'))).artifact.version)
+    }
+  }
+  await Promise.all(Array.from({ length: 16 }, writer))
+  t.equal(new Set(versions).size, versions.length)
+  const { rows } = await (
+    await connect(t, url)
+  ).query<{ last_value: string }>('SELECT last_value FROM artifact_versions')
+  t.ok(Math.max(...versions) <= Number(rows[0]!.last_value))
+})
