@@ -35,6 +35,7 @@ const mixedPaths = 500
 /** From here on autocannon is the limit, not the server. */
 const leanBytesMin = 256 * 1024
 const uniqueBytes = 16
+const warmUpSeconds = 4
 let runs = 0
 
 /** Rejects if anything but the expected answers came. */
@@ -50,8 +51,8 @@ export async function runCase(
     if (proxyPid !== undefined) proxyRssBytes = Math.max(proxyRssBytes, rssBytesMax([proxyPid]))
   }, 500)
   try {
-    // Warm up: connections, caches, the optimiser.
-    await run(1)
+    // Warm up: connections, caches, and the optimiser, which takes seconds: a cold read path has a quarter of the speed of a warm one.
+    await run(warmUpSeconds)
     const before = cpuSeconds(pids)
     const result = await run(seconds)
     const cpu = cpuSeconds(pids) - before

@@ -1,5 +1,5 @@
 /**
- * `npm run bench [-- --seconds 5 --rounds 3]`: a cluster as `npm start` makes it (two proxy workers), under autocannon, beside nginx
+ * `npm run bench [-- --seconds 5 --rounds 3]`: a cluster as `npm start` makes it (two proxy workers for reads, one for writes), under autocannon, beside nginx
  * proxying to nginx in the same run. Correct answers first: each case is checked once before it is timed. Prints a table,
  * writes bench/results/<time>.json. The load generator takes CPU of the same machine: compare within a run, CPU before rate.
  */
@@ -61,11 +61,15 @@ async function bench(): Promise<void> {
     for (const [name, body] of files) await upload(cluster, name, body)
     rows.push(...(await measureGets('hot', cluster, nginx, files)))
     rows.push(...(await measureGets('304', cluster, nginx, new Map([...files].slice(0, 1)))))
-    rows.push(...(await measurePuts(cluster)))
     await cluster.close()
     // The same data behind a proxy without a body cache: every body comes from a storage node.
     cluster = await startCluster({ HOLDFAST_HOT_CACHE_BYTES: '0' })
     rows.push(...(await measureGets('uncached', cluster, nginx, files)))
+    await cluster.close()
+    // Writes through one worker, as `npm start` has it: a second one on the same cores only halves the batches.
+    cluster = await startCluster({ HOLDFAST_WORKERS: '1' })
+    memory['idleClusterPssOneWorker'] = pssBytes([cluster.pid])
+    rows.push(...(await measurePuts(cluster)))
   } finally {
     await cluster.close()
     await nginx?.close()
@@ -184,14 +188,10 @@ async function startCluster(env: Record<string, string>): Promise<Cluster> {
   const password = 'benchmark-password'
   const main = join(import.meta.dirname, '..', 'cli', 'main.js')
   const data = join(folder, 'data')
-  const child = spawn(
-    process.execPath,
-    [main, 'up', '--data', data, '--host', '127.0.0.1', '--port', String(port), '--workers', args.workers],
-    {
-      env: { ...process.env, HOLDFAST_ADMIN_PASSWORD: password, ...env },
-      stdio: ['ignore', 'pipe', 'inherit'],
-    },
-  )
+  const child = spawn(process.execPath, [main, 'up', '--data', data, '--host', '127.0.0.1', '--port', String(port)], {
+    env: { ...process.env, HOLDFAST_ADMIN_PASSWORD: password, HOLDFAST_WORKERS: args.workers, ...env },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   await ready(child)
   const proxyPid = Number(await readFile(join(data, 'run', 'proxy.pid'), 'utf8'))
   return {

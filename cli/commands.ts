@@ -151,7 +151,7 @@ export const commands: Readonly<Record<string, Command>> = {
     },
   },
   metadata: {
-    summary: 'Bring a restored database up to date, or make a lost one anew, from the storage nodes',
+    summary: 'Bring a restored database up to date, or rebuild a lost one, from the shards',
     run: async source => (await import('./metadata.ts')).metadata(source),
     help: async () => {
       const { metadataOptions, metadataUsage } = await import('./metadata.ts')
