@@ -253,7 +253,7 @@ async function build(
     emptyTrash(metadata),
     rebalance({ metadata, view, clients, references, now }),
     cleanup({ metadata, publisher }),
-    collectGarbage({ collection, incarnation, view, clients, ages: collectionAges }),
+    collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
   const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })

@@ -7,6 +7,7 @@
 import { atMost } from '../../shared/at-most.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Digest, ShardId } from '../../shared/ids.ts'
+import { partitionCount } from '../../shared/partition.ts'
 import { type DropRequest, type NodeStatus, wirePath } from '../../shared/wire.ts'
 import type { BlobVerdict, CollectionAges, CollectionStore, DoomedBlob } from '../metadata/collection-types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
@@ -14,6 +15,7 @@ import type { NodeClient } from '../routing/node-client.ts'
 import { databaseDoubt } from '../recovery/judge-database.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
 import { primaryRole, type Term } from './primary.ts'
+import { sweepLeftovers, type SweepDeps } from './sweep-leftovers.ts'
 
 const judgedPage = 5_000
 const condemnedPage = 1_000
@@ -21,12 +23,17 @@ const purgedPage = 1_000
 /** Shards that are told at once. */
 const toldAtOnce = 8
 const dropTimeoutMs = 120_000
+/** Partitions of which the shards are asked at once. */
+const sweptAtOnce = 512
+/** A copy without a row may be an upload that is just being committed. */
+const leftoverAgeMsMin = 10_000
 /** More than this share of all blobs or bytes at once is more often an accident than garbage. */
 export const brakeShare = 0.05
 /** Nobody minds this little, whatever share it is. */
 const brakeBlobsMin = 1_000
 
 export interface CollectGarbageDeps {
+  readonly metadata: SweepDeps['metadata']
   readonly collection: CollectionStore
   readonly incarnation: () => string
   readonly view: Pick<ClusterView, 'current'>
@@ -41,14 +48,23 @@ interface Amount {
 const nothing: Amount = { blobs: 0, bytes: 0 }
 
 interface Checkpoint {
-  readonly phase: 'judge' | 'condemn' | 'purge' | 'finish'
+  readonly phase: 'judge' | 'condemn' | 'purge' | 'finish' | 'sweep'
   /** The last digest that was dealt with in this phase. */
   readonly after: Digest | ''
+  /** The next partition to be swept. */
+  readonly partition: number
   readonly found: Readonly<Partial<Record<BlobVerdict, Amount>>>
   readonly condemned: Amount
   readonly purged: Amount
 }
-const beginning: Checkpoint = { phase: 'judge', after: '', found: {}, condemned: nothing, purged: nothing }
+const beginning: Checkpoint = {
+  phase: 'judge',
+  after: '',
+  partition: 0,
+  found: {},
+  condemned: nothing,
+  purged: nothing,
+}
 
 interface Params {
   /** Only say what would be done. */
@@ -100,7 +116,11 @@ class Collection {
       await this.#purge()
       await this.#next('finish')
     }
-    await this.#finish()
+    if (this.#at.phase === 'finish') {
+      await this.#finish()
+      await this.#next('sweep')
+    }
+    await this.#sweep()
     log(`purged: ${this.#at.purged.blobs} blobs, ${this.#at.purged.bytes} bytes`)
   }
 
@@ -157,6 +177,25 @@ class Collection {
       if (last === undefined) return
       await this.#delete(blobs)
       this.#at = { ...this.#at, after: last.digest }
+    }
+  }
+
+  async #sweep(): Promise<void> {
+    const { metadata, clients, view, ages } = this.#deps
+    const deps = {
+      metadata,
+      clients,
+      view,
+      drop: (shard: ShardId, blobs: readonly DoomedBlob[]) => this.#drop(shard, blobs),
+    }
+    const minAgeMs = Math.max(ages.minAgeMs, leftoverAgeMsMin)
+    while (this.#at.partition < partitionCount) {
+      await this.#checkNotDisarmed()
+      const from = this.#at.partition
+      const swept = await sweepLeftovers(deps, { from, count: sweptAtOnce }, minAgeMs, this.#context.term)
+      if (swept.length > 0) this.#context.log(`${swept.length} copies that nothing names swept`)
+      this.#at = { ...this.#at, partition: from + sweptAtOnce }
+      await this.#step('sweeping', this.#at.purged.blobs)
     }
   }
 

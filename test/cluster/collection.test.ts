@@ -9,7 +9,7 @@ import { Load, tallyText } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
 import { blobFiles } from '../support/shard-files.ts'
 
-const rounds = 8
+const rounds = 5
 
 async function run(cluster: Cluster, command: typeof gc, ...args: string[]): Promise<{ code: number; text: string }> {
   const env = { HOLDFAST_URL: cluster.proxies[0]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }

@@ -13,7 +13,7 @@ const authorized = (cluster: Cluster): string => `Authorization: ${basic('admin'
 async function nothingElsewhere(t: Test, cluster: Cluster): Promise<void> {
   t.strictSame(await strangeNames(cluster), [], 'I40: on disk there are only names of our own')
   t.strictSame((await readdir(cluster.folder)).sort(), ['log', 'nodes', 'proxies', 'shards'])
-  t.strictSame(await readdir(`${cluster.folder}/proxies/proxy-1`), ['cluster-map.json'])
+  t.strictSame(await readdir(`${cluster.folder}/proxies/proxy-1`), ['cluster-map.json', 'identity.sealed'])
   const shards = cluster.nodes.flatMap(node => node.shards.map(({ id }) => id as string))
   t.strictSame((await readdir(`${cluster.folder}/shards`)).sort(), shards.sort())
 }

@@ -8,7 +8,8 @@ import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { type Digest, newGeneration, type ShardId } from '../../../shared/ids.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
-import type { BlobKey, DropRequest, ShardStatus } from '../../../shared/wire.ts'
+import { emptySet, SetDigest } from '../../../shared/set-digest.ts'
+import type { BlobKey, DropRequest, Entry, PartitionSummary, ShardStatus } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { blob, commit, connect, done, open, put } from '../metadata/fixtures.ts'
@@ -46,6 +47,7 @@ class World {
 
   async run(ages: CollectionAges, params: JobParams = {}, token = this.token): Promise<void> {
     const job = collectGarbage({
+      metadata: this.metadata,
       collection: this.metadata.collection,
       incarnation: () => this.metadata.incarnation,
       view,
@@ -78,6 +80,17 @@ class World {
     return [...this.shards.values()].filter(blobs => blobs.has(nameOf(one))).length
   }
 
+  /** Blobs of partition 7, the only one in use. */
+  #summaries(shard: ShardId): PartitionSummary[] {
+    const keys = new SetDigest()
+    for (const key of this.shards.get(shard)!) keys.add(key)
+    return [{ partition, blobs: keys.finish(), references: emptySet }]
+  }
+
+  #entries(shard: ShardId): Entry[] {
+    return [...this.shards.get(shard)!].map(key => ({ key, bytes: 1, time: Date.now() - 60_000 }))
+  }
+
   #ask =
     (shard: ShardId) =>
     async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
@@ -87,12 +100,17 @@ class World {
           shards: [{ id: shard, state: 'ok', ...(this.newest === undefined ? {} : { newest: this.newest }) }],
         } as Answer
       }
+      if (path.includes('/summaries/')) return { partitions: this.#summaries(shard) } as Answer
+      if (path.includes('/entries/')) return { entries: this.#entries(shard) } as Answer
       const { blobs } = body as DropRequest
       return {
         results: blobs.map(one => (this.shards.get(shard)!.delete(nameOf(one)) ? 'dropped' : 'missing')),
       } as Answer
     }
 }
+
+/** Where every blob of these tests lies. */
+const partition = 7
 
 /** An artifact that was written and deleted again, so that its blob is unused. */
 async function garbage(world: World, path: string, text?: string): Promise<Blob> {
@@ -310,4 +328,21 @@ t.test('a run that was cut off at any step is resumed and ends the same', async 
     t.equal(world.holders(one), 0, `cut at save ${cut}`)
     t.equal(await world.metadata.collection.explain(one.digest, held), undefined)
   }
+})
+
+t.test('a copy that a repair brought home after its blob was deleted is swept', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one')
+  await world.run(atOnce)
+  await world.run(atOnce)
+  t.equal(world.holders(one), 0)
+  const [first] = map.shards
+  world.shards.get(first!.id)!.add(nameOf(one))
+  const [repository] = await world.metadata.listRepositories()
+  const named = done(await world.metadata.commitArtifact(commit(repository!, 'named'))).artifact.blob
+  world.hold(named)
+  world.shards.get(first!.id)!.delete(nameOf(named))
+  await world.run(held)
+  t.equal(world.holders(one), 0)
+  t.equal(world.holders(named), 5, 'what is named stays wherever it is')
 })

@@ -1,0 +1,95 @@
+/**
+ * Copies that no row names: of a generation that was deleted while a repair was bringing it home, or on a shard that came back with an old
+ * disk. They show as a difference between the owners of a partition, or as blobs of a shard that is no owner. PostgreSQL decides under the
+ * lock of the digest, and fences the generation off, so that whoever is just about to name it sends its bytes again.
+ */
+import { atMost } from '../../shared/at-most.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
+import { parseDigest, parseGeneration, type ShardId } from '../../shared/ids.ts'
+import type { DoomedBlob } from '../metadata/collection-types.ts'
+import type { Metadata } from '../metadata/types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import { suspect, type ShardSummary } from './compare-sets.ts'
+import type { Term } from './primary.ts'
+import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
+
+const askedAtOnce = 16
+const chunkSize = 500
+
+export interface SweepDeps extends ContentsDeps {
+  readonly metadata: Pick<Metadata, 'inspectBlobs' | 'reclaimUnconfirmed'>
+  readonly view: Pick<ClusterView, 'current'>
+  /** False: the shard could not be told. */
+  readonly drop: (shard: ShardId, blobs: readonly DoomedBlob[]) => Promise<boolean>
+}
+
+/** Resolves with what was dropped in these partitions. `minAgeMs`: what is younger may still get its row. */
+export async function sweepLeftovers(
+  deps: SweepDeps,
+  range: { readonly from: number; readonly count: number },
+  minAgeMs: number,
+  term: Term,
+): Promise<readonly DoomedBlob[]> {
+  const view = deps.view.current()
+  const answers = new Map<ShardId, ShardSummary>()
+  const shards = view.map.shards.map(({ id }) => id)
+  await atMost(askedAtOnce, shards, async shard => {
+    const summary = await unlessAway(summariesOf(deps, shard, range, term.signal))
+    if (summary !== undefined) answers.set(shard, summary)
+  })
+  const swept: DoomedBlob[] = []
+  for (let partition = range.from; partition < range.from + range.count; partition++) {
+    if (!suspect(partition, view.owners(partition), answers).blobs) continue
+    term.signal.throwIfAborted()
+    const holders = [...answers.keys()].filter(shard => (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0)
+    swept.push(...(await sweepPartition(deps, partition, holders, minAgeMs, term)))
+  }
+  return swept
+}
+
+async function sweepPartition(
+  deps: SweepDeps,
+  partition: number,
+  holders: readonly ShardId[],
+  minAgeMs: number,
+  term: Term,
+): Promise<readonly DoomedBlob[]> {
+  const held = new Map<ShardId, ReadonlySet<string>>()
+  const old = new Map<string, DoomedBlob>()
+  await atMost(askedAtOnce, holders, async shard => {
+    const entries = (await unlessAway(entriesOf(deps, shard, partition, 'blobs', term.signal))) ?? []
+    held.set(shard, new Set(entries.map(({ key }) => key)))
+    for (const { key, bytes = 0, time = 0 } of entries) {
+      const [digest, generation] = [parseDigest(key.slice(0, 64)), parseGeneration(key.slice(65))]
+      if (digest === undefined || generation === undefined || Date.now() - time < minAgeMs) continue
+      old.set(key, { digest, generation, partition, bytes })
+    }
+  })
+  const swept: DoomedBlob[] = []
+  const candidates = [...old.values()]
+  for (let at = 0; at < candidates.length; at += chunkSize) {
+    const chunk = candidates.slice(at, at + chunkSize)
+    const rows = await deps.metadata.inspectBlobs([...new Set(chunk.map(({ digest }) => digest))])
+    const known = new Set(rows.map(({ digest, generation }) => `${digest}.${generation}`))
+    const unknown = chunk.filter(({ digest, generation }) => !known.has(`${digest}.${generation}`))
+    if (unknown.length === 0) continue
+    const verdicts = await deps.metadata.reclaimUnconfirmed(unknown, term.token)
+    const doomed = unknown.filter((_, index) => verdicts[index] === 'reclaim')
+    for (const [shard, keys] of held) {
+      const there = doomed.filter(({ digest, generation }) => keys.has(`${digest}.${generation}`))
+      if (there.length > 0) await deps.drop(shard, there)
+    }
+    swept.push(...doomed)
+  }
+  return swept
+}
+
+/** A shard that does not answer is swept by a later run. */
+async function unlessAway<Result>(answer: Promise<Result>): Promise<Result | undefined> {
+  try {
+    return await answer
+  } catch (error) {
+    if (!isHoldfastError(error)) throw error
+    return undefined
+  }
+}
