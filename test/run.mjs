@@ -1,19 +1,20 @@
 /**
- * `npm test`: runs tap over all test files (or those named), and closes with one line: `N passed, N failed[, N skipped]`.
+ * `npm test`: runs tap over the test files (or those named; `npm run test:long`: over those of test/long), and closes with one line: `N passed, N failed[, N skipped]`.
  * A run that ends badly never claims 0 failed.
  *
  * Many tests kill, freeze and starve real processes; beside another such test on a small machine one may run into its own time
  * limit. A file that failed is therefore run once more, alone. If it passes then, it is named as unsteady; if not, it has failed.
  */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 const tap = join(import.meta.dirname, '..', 'node_modules', '.bin', 'tap')
 const folder = mkdtempSync(join(tmpdir(), 'holdfast-tests-'))
 try {
-  process.exitCode = await main(process.argv.slice(2))
+  const args = process.argv.slice(2)
+  process.exitCode = await main(args.length > 0 && args[0] !== '--long' ? args : testFiles(args[0] === '--long'))
 } finally {
   rmSync(folder, { recursive: true, force: true })
 }
@@ -34,6 +35,15 @@ async function main(files) {
   const failed = exitCode === 0 ? fail : Math.max(fail, 1)
   console.log(`${pass} passed, ${failed} failed${skip > 0 ? `, ${skip} skipped` : ''}`)
   return exitCode === 0 && pass > 0 ? 0 : 1
+}
+
+/** What takes minutes each is a run of its own. */
+function testFiles(long) {
+  const names = readdirSync(import.meta.dirname, { recursive: true }).map(name => name.replaceAll('\\', '/'))
+  return names
+    .filter(name => name.endsWith('.test.ts') && name.startsWith('long/') === long)
+    .map(name => `test/${name}`)
+    .sort()
 }
 
 async function run(args, name) {

@@ -11,7 +11,7 @@ if (!/^\d+(\.\d+)?$/.test(values.minutes) || (values.seed !== undefined && !whol
 }
 const root = join(import.meta.dirname, '..', '..')
 const tap = join(root, 'node_modules', '.bin', 'tap')
-const child = spawn(tap, ['run', '--disable-coverage', '--timeout=0', 'test/cluster/soak.test.ts'], {
+const child = spawn(tap, ['run', '--disable-coverage', '--timeout=0', 'test/long/soak.test.ts'], {
   cwd: root,
   stdio: 'inherit',
   env: {
