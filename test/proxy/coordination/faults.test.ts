@@ -204,7 +204,7 @@ t.test('PostgreSQL away, Redis there: nobody can commit, so caches stay in use',
     if (a.cache.usable()) usable++
     await sleep(5)
   }
-  // A busy machine renews a lease late now and then; with the caches out of use it would be none after the first 3 s.
+  // A busy machine renews a lease late now and then; with the caches out of use it would be none after the first lease.
   t.ok(usable > looks * 0.6, `usable in ${usable} of ${looks} looks`)
   await own.start()
   await eventually('and after it', () => a.cache.usable())
