@@ -79,7 +79,6 @@ t.test('I14: the merge of all shards has each path once, with the newest referen
 })
 
 t.test('a listing that breaks off breaks off the merge', async t => {
-  // eslint-disable-next-line @typescript-eslint/require-await -- a generator that fails
   const broken = async function* (): AsyncGenerator<ReferenceRecord> {
     yield recordOf('a', 'first', 1)
     throw new Error('gone')

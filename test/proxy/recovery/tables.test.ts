@@ -24,7 +24,8 @@ t.test('what is newer on the shards comes into the database, what is older or eq
   t.match(await metadata.findArtifact(repository.id, 'a/known'), { version: artifact.version })
 
   const next = { ...artifact, path: 'b/new', blob: blob('new') }
-  const { blob: _, ...tombstone } = recordOf(old, { op: 'delete', version: 900 })
+  const { blob: named, ...tombstone } = recordOf(old, { op: 'delete', version: 900 })
+  t.ok(named, 'a tombstone names no blob')
   const more = [recordOf(next, { version: 901 }), tombstone, recordOf(artifact, { version: 902, blob: next.blob })]
   t.strictSame(await merge(...more), { written: 2, deleted: 1 })
   t.strictSame(await merge(...more), { written: 0, deleted: 0 })
