@@ -1,5 +1,6 @@
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Session } from './session.ts'
+import { unavailable } from './sql-errors.ts'
 import type { Statement, Values } from './statement.ts'
 
 /** Reads in flight on all lanes; beyond it the caller hears OVERLOADED. */
@@ -14,6 +15,7 @@ export class Reader {
   readonly #lanes: { session: Session | undefined; opening: Promise<Session> | undefined }[]
   #turn = 0
   #reads = 0
+  #closed = false
 
   constructor(laneCount: number, open: () => Promise<Session>) {
     this.#open = open
@@ -45,7 +47,10 @@ export class Reader {
     for (const lane of this.#lanes) lane.session?.destroy(reason)
   }
 
+  /** Also of what is just being opened: a connection nobody closes would keep the process alive. */
   async close(): Promise<void> {
+    this.#closed = true
+    await Promise.allSettled(this.#lanes.map(lane => lane.opening))
     const sessions = this.#lanes.flatMap(lane => lane.session ?? [])
     await Promise.allSettled(sessions.map(session => session.close()))
   }
@@ -57,6 +62,7 @@ export class Reader {
   }
 
   async #connect(): Promise<Session> {
+    if (this.#closed) throw unavailable('the connection to the database was closed')
     const lane = this.#lanes[this.#turn]!
     if (lane.session?.broken === false) return lane.session
     lane.opening ??= this.#open()

@@ -17,6 +17,7 @@ try {
   // Several at once, so that a stop finds some between two of their statements; the others' repairs do not exist.
   await Promise.all([work(Number(id)), work(-1), work(-2), work(-3)])
 } catch (error) {
-  // It has said all it had to say; what it leaves open ends with it.
-  process.send?.({ code: isHoldfastError(error) ? error.code : String(error) }, () => process.exit(0))
+  process.send?.({ code: isHoldfastError(error) ? error.code : String(error) })
 }
+await metadata.close()
+process.disconnect()
