@@ -196,6 +196,7 @@ t.test('PostgreSQL away, Redis there: nobody can commit, so caches stay in use',
   const own = await startTestPostgres(t)
   const openWorker = opener(() => redisCluster(own, redis))
   const a = await openWorker(t, 'a')
+  await eventually('it has joined', () => a.cache.usable())
   await own.stop()
   const until = performance.now() + 4 * fastTimings.leaseTtlMs
   let usable = 0
@@ -204,8 +205,7 @@ t.test('PostgreSQL away, Redis there: nobody can commit, so caches stay in use',
     if (a.cache.usable()) usable++
     await sleep(5)
   }
-  // A busy machine renews a lease late now and then; with the caches out of use it would be none after the first lease.
-  t.ok(usable > looks * 0.6, `usable in ${usable} of ${looks} looks`)
+  t.ok(usable > looks * 0.8, `usable in ${usable} of ${looks} looks`)
   await own.start()
   await eventually('and after it', () => a.cache.usable())
 })
