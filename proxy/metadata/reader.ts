@@ -50,7 +50,7 @@ export class Reader {
   /** Also of what is just being opened: a connection nobody closes would keep the process alive. */
   async close(): Promise<void> {
     this.#closed = true
-    await Promise.allSettled(this.#lanes.map(lane => lane.opening))
+    await Promise.allSettled(this.#lanes.flatMap(lane => lane.opening ?? []))
     const sessions = this.#lanes.flatMap(lane => lane.session ?? [])
     await Promise.allSettled(sessions.map(session => session.close()))
   }
