@@ -3,7 +3,7 @@ import type { BackupSummary } from '../proxy/backup/types.ts'
 import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { drill } from './drill.ts'
 import { awaitRun, humanTime, runText } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
@@ -49,14 +49,12 @@ const verbs: Readonly<Record<string, (command: Command, word: string | undefined
 }
 
 /** Resolves with the exit code. */
-export function backup({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  if (args[0] === 'drill') return drill({ args: args.slice(1), env }, write)
-  const wordCount = args.findIndex(arg => arg.startsWith('-'))
-  const words = wordCount < 0 ? args : args.slice(0, wordCount)
-  return runClientCommand(
+export function backup(source: ConfigSource, write?: Writer): Promise<number> {
+  if (source.args[0] === 'drill') return drill({ args: source.args.slice(1), env: source.env }, write)
+  return runWordCommand(
     backupOptions,
-    { args: args.slice(words.length), env },
-    async command => {
+    source,
+    (command, words) => {
       const [verb = '', word, ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
       if (run === undefined || more.length > 0 || (word !== undefined && verb !== 'verify')) {

@@ -4,8 +4,7 @@ import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { CleanupPreview } from '../proxy/tasks/cleanup.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
-import { splitWords } from './place.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { awaitRun, runText } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
@@ -32,8 +31,7 @@ export const cleanupOptions = {
   keepNewestOf: {
     kind: 'string',
     pattern: [/^(artifacts|folders)$/, 'must be artifacts or folders'],
-    default: 'artifacts',
-    doc: 'What a version is: an artifact of a folder, or a folder of the folder above.',
+    doc: 'What a version is: an artifact of a folder (unless told), or a folder of the folder above.',
   },
   path: { kind: 'string', doc: "Condition: the path fits this glob, such as 'nightly/**/*.zip'; or none." },
   prerelease: {
@@ -93,12 +91,11 @@ const verbs: Readonly<Record<string, (command: Command, name: string) => Promise
 }
 
 /** Resolves with the exit code. */
-export function cleanup({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const { words, rest } = splitWords(args)
-  return runClientCommand(
+export function cleanup(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     cleanupOptions,
-    { args: rest, env },
-    command => {
+    source,
+    (command, words) => {
       const [verb = '', name = '', ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
       const named = verb === 'run' || (verb === 'list') === (name === '')
@@ -113,7 +110,7 @@ export function cleanup({ args, env }: ConfigSource, write?: Writer): Promise<nu
 
 function changeOf(config: Command['config'], before: CleanupConditions): Partial<Omit<CleanupPolicy, 'name'>> {
   const { repositories, enabled } = config
-  const conditions = conditionsOf(config)
+  const conditions = conditionsOf(config, before)
   const given = Object.keys(conditions).length > 0
   const merged = Object.fromEntries(Object.entries({ ...before, ...conditions }).filter(([, value]) => value !== null))
   return {
@@ -124,16 +121,28 @@ function changeOf(config: Command['config'], before: CleanupConditions): Partial
 }
 
 /** null: taken away. */
-function conditionsOf(config: Command['config']): Record<string, unknown> {
+function conditionsOf(config: Command['config'], before: CleanupConditions): Record<string, unknown> {
   const { unchangedDays, notDownloadedDays, keepNewest, keepNewestOf, path, prerelease } = config
   const given = {
     unchangedDays: unchangedDays === undefined ? undefined : (Number(unchangedDays) || null), // prettier-ignore
     notDownloadedDays: notDownloadedDays === undefined ? undefined : (Number(notDownloadedDays) || null), // prettier-ignore
-    keepNewest: keepNewest === undefined ? undefined : keepNewest === 'none' ? null : { count: Number(keepNewest), of: keepNewestOf },
+    keepNewest: keepNewest === 'none' ? null : newestOf(keepNewest, keepNewestOf, before.keepNewest),
     path: path === 'none' ? null : path,
     prerelease: prerelease === 'none' ? null : prerelease,
   } // prettier-ignore
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined))
+}
+
+/** What is not named stays as it was: five folders must not become ten artifacts. */
+function newestOf(
+  count: string | undefined,
+  of: string | undefined,
+  before: CleanupConditions['keepNewest'],
+): Record<string, unknown> | undefined {
+  if (count === undefined && of === undefined) return undefined
+  const kept = count === undefined ? before?.count : Number(count)
+  if (kept === undefined) throw new HoldfastError('CONFIG_INVALID', '--keep-newest-of needs --keep-newest: how many?')
+  return { count: kept, of: of ?? before?.of ?? 'artifacts' }
 }
 
 function rowOf({ name, enabled, repositories, conditions }: CleanupPolicy): string[] {

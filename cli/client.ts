@@ -9,7 +9,10 @@ export const clientOptions = {
   port: { kind: 'int', min: 1, max: 65_535, default: 8080, doc: 'Port on this machine, where no URL is given.' },
   user: { kind: 'string', default: 'admin', doc: 'Who asks.' },
   password: { kind: 'secret', doc: 'Their password; without it the one in <data>/admin.password is used.' },
-  data: { kind: 'string', default: './data', doc: 'Data folder of `holdfast up`, for its password.' },
+  data: {
+    kind: 'string',
+    doc: 'Data folder of `holdfast up`, for its password; ./data where the cluster is on this machine, else none unless named.',
+  },
   timeoutMs: {
     kind: 'int',
     unit: 'ms',
@@ -43,11 +46,11 @@ export class ApiClient {
 
   /**
    * Resolves with the JSON of a 2xx (undefined for an empty one). Rejects with the server's error code and message, or NODE_UNREACHABLE
-   * when nobody answers in time. Nothing is tried twice.
+   * when nobody answers in time; the message says whether it was silence or nobody. Nothing is tried twice.
    */
   async call(method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE', path: string, body?: unknown): Promise<unknown> {
     const response = await this.#send(method, path, body)
-    const text = await boundedText(response)
+    const text = await this.#text(response)
     const answer = text === '' ? undefined : parseJson(text)
     if (response.ok) return answer
     throw refusalOf(response.status, answer)
@@ -66,8 +69,31 @@ export class ApiClient {
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       })
     } catch (error) {
-      throw new HoldfastError('NODE_UNREACHABLE', `nobody answers at ${this.#base}`, {}, { cause: error })
+      throw this.#unreachable(error, `nobody answers at ${this.#base}`)
     }
+  }
+
+  async #text({ body }: Response): Promise<string> {
+    const chunks: Uint8Array[] = []
+    let bytes = 0
+    try {
+      for await (const chunk of (body ?? []) as AsyncIterable<Uint8Array>) {
+        bytes += chunk.length
+        if (bytes > answerBytesMax) throw new HoldfastError('TOO_LARGE', 'the answer is too large')
+        chunks.push(chunk)
+      }
+    } catch (error) {
+      if (isHoldfastError(error)) throw error
+      throw this.#unreachable(error, 'the answer broke off')
+    }
+    return Buffer.concat(chunks).toString('utf8')
+  }
+
+  /** Somebody who is at work for longer than we wait is not the same as nobody. */
+  #unreachable(error: unknown, message: string): HoldfastError {
+    const late = error instanceof Error && error.name === 'TimeoutError'
+    const told = late ? `no answer from ${this.#base} within ${this.#timeoutMs} ms: --timeout-ms waits longer` : message
+    return new HoldfastError('NODE_UNREACHABLE', told, {}, { cause: error })
   }
 }
 
@@ -89,18 +115,19 @@ export async function runClientCommand<const Table extends Options>(
   work: (command: ClientCommand<Table>) => Promise<number>,
   write: Writer = standardWriter,
 ): Promise<number> {
+  let json = source.args.includes('--json')
   try {
     const config = readConfig({ ...clientOptions, ...options }, source) as ClientConfig & ConfigOf<Table>
     const print = (text: string, document: unknown): void =>
       write.out((config.json ? JSON.stringify(document, null, 2) : text) + '\n')
+    json = config.json
     const base = config.url ?? `http://127.0.0.1:${config.port}`
-    if (!/^https?:\/\/[^/?#@\s]+\/?$/.test(base)) {
+    if (!/^https?:\/\/[^/?#@\s]+\/?$/.test(base) || !URL.canParse(base)) {
       throw new HoldfastError('CONFIG_INVALID', `the URL must be http://host:port, not '${base}'`)
     }
-    return await work({ client: new ApiClient(base, await login(config), config.timeoutMs), config, print })
+    return await work({ client: new ApiClient(base, await login(config, base), config.timeoutMs), config, print })
   } catch (error) {
     if (!isHoldfastError(error)) throw error
-    const json = source.args.includes('--json')
     write.err(
       (json
         ? JSON.stringify({ code: error.code, message: error.message })
@@ -108,6 +135,24 @@ export async function runClientCommand<const Table extends Options>(
     )
     return error.code === 'CONFIG_INVALID' || error.code === 'BAD_REQUEST' ? 2 : 1
   }
+}
+
+/** The same for a command whose words (what shall be done, to what) stand before its options. */
+export function runWordCommand<const Table extends Options>(
+  options: Table,
+  { args, env }: ConfigSource,
+  work: (command: ClientCommand<Table>, words: readonly string[]) => Promise<number>,
+  write?: Writer,
+): Promise<number> {
+  const count = args.findIndex(arg => arg.startsWith('-'))
+  const words = count < 0 ? args : args.slice(0, count)
+  // In the promise, so that whatever is wrong with the words is told like everything else.
+  return runClientCommand(
+    options,
+    { args: args.slice(words.length), env },
+    async command => work(command, words),
+    write,
+  )
 }
 
 export interface Writer {
@@ -119,30 +164,25 @@ export const standardWriter: Writer = {
   err: text => void process.stderr.write(text),
 }
 
-async function login({ user, password, data }: ClientConfig): Promise<{ user: string; password: string } | undefined> {
+/** The password of the cluster on this machine is told to no other host, unless its folder is named. */
+async function login(
+  { user, password, data }: ClientConfig,
+  base: string,
+): Promise<{ user: string; password: string } | undefined> {
   if (password !== undefined) return { user, password }
+  const folder = data ?? (isThisMachine(base) ? './data' : undefined)
+  if (folder === undefined) return undefined
   try {
-    return { user, password: (await readFile(join(data, 'admin.password'), 'utf8')).trim() }
+    return { user, password: (await readFile(join(folder, 'admin.password'), 'utf8')).trim() }
   } catch {
     // No data folder here, or not ours to read: ask without credentials, the answer says what is missing.
     return undefined
   }
 }
 
-async function boundedText(response: Response): Promise<string> {
-  const chunks: Uint8Array[] = []
-  let bytes = 0
-  try {
-    for await (const chunk of (response.body ?? []) as AsyncIterable<Uint8Array>) {
-      bytes += chunk.length
-      if (bytes > answerBytesMax) throw new HoldfastError('TOO_LARGE', 'the answer is too large')
-      chunks.push(chunk)
-    }
-  } catch (error) {
-    if (isHoldfastError(error)) throw error
-    throw new HoldfastError('NODE_UNREACHABLE', 'the answer broke off', {}, { cause: error })
-  }
-  return Buffer.concat(chunks).toString('utf8')
+function isThisMachine(base: string): boolean {
+  const { hostname } = new URL(base)
+  return hostname === 'localhost' || hostname === '[::1]' || /^127\.\d+\.\d+\.\d+$/.test(hostname)
 }
 
 function parseJson(text: string): unknown {

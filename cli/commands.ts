@@ -1,5 +1,5 @@
 /** Every command of `holdfast`, and the module that does it; loaded only when asked for. */
-import { configHelp, type ConfigSource } from '../shared/config.ts'
+import { configHelp, type ConfigSource, type Options } from '../shared/config.ts'
 
 export interface Command {
   readonly summary: string
@@ -28,7 +28,7 @@ export const commands: Readonly<Record<string, Command>> = {
   status: {
     summary: 'Show nodes, shards, proxies and what is wrong (exit code 1 if anything is)',
     run: async source => (await import('./status.ts')).status(source),
-    help: async () => configHelp((await import('./client.ts')).clientOptions),
+    help: () => clientHelp(),
   },
   doctor: {
     summary: 'Is this machine fit for a cluster, and does the one here answer?',
@@ -39,89 +39,83 @@ export const commands: Readonly<Record<string, Command>> = {
     summary: 'List, run, stop and schedule the tasks of the cluster',
     run: async source => (await import('./task.ts')).task(source),
     help: async () => {
-      const [{ taskOptions, taskUsage }, { clientOptions }] = [await import('./task.ts'), await import('./client.ts')]
-      return `${taskUsage}\n${configHelp({ ...taskOptions, ...clientOptions })}`
+      const { taskOptions, taskUsage } = await import('./task.ts')
+      return clientHelp(taskOptions, taskUsage)
     },
   },
   gc: {
     summary: 'Garbage collection: plan, run, disarm, why a blob is kept',
     run: async source => (await import('./gc.ts')).gc(source),
     help: async () => {
-      const [{ gcOptions, gcUsage }, { clientOptions }] = [await import('./gc.ts'), await import('./client.ts')]
-      return `${gcUsage}\n${configHelp({ ...gcOptions, ...clientOptions })}`
+      const { gcOptions, gcUsage } = await import('./gc.ts')
+      return clientHelp(gcOptions, gcUsage)
     },
   },
   backup: {
     summary: 'Back up the cluster, list, verify and prune backups',
     run: async source => (await import('./backup.ts')).backup(source),
     help: async () => {
-      const [{ backupOptions, backupUsage }, { clientOptions }] = [
+      const [{ backupOptions, backupUsage }, { drillOptions }] = [
         await import('./backup.ts'),
-        await import('./client.ts'),
+        await import('./drill.ts'),
       ]
-      return `${backupUsage}\n${configHelp({ ...backupOptions, ...clientOptions })}`
+      return `${await clientHelp(backupOptions, backupUsage)}\nOptions of drill:\n${configHelp(drillOptions)}`
     },
   },
   restore: {
     summary: 'Restore a backup into an empty cluster',
     run: async source => (await import('./restore.ts')).restore(source),
     help: async () => {
-      const [{ restoreOptions, restoreUsage }, { clientOptions }] = [
-        await import('./restore.ts'),
-        await import('./client.ts'),
-      ]
-      return `${restoreUsage}\n${configHelp({ ...restoreOptions, ...clientOptions })}`
+      const { restoreOptions, restoreUsage } = await import('./restore.ts')
+      return clientHelp(restoreOptions, restoreUsage)
     },
   },
   verify: {
     summary: 'Read every copy of an artifact (exit code 1 if any is not good)',
     run: async source => (await import('./copies.ts')).verify(source),
     help: async () => {
-      const [{ verifyUsage }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
-      return `${verifyUsage}\n${configHelp(clientOptions)}`
+      const { verifyUsage } = await import('./copies.ts')
+      return clientHelp({}, verifyUsage)
     },
   },
   dispersion: {
     summary: 'Show how many copies blobs have, in how many zones',
     run: async source => (await import('./copies.ts')).dispersion(source),
     help: async () => {
-      const [{ dispersionOptions }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
-      return configHelp({ ...dispersionOptions, ...clientOptions })
+      const { dispersionOptions } = await import('./copies.ts')
+      return clientHelp(dispersionOptions)
     },
   },
   fsck: {
     summary: 'Check the database against all shards, and queue repairs with --repair',
     run: async source => (await import('./copies.ts')).fsck(source),
     help: async () => {
-      const [{ fsckOptions }, { clientOptions }] = [await import('./copies.ts'), await import('./client.ts')]
-      return configHelp({ ...fsckOptions, ...clientOptions })
+      const { fsckOptions } = await import('./copies.ts')
+      return clientHelp(fsckOptions)
     },
   },
   delete: {
     summary: 'Delete an artifact or a folder, into the trash',
     run: async source => (await import('./delete.ts')).deleteArtifacts(source),
     help: async () => {
-      const [{ deleteOptions, deleteUsage }, { clientOptions }] = [await import('./delete.ts'), await import('./client.ts')] // prettier-ignore
-      return `${deleteUsage}\n${configHelp({ ...deleteOptions, ...clientOptions })}`
+      const { deleteOptions, deleteUsage } = await import('./delete.ts')
+      return clientHelp(deleteOptions, deleteUsage)
     },
   },
   cleanup: {
     summary: 'Policies that delete what nobody needs any more: list, preview, run …',
     run: async source => (await import('./cleanup.ts')).cleanup(source),
     help: async () => {
-      const [{ cleanupOptions, cleanupUsage }, { clientOptions }] = [await import('./cleanup.ts'), await import('./client.ts')] // prettier-ignore
-      return `${cleanupUsage}\n${configHelp({ ...cleanupOptions, ...clientOptions })}`
+      const { cleanupOptions, cleanupUsage } = await import('./cleanup.ts')
+      return clientHelp(cleanupOptions, cleanupUsage)
     },
   },
   trash: {
     summary: 'What was deleted: list, restore, purge',
     run: async source => (await import('./trash.ts')).trash(source),
     help: async () => {
-      const [{ trashOptions, trashUsage }, { clientOptions }] = [
-        await import('./trash.ts'),
-        await import('./client.ts'),
-      ]
-      return `${trashUsage}\n${configHelp({ ...trashOptions, ...clientOptions })}`
+      const { trashOptions, trashUsage } = await import('./trash.ts')
+      return clientHelp(trashOptions, trashUsage)
     },
   },
   topology: {
@@ -143,11 +137,8 @@ export const commands: Readonly<Record<string, Command>> = {
     summary: 'How far the shards are with reading everything they hold; start and pause it',
     run: async source => (await import('./scrub.ts')).scrub(source),
     help: async () => {
-      const [{ scrubOptions, scrubUsage }, { clientOptions }] = [
-        await import('./scrub.ts'),
-        await import('./client.ts'),
-      ]
-      return `${scrubUsage}\n${configHelp({ ...scrubOptions, ...clientOptions })}`
+      const { scrubOptions, scrubUsage } = await import('./scrub.ts')
+      return clientHelp(scrubOptions, scrubUsage)
     },
   },
   metadata: {
@@ -162,16 +153,24 @@ export const commands: Readonly<Record<string, Command>> = {
     summary: 'List, create, change and delete repositories',
     run: async source => (await import('./repo.ts')).repo(source),
     help: async () => {
-      const [{ repoOptions, repoUsage }, { clientOptions }] = [await import('./repo.ts'), await import('./client.ts')]
-      return `${repoUsage}\n${configHelp({ ...repoOptions, ...clientOptions })}`
+      const { repoOptions, repoUsage } = await import('./repo.ts')
+      return clientHelp(repoOptions, repoUsage)
     },
   },
 }
 
+/** The command of this name; undefined for a name that is none. */
+export function commandOf(name: string | undefined): Command | undefined {
+  return name !== undefined && Object.hasOwn(commands, name) ? commands[name] : undefined
+}
+
 async function topologyHelp(): Promise<string> {
-  const [{ topologyOptions, topologyUsage }, { clientOptions }] = [
-    await import('./topology.ts'),
-    await import('./client.ts'),
-  ]
-  return `${topologyUsage}\n${configHelp({ ...topologyOptions, ...clientOptions })}`
+  const { topologyOptions, topologyUsage } = await import('./topology.ts')
+  return clientHelp(topologyOptions, topologyUsage)
+}
+
+/** Of a command that asks a running cluster. */
+async function clientHelp(options: Options = {}, usage?: string): Promise<string> {
+  const { clientOptions } = await import('./client.ts')
+  return `${usage === undefined ? '' : `${usage}\n`}${configHelp({ ...options, ...clientOptions })}`
 }

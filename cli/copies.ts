@@ -3,20 +3,20 @@ import type { DispersionReport, FsckReport, VerificationView } from '../proxy/ap
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { partitionName } from '../shared/partition.ts'
-import { runClientCommand, type ApiClient, type Writer } from './client.ts'
+import { runClientCommand, runWordCommand, type ApiClient, type Writer } from './client.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
 export const verifyUsage = 'holdfast verify <repository>/<path>   (exit code 0 only if every copy is good)\n'
 
 /** Reads every copy of one artifact. Resolves with 0 only if all are good. */
-export function verify({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const [target = '', ...rest] = args
-  return runClientCommand(
+export function verify(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     {},
-    { args: target.startsWith('-') ? args : rest, env },
-    async ({ client, print }) => {
+    source,
+    async ({ client, print }, [target = '', ...more]) => {
       const match = /^([a-z0-9][a-z0-9._-]*)\/(.+)$/s.exec(target)
-      if (match === null) throw new HoldfastError('CONFIG_INVALID', `which artifact? Try: ${verifyUsage.trim()}`)
+      if (match === null || more.length > 0)
+        throw new HoldfastError('CONFIG_INVALID', `which artifact? Try: ${verifyUsage.trim()}`)
       const [, name = '', path = ''] = match
       const query = `/repositories/${encodeURIComponent(name)}/verify?path=${encodeURIComponent(path)}`
       const found = (await client.call('GET', query)) as VerificationView

@@ -1,8 +1,8 @@
 /** `holdfast delete <repository>/<path or folder/>` */
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type Writer } from './client.ts'
-import { isFolder, placeOf, splitWords } from './place.ts'
+import { runWordCommand, type Writer } from './client.ts'
+import { isFolder, placeOf } from './place.ts'
 
 export const deleteUsage = `holdfast delete <repository>/<path>     (an artifact)
 holdfast delete <repository>/<folder>/  (everything below; '<repository>/' is all of it)
@@ -15,13 +15,11 @@ export const deleteOptions = {
 } as const satisfies Options
 
 /** Resolves with the exit code. */
-export function deleteArtifacts({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const { words, rest } = splitWords(args)
-  return runClientCommand(
+export function deleteArtifacts(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     deleteOptions,
-    { args: rest, env },
-    async ({ client, config, print }) => {
-      const [what, ...more] = words
+    source,
+    async ({ client, config, print }, [what, ...more]) => {
       if (what?.includes('/') !== true || more.length > 0) {
         throw new HoldfastError('CONFIG_INVALID', `what shall be deleted? Try:\n${deleteUsage}`)
       }

@@ -3,7 +3,7 @@ import type { BlobStory, Disarmed } from '../proxy/metadata/collection-types.ts'
 import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { awaitRun, runText } from './task.ts'
 import { humanBytes } from './text-table.ts'
 
@@ -67,13 +67,11 @@ const verbs: Readonly<Record<string, (command: Command, word: string | undefined
 }
 
 /** Resolves with the exit code. */
-export function gc({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const wordCount = args.findIndex(arg => arg.startsWith('-'))
-  const words = wordCount < 0 ? args : args.slice(0, wordCount)
-  return runClientCommand(
+export function gc(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     gcOptions,
-    { args: args.slice(words.length), env },
-    command => {
+    source,
+    (command, words) => {
       const [verb = '', word, ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
       const takesWord = verb === 'disarm' || verb === 'why'

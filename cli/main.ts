@@ -3,7 +3,7 @@
 import { asksForHelp } from '../shared/config.ts'
 import { isHoldfastError } from '../shared/errors.ts'
 import { version } from '../shared/version.ts'
-import { commands } from './commands.ts'
+import { commandOf, commands } from './commands.ts'
 
 async function main(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args
@@ -11,7 +11,7 @@ async function main(args: readonly string[]): Promise<number> {
     process.stdout.write(`${version}\n`)
     return 0
   }
-  const command = name === undefined ? undefined : commands[name]
+  const command = commandOf(name)
   if (command === undefined) {
     const asked = name === undefined || name === '--help' || name === '-h' || name === 'help'
     if (!asked) process.stderr.write(`holdfast: no command '${name}'\n`)

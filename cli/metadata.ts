@@ -5,7 +5,7 @@ import type { RecoveryOptions } from '../proxy/recovery/recover.ts'
 import { type FinishedRecovery, runRecovery } from '../proxy/recovery/run-recovery.ts'
 import { readConfig, type ConfigSource, type Options } from '../shared/config.ts'
 import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
-import type { Writer } from './client.ts'
+import { standardWriter, type Writer } from './client.ts'
 
 export const metadataUsage = `holdfast metadata catch-up   (a database that was restored from an older copy learns what the shards know)
 holdfast metadata rebuild    (an empty database is filled from the shards)
@@ -33,11 +33,6 @@ export const metadataOptions = {
   },
   json: { kind: 'bool', default: false, doc: 'Print the report as JSON.' },
 } as const satisfies Options
-
-const standardWriter: Writer = {
-  out: text => void process.stdout.write(text),
-  err: text => void process.stderr.write(text),
-}
 
 /** Resolves with the exit code: 1 also when artifacts without any copy were found. */
 export async function metadata({ args, env }: ConfigSource, write: Writer = standardWriter): Promise<number> {

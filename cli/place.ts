@@ -14,9 +14,3 @@ export function placeOf(text: string): Place {
 }
 
 export const isFolder = ({ path }: Place): boolean => path === '' || path.endsWith('/')
-
-/** The words before the first option, and the source without them. */
-export function splitWords(args: readonly string[]): { words: readonly string[]; rest: readonly string[] } {
-  const count = args.findIndex(arg => arg.startsWith('-'))
-  return count < 0 ? { words: args, rest: [] } : { words: args.slice(0, count), rest: args.slice(count) }
-}

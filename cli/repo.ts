@@ -2,7 +2,7 @@
 import type { Repository } from '../proxy/metadata/types.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
 export const repoUsage = `holdfast repo list
@@ -67,14 +67,11 @@ const verbs: Readonly<Record<string, (command: Command, name: string) => Promise
 }
 
 /** Resolves with the exit code. */
-export function repo({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const wordCount = args.findIndex(arg => arg.startsWith('-'))
-  const words = wordCount < 0 ? args : args.slice(0, wordCount)
-  const source = { args: args.slice(words.length), env }
-  return runClientCommand(
+export function repo(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     repoOptions,
     source,
-    command => {
+    (command, words) => {
       const [verb = '', name = '', ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
       if (run === undefined || more.length > 0 || (verb === 'list') !== (name === '')) {

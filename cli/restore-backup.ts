@@ -202,7 +202,10 @@ class Restore {
     body: AsyncIterable<Buffer> | undefined,
   ): Promise<number> {
     const { status } = await this.#request('PUT', artifactTarget(repository, path), headers, body)
-    if (status === 503 || status === 429) throw new HoldfastError('OVERLOADED', 'the cluster asks to wait')
+    // 408: the target was too slow for the cluster's patience. That says nothing about the bytes.
+    if (status === 503 || status === 429 || status === 408) {
+      throw new HoldfastError('OVERLOADED', 'the cluster asks to wait, or has waited too long')
+    }
     if (status === 401 || status === 403) throw new HoldfastError('FORBIDDEN', `the cluster answers ${status}`)
     if (status >= 500) throw new HoldfastError('NODE_UNREACHABLE', `the cluster answers ${status}`)
     return status

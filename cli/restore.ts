@@ -3,7 +3,7 @@ import { openBackupTarget } from '../proxy/backup/open-target.ts'
 import { BackupStore } from '../proxy/backup/store.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { runWordCommand, standardWriter, type ClientCommand, type Writer } from './client.ts'
 import { restoreBackup } from './restore-backup.ts'
 import { humanTime } from './task.ts'
 import { humanBytes } from './text-table.ts'
@@ -20,16 +20,15 @@ export const restoreOptions = {
 type Command = ClientCommand<typeof restoreOptions>
 
 /** Resolves with the exit code: 1 also when bytes of some artifact were not in the backup. */
-export function restore({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const [target = '', ...rest] = args
-  return runClientCommand(
+export function restore(source: ConfigSource, write: Writer = standardWriter): Promise<number> {
+  return runWordCommand(
     restoreOptions,
-    { args: rest, env },
-    async command => {
-      if (target === '' || target.startsWith('-')) {
+    source,
+    (command, [target, ...more]) => {
+      if (target === undefined || more.length > 0) {
         throw new HoldfastError('CONFIG_INVALID', `restore from where? Try:\n${restoreUsage}`)
       }
-      return run(command, target, line => write?.err(`${line}\n`) ?? process.stderr.write(`${line}\n`))
+      return run(command, target, line => write.err(`${line}\n`))
     },
     write,
   )

@@ -2,7 +2,7 @@
 import type { ShardScrub } from '../proxy/tasks/scrub-control.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type Writer } from './client.ts'
+import { runWordCommand, type Writer } from './client.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
 export const scrubUsage = `holdfast scrub status   (exit code 1 if copies are lost or a shard does not answer)
@@ -16,12 +16,12 @@ export const scrubOptions = {
 } as const satisfies Options
 
 /** Resolves with the exit code. */
-export function scrub({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const [verb = '', ...rest] = args
-  return runClientCommand(
+export function scrub(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     scrubOptions,
-    { args: rest, env },
-    async ({ client, config, print }) => {
+    source,
+    async ({ client, config, print }, [verb = '', ...more]) => {
+      if (more.length > 0) throw unknown([verb, ...more])
       const target = {
         ...(config.node === undefined ? {} : { node: config.node }),
         ...(config.shard === undefined ? {} : { shard: config.shard }),
@@ -32,9 +32,7 @@ export function scrub({ args, env }: ConfigSource, write?: Writer): Promise<numb
         print(scrubText(shards), { shards })
         return shards.every(({ state, losses }) => state !== 'unknown' && losses === 0) ? 0 : 1
       }
-      if (verb !== 'start' && verb !== 'pause') {
-        throw new HoldfastError('CONFIG_INVALID', `what does 'scrub ${verb}' mean? Try:\n${scrubUsage}`)
-      }
+      if (verb !== 'start' && verb !== 'pause') throw unknown([verb])
       const answer = await client.call('POST', '/scrub', { action: verb, ...target })
       const { shards } = answer as { shards: readonly ShardScrub[] }
       print(scrubText(shards), { shards })
@@ -43,6 +41,9 @@ export function scrub({ args, env }: ConfigSource, write?: Writer): Promise<numb
     write,
   )
 }
+
+const unknown = (words: readonly string[]): HoldfastError =>
+  new HoldfastError('CONFIG_INVALID', `what does 'scrub ${words.join(' ')}' mean? Try:\n${scrubUsage}`)
 
 function scrubText(shards: readonly ShardScrub[]): string {
   return textTable(

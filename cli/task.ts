@@ -3,8 +3,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { JobView } from '../proxy/tasks/job-control.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
-import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { textTable } from './text-table.ts'
 
 export const taskUsage = `holdfast task list
@@ -98,13 +98,11 @@ const verbs: Readonly<Record<string, Verb>> = {
 }
 
 /** Resolves with the exit code. */
-export function task({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const wordCount = args.findIndex(arg => arg.startsWith('-'))
-  const words = wordCount < 0 ? args : args.slice(0, wordCount)
-  return runClientCommand(
+export function task(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     taskOptions,
-    { args: args.slice(words.length), env },
-    command => {
+    source,
+    (command, words) => {
       const [name = '', ...rest] = words
       // A cron expression that no shell quoted is five words.
       const more = name === 'schedule' && rest.length === 6 ? [rest[0]!, rest.slice(1).join(' ')] : rest
@@ -131,13 +129,33 @@ async function waitFor({ client, print }: Command, path: string, id: number): Pr
   return run.state === 'succeeded' ? 0 : 1
 }
 
-/** Resolves with the run when it has ended, however it did. */
-export async function awaitRun(client: Command['client'], path: string, id: number): Promise<JobRun> {
-  for (;;) {
-    const run = (await client.call('GET', `${path}/runs/${id}`)) as JobRun
-    if (run.state !== 'queued' && run.state !== 'running') return run
+/**
+ * Resolves with the run when it has ended, however it did. A proxy that is restarted, or PostgreSQL that is away, ends no task, and so not the
+ * waiting either, unless nobody has answered for `patienceMs`.
+ */
+export async function awaitRun(
+  client: Pick<Command['client'], 'call'>,
+  path: string,
+  id: number,
+  patienceMs = 60_000,
+): Promise<JobRun> {
+  for (let answeredAt = performance.now(); ;) {
+    try {
+      const run = (await client.call('GET', `${path}/runs/${id}`)) as JobRun
+      if (run.state !== 'queued' && run.state !== 'running') return run
+      answeredAt = performance.now()
+    } catch (error) {
+      if (!mayPass(error) || performance.now() - answeredAt > patienceMs) throw error
+    }
     await sleep(pollMs)
   }
+}
+
+/** Nobody answered, or what did (a proxy, a balancer) says that it cannot right now. */
+function mayPass(error: unknown): boolean {
+  if (!isHoldfastError(error)) return false
+  const { status } = error.data
+  return error.code === 'NODE_UNREACHABLE' || status === 429 || status === 502 || status === 503 || status === 504
 }
 
 /** `run 7 of tidy: succeeded, 120 blobs` */

@@ -3,7 +3,7 @@ import type { JobRun } from '../proxy/metadata/job-types.ts'
 import type { PlanView, TopologyView, WantedChange } from '../proxy/topology/topology-control.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { awaitRun, progressText, runText } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
@@ -31,37 +31,37 @@ type Command = ClientCommand<typeof topologyOptions>
 
 /** Resolves with the exit code. */
 export function topology(source: ConfigSource, write?: Writer): Promise<number> {
-  return runWords(source, write, (command, [verb = '', ...more]) => {
-    if (verb === 'plan') return showPlan(command, more.map(changeOfText))
-    if (verb === 'apply') return applyChanges(command, more.map(changeOfText))
-    if (more.length > 0) throw unknown(`topology ${[verb, ...more].join(' ')}`)
-    if (verb === 'show') return show(command)
-    if (verb === 'pause' || verb === 'resume' || verb === 'abort') return steer(command, verb)
-    throw unknown(`topology ${verb}`)
-  })
+  return runWordCommand(
+    topologyOptions,
+    source,
+    (command, [verb = '', ...more]) => {
+      if (verb === 'plan') return showPlan(command, more.map(changeOfText))
+      if (verb === 'apply') return applyChanges(command, more.map(changeOfText))
+      if (more.length > 0) throw unknown(`topology ${[verb, ...more].join(' ')}`)
+      if (verb === 'show') return show(command)
+      if (verb === 'pause' || verb === 'resume' || verb === 'abort') return steer(command, verb)
+      throw unknown(`topology ${verb}`)
+    },
+    write,
+  )
 }
 
 /** Resolves with the exit code. */
 export function shard(source: ConfigSource, write?: Writer): Promise<number> {
-  return runWords(source, write, (command, words) => applyChanges(command, [changeOf(['shard', ...words], command.config.weight)])) // prettier-ignore
+  return runWordCommand(
+    topologyOptions,
+    source,
+    (command, words) => applyChanges(command, [changeOf(['shard', ...words], command.config.weight)]),
+    write,
+  )
 }
 
 /** Resolves with the exit code. */
 export function node(source: ConfigSource, write?: Writer): Promise<number> {
-  return runWords(source, write, (command, words) => applyChanges(command, [changeOf(['node', ...words], undefined)]))
-}
-
-function runWords(
-  { args, env }: ConfigSource,
-  write: Writer | undefined,
-  work: (command: Command, words: readonly string[]) => Promise<number>,
-): Promise<number> {
-  const wordCount = args.findIndex(arg => arg.startsWith('-'))
-  const words = wordCount < 0 ? args : args.slice(0, wordCount)
-  return runClientCommand(
+  return runWordCommand(
     topologyOptions,
-    { args: args.slice(words.length), env },
-    async command => work(command, words),
+    source,
+    (command, words) => applyChanges(command, [changeOf(['node', ...words], undefined)]),
     write,
   )
 }

@@ -2,8 +2,8 @@
 import type { RestoreOutcome } from '../proxy/artifacts/trash.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import { runClientCommand, type ClientCommand, type Writer } from './client.ts'
-import { placeOf, splitWords, type Place } from './place.ts'
+import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
+import { placeOf, type Place } from './place.ts'
 import { shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
@@ -62,12 +62,11 @@ const verbs: Readonly<Record<string, (command: Command, place: Place) => Promise
 }
 
 /** Resolves with the exit code. */
-export function trash({ args, env }: ConfigSource, write?: Writer): Promise<number> {
-  const { words, rest } = splitWords(args)
-  return runClientCommand(
+export function trash(source: ConfigSource, write?: Writer): Promise<number> {
+  return runWordCommand(
     trashOptions,
-    { args: rest, env },
-    command => {
+    source,
+    (command, words) => {
       const [verb = '', what, ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
       // Without its slash a repository could be a slip of who wanted to name a path in it.

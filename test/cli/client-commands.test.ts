@@ -4,15 +4,16 @@ import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { cleanup } from '../../cli/cleanup.ts'
-import { commands } from '../../cli/commands.ts'
+import { commandOf, commands } from '../../cli/commands.ts'
 import { repo } from '../../cli/repo.ts'
 import { deleteArtifacts } from '../../cli/delete.ts'
 import { problemsOf, status } from '../../cli/status.ts'
-import { humanTime, progressText, task } from '../../cli/task.ts'
+import { awaitRun, humanTime, progressText, task } from '../../cli/task.ts'
 import { trash } from '../../cli/trash.ts'
 import { humanBytes, textTable } from '../../cli/text-table.ts'
 import type { JobRun } from '../../proxy/metadata/job-types.ts'
 import type { ConfigSource } from '../../shared/config.ts'
+import { HoldfastError } from '../../shared/errors.ts'
 import { artifactOf } from '../proxy/artifacts/fixtures.ts'
 import { setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
 import { eventually } from '../support/eventually.ts'
@@ -138,6 +139,13 @@ t.test('cleanup policies from the command line, against the real API', async t =
   }) // prettier-ignore
   t.match((await run('list')).out, /\nold +on +all +pre-releases, unchanged for 30 d, not the newest 3 artifacts\n/)
   t.equal((await run('set', 'old', '--unchanged-days', 'none', '--keep-newest', 'none')).code, 2, 'it would delete all')
+  t.equal((await run('set', 'old', '--keep-newest-of', 'folders')).code, 0)
+  t.equal((await run('set', 'old', '--keep-newest', '4')).code, 0)
+  const { keepNewest } = world.policies.get('old')?.conditions ?? {}
+  t.same(keepNewest, { count: 4, of: 'folders' }, 'another number changes no kind of version')
+  t.equal((await run('set', 'old', '--keep-newest', 'none')).code, 0)
+  t.match(await run('set', 'old', '--keep-newest-of', 'folders'), { code: 2, err: /--keep-newest/ })
+  t.equal((await run('set', 'old', '--keep-newest', '3', '--keep-newest-of', 'artifacts')).code, 0)
   t.equal((await run('set', 'old')).code, 2)
   t.equal((await run('set', 'new', '--enabled', 'on')).code, 1)
   t.equal((await run('set', 'old', '--path', '//')).code, 2)
@@ -183,12 +191,71 @@ t.test('the password is taken from the environment, or from the data folder', as
   t.equal((await runner(repo, { HOLDFAST_DATA: data })('list', '--port', new URL(url).port)).code, 0)
 })
 
+t.test('the password of the cluster on this machine is sent to no other host', async t => {
+  const sent: (string | null)[] = []
+  t.intercept(globalThis, 'fetch', {
+    value: async (_: unknown, init: RequestInit) => {
+      sent.push(new Headers(init.headers).get('authorization'))
+      return new Response('{"repositories":[]}')
+    },
+  })
+  const data = t.testdir({ data: { 'admin.password': 'root-root\n' } })
+  const before = process.cwd()
+  process.chdir(data)
+  t.teardown(() => process.chdir(before))
+  const password = 'Basic ' + Buffer.from('admin:root-root').toString('base64')
+  for (const [url, ...more] of [
+    ['http://127.0.0.1:1'],
+    ['http://localhost:1'],
+    ['http://[::1]:1'],
+    ['http://example.net', '--data', './data'],
+  ] as const) {
+    t.equal((await runner(repo, {})('list', '--url', url, ...more)).code, 0)
+    t.equal(sent.pop(), password, url)
+  }
+  for (const url of ['http://example.net', 'https://localhost.example.net', 'http://127.0.0.1.example.net:8080']) {
+    await runner(repo, {})('list', '--url', url)
+    t.equal(sent.pop(), null, url)
+  }
+  t.match(await runner(repo, {})('list', '--url', 'http://[::'), { code: 2, err: /URL/ })
+})
+
+t.test('errors are JSON for whoever asked for JSON, however they did', async t => {
+  const failed = await runner(repo, { HOLDFAST_JSON: 'true', HOLDFAST_PASSWORD: 'x' })('list', '--url', 'ftp://x')
+  t.match(JSON.parse(failed.err), { code: 'CONFIG_INVALID' })
+})
+
+t.test('who waits for a task goes on waiting while a proxy is restarted, not for ever', async t => {
+  const answers = [
+    new HoldfastError('NODE_UNREACHABLE', 'away'),
+    { state: 'running' },
+    new HoldfastError('METADATA_UNAVAILABLE', 'away', { status: 503 }),
+    new HoldfastError('INTERNAL', 'the server answers 502', { status: 502 }),
+    { state: 'succeeded' },
+  ]
+  const call = async (): Promise<unknown> => {
+    const answer = answers.shift()
+    if (answer instanceof Error) throw answer
+    return answer
+  }
+  t.match(await awaitRun({ call }, '/tasks/x', 1), { state: 'succeeded' })
+  const refused = async (): Promise<unknown> => {
+    throw new HoldfastError('NOT_FOUND', 'no such run', { status: 404 })
+  }
+  await t.rejects(awaitRun({ call: refused }, '/tasks/x', 1), { code: 'NOT_FOUND' })
+  const away = async (): Promise<unknown> => {
+    throw new HoldfastError('NODE_UNREACHABLE', 'away')
+  }
+  await t.rejects(awaitRun({ call: away }, '/tasks/x', 1, 0), { code: 'NODE_UNREACHABLE' })
+})
+
 t.test('a server that is away, silent, or another one is told apart from a refusal', async t => {
   const away = await runner(repo, { HOLDFAST_URL: 'http://127.0.0.1:1', HOLDFAST_PASSWORD: 'x' })('list')
   t.match(away, { code: 1, err: /NODE_UNREACHABLE/ })
   const silent = await serve(t, () => undefined)
   const late = await runner(repo, { HOLDFAST_URL: silent, HOLDFAST_PASSWORD: 'x' })('list', '--timeout-ms=100')
-  t.match(late, { code: 1, err: /NODE_UNREACHABLE/ })
+  t.match(late, { code: 1, err: /no answer .* within 100 ms: --timeout-ms .*NODE_UNREACHABLE/ })
+  t.match(away, { err: /nobody answers/ })
   const other = await serve(t, (_, response) => void response.writeHead(502).end('<html>'))
   t.match(await runner(repo, { HOLDFAST_URL: other, HOLDFAST_PASSWORD: 'x' })('list'), { code: 1, err: /502/ })
   const cut = await serve(t, (_, response) => {
@@ -289,5 +356,8 @@ t.test('text is aligned, sizes are readable, every command has its help', async 
   for (const [name, { help, summary }] of Object.entries(commands)) {
     t.match(await help(), /--[a-z-]+/, name)
     t.ok(summary.length < 80)
+    t.equal(commandOf(name), commands[name])
   }
+  for (const name of [undefined, 'lost', 'toString', 'constructor', '__proto__']) t.equal(commandOf(name), undefined)
+  t.match(await commands['backup']?.help(), /--scratch/)
 })
