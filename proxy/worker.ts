@@ -317,6 +317,7 @@ async function build(
     uploadsMax: config.uploadsMax,
     addressOf,
     metrics,
+    log,
   })
   const api = await buildApi({
     authenticator,

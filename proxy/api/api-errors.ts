@@ -1,4 +1,4 @@
-import type { FastifyError, FastifyInstance } from 'fastify'
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { HoldfastError, toHoldfastError, type ErrorCode } from '../../shared/errors.ts'
 import { errorBody, errorHeaders, httpStatus } from '../http/http-errors.ts'
 import type { ApiDeps } from './types.ts'
@@ -11,6 +11,8 @@ const ofFastify: Readonly<Record<string, ErrorCode>> = {
   FST_ERR_CTP_INVALID_JSON_BODY: 'BAD_REQUEST',
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: 'BAD_REQUEST',
   FST_ERR_VALIDATION: 'BAD_REQUEST',
+  FST_ERR_BAD_URL: 'BAD_REQUEST',
+  FST_ERR_MAX_PARAM_LENGTH: 'URI_TOO_LONG',
 }
 
 /** One JSON shape for every error of the API. */
@@ -30,6 +32,18 @@ export function installErrors(app: FastifyInstance, { log }: Pick<ApiDeps, 'log'
         : new HoldfastError('NOT_FOUND', `no ${request.method} ${path.slice(0, 200)}`)
     return reply.code(httpStatus[error.code]).headers(errorHeaders(error)).send(errorBody(error, request.id))
   })
+}
+
+/** What is refused before there is a route, and so before any hook. */
+export function refuseUnrouted(thrown: FastifyError, { id }: FastifyRequest, reply: FastifyReply): void {
+  const error = ourError(thrown)
+  const headers = { ...errorHeaders(error), ...headersOfAll(id) }
+  void reply.code(httpStatus[error.code]).headers(headers).send(errorBody(error, id))
+}
+
+/** Of every answer of the API. */
+export function headersOfAll(requestId: string): Record<string, string> {
+  return { 'x-request-id': requestId, 'x-content-type-options': 'nosniff', 'cache-control': 'no-store' }
 }
 
 /** Is this the path of a route such as `/api/v1/users/:name/password`? */

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { ErrorCode } from '../../shared/errors.ts'
+import { RefusalBudget } from '../access/refusal-budget.ts'
 import type { ApiDeps } from './types.ts'
 
 /** Entries being written at once; a flood of refusals must not become a flood of rows. */
@@ -15,18 +16,20 @@ declare module 'fastify' {
 }
 
 /**
- * Writes down every change and every refusal (but plain reads without credentials, which anybody can make by the million). An entry that cannot
- * be written fails no request: it goes to the log instead.
+ * Writes down every change and every refusal; not plain reads without credentials, and of what strangers try no more than shows it
+ * (`RefusalBudget`). An entry that cannot be written fails no request: it goes to the log instead.
  */
 export function installAudit(
   app: FastifyInstance,
   { metadata, addressOf, log }: Pick<ApiDeps, 'metadata' | 'addressOf' | 'log'>,
 ): void {
   let writing = 0
+  const refusals = new RefusalBudget(log, () => performance.now())
   app.decorateRequest('refusal')
   app.decorateRequest('auditSubject')
   app.addHook('onSend', async (request, reply) => {
     if (!worthAnEntry(request)) return
+    if (request.refusal !== undefined && request.principal.anonymous && !refusals.take()) return
     const entry = { ...entryOf(request, reply), address: addressOf(request.raw) }
     if (writing >= writingMax) {
       log.warn({ audit: entry }, 'audit entry not written: too many at once')

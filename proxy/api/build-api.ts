@@ -5,7 +5,7 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance, type RawServerDe
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { requestIdOf } from '../http/request-id.ts'
 import { installAccessControl } from './access-control.ts'
-import { installErrors } from './api-errors.ts'
+import { headersOfAll, installErrors, refuseUnrouted } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
 import { installAudit } from './audit.ts'
 import { addBackupRoutes } from './backup-routes.ts'
@@ -32,6 +32,9 @@ export type Api = FastifyInstance<
 /** No document of the API is anywhere near as large. */
 const bodyBytesMax = 64 * 1024
 
+/** The name of a user has up to 255 characters, which may come as 12 each (three for each byte). */
+const paramCharsMax = 255 * 12
+
 /**
  * The API, ready to serve: hand requests for /api/v1/ to `app.routing(request, response)`. It listens nowhere itself.
  * A request id that stands in X-Request-Id is used, so the edge may set one.
@@ -40,6 +43,8 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
   const app = fastify({
     logger: false,
     bodyLimit: bodyBytesMax,
+    routerOptions: { maxParamLength: paramCharsMax },
+    frameworkErrors: refuseUnrouted,
     genReqId: request => requestIdOf(request.headers['x-request-id']),
     // What a client sends is taken as it is, or refused: nothing converted, nothing dropped unsaid.
     ajv: { customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false } },
@@ -50,7 +55,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
   installAccessControl(app, deps)
   installAudit(app, deps)
   app.addHook('onSend', async (request, reply) => {
-    reply.headers({ 'x-request-id': request.id, 'x-content-type-options': 'nosniff', 'cache-control': 'no-store' })
+    reply.headers(headersOfAll(request.id))
   })
   await app.register(swagger, { openapi: description(deps.version) })
   await app.register(

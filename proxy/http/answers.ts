@@ -18,7 +18,8 @@ export function sendError({ request, response, requestId }: Exchange, error: Hol
     response.destroy()
     return
   }
-  const headers: Record<string, string> = errorHeaders(error)
+  // What is not there yet, or cannot be asked for right now, is no news in a minute: caches on the way may keep a bare 404.
+  const headers: Record<string, string> = { 'cache-control': 'no-store', ...errorHeaders(error) }
   const status = httpStatus[error.code]
   const body = errorBody(error, requestId)
   const headOnly = request.method === 'HEAD'

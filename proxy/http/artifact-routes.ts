@@ -2,9 +2,11 @@
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
+import type { Logger } from 'pino'
 import { decide, type Action } from '../access/decide.ts'
 import type { Authenticator } from '../access/authenticator.ts'
 import type { Principal } from '../access/principal.ts'
+import { RefusalBudget } from '../access/refusal-budget.ts'
 import type { ArtifactChanges } from '../artifacts/artifact-changes.ts'
 import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
 import type { DownloadLog } from '../artifacts/download-log.ts'
@@ -47,10 +49,12 @@ export interface ArtifactRoutesDeps {
   /** The client's address, for limits and audit. */
   readonly addressOf: ClientAddresses['of']
   readonly metrics: Pick<Metrics, 'receivedBytes' | 'sentBytes'>
+  readonly log: Pick<Logger, 'warn'>
 }
 
 export class ArtifactRoutes {
   readonly #deps: ArtifactRoutesDeps
+  readonly #refusals: RefusalBudget
   #uploads = 0
   readonly #refusedInLane = new WeakMap<
     Socket,
@@ -59,6 +63,7 @@ export class ArtifactRoutes {
 
   constructor(deps: ArtifactRoutesDeps) {
     this.#deps = deps
+    this.#refusals = new RefusalBudget(deps.log, () => performance.now())
   }
 
   /**
@@ -162,7 +167,7 @@ export class ArtifactRoutes {
       }
       return { principal, repository }
     }
-    if (action !== 'read') {
+    if (action !== 'read' && (!principal.anonymous || this.#refusals.take())) {
       const subject = `${target.repository}/${target.path}`
       // The refusal stands whether or not it can be written down.
       metadata.audit({ user: principal.name, action, subject, outcome: verdict, address }).catch(() => {})
@@ -210,7 +215,9 @@ export class ArtifactRoutes {
     })
     if (page === undefined || page.entries.length === 0) return false
     const location = artifactTarget(repository.name, path + '/')
-    sendText(response, 301, 'text/plain', location + '\n', requestId, { location }, request.method === 'HEAD')
+    // An artifact may be written there any time, and programs are told otherwise.
+    const headers = { location, 'cache-control': 'no-cache', vary: 'accept' }
+    sendText(response, 301, 'text/plain', location + '\n', requestId, headers, request.method === 'HEAD')
     return true
   }
 
@@ -221,6 +228,7 @@ export class ArtifactRoutes {
       const index = await this.#deps.resolver.resolve(repository, target.path + 'index.html')
       if (index.entry.artifact !== null) {
         const head = headOf(index.entry, repository, index.entry.artifact)
+        response.setHeader('vary', 'accept')
         return serveArtifact(this.#deps, exchange, index.entry.artifact.blob, head, index.source)
       }
     }
@@ -316,8 +324,11 @@ export class ArtifactRoutes {
     const isFolder = target.path === '' || target.path.endsWith('/')
     const query = new URLSearchParams(target.query)
     let deleted = 1
+    const { absent, match } = writeConditions(request.headers)
+    if (absent !== undefined || (isFolder && match !== undefined)) {
+      throw new HoldfastError('BAD_REQUEST', 'a deletion understands If-Match, and of one artifact only')
+    }
     if (!isFolder) {
-      const { match } = writeConditions(request.headers)
       await this.#deps.changes.deleteArtifact({ repository, path: target.path }, principal.name, match)
     } else if (query.get('recursive') === 'true') {
       const confirmed = confirmedCount(query.get('confirm'))
@@ -384,7 +395,7 @@ function confirmedCount(text: string | null): number | undefined {
   return Number(text)
 }
 
-/** Only what a write can honour: `If-None-Match: *`, and `If-Match` with strong tags that are our digests. */
+/** Only what a write can honour: `If-None-Match: *`, and `If-Match` with strong tags that are our digests. No condition is passed over. */
 function writeConditions(headers: IncomingMessage['headers']): Pick<WriteConditions, 'absent' | 'match'> {
   const ifNoneMatch = headers['if-none-match']
   if (ifNoneMatch !== undefined && ifNoneMatch.trim() !== '*') {
@@ -392,6 +403,10 @@ function writeConditions(headers: IncomingMessage['headers']): Pick<WriteConditi
   }
   const absent = ifNoneMatch === undefined ? {} : { absent: true }
   const ifMatch = headers['if-match']
+  // RFC 9110 13.1.4: beside If-Match it does not count.
+  if (ifMatch === undefined && headers['if-unmodified-since'] !== undefined) {
+    throw new HoldfastError('BAD_REQUEST', 'a write does not understand If-Unmodified-Since: send If-Match')
+  }
   if (ifMatch === undefined) return absent
   const tags = parseEntityTags(ifMatch)
   if (tags === '*') return { ...absent, match: '*' }

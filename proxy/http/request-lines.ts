@@ -72,7 +72,10 @@ export class RequestLines {
     const end = bytes.indexOf(headEnd, line.length - 2, 'latin1')
     if (end < 0) return unaligned
     const rest = bytes.subarray(end + headEnd.length)
-    if (request.headers['transfer-encoding'] !== undefined) {
+    const coding = request.headers['transfer-encoding']
+    if (coding !== undefined) {
+      // Any other one would be stored as it came, as if its bytes were the artifact's.
+      if (coding.toLowerCase() !== 'chunked') return 'the request has a transfer coding that is not understood'
       this.#chunked = { request, tail: tailOf('', rest) }
       this.#bytes = nothing
       return undefined

@@ -88,6 +88,8 @@ export class EdgeServer {
   readonly #connections = new Set<Socket>()
   /** Connections of the fast lane that wait for an answer. */
   readonly #asking = new Set<Socket>()
+  /** The metrics page that is being made. */
+  #scraping: Promise<string> | undefined
   #draining = false
   #closing: Promise<void> | undefined
   /** Connections end with the answer they have. */
@@ -395,13 +397,7 @@ export class EdgeServer {
         return this.#readyz(exchange)
       case '/metrics':
         onlyReads(request)
-        return sendText(
-          response,
-          200,
-          'text/plain; version=0.0.4; charset=utf-8',
-          await this.#deps.metricsText(),
-          requestId,
-        )
+        return sendText(response, 200, 'text/plain; version=0.0.4; charset=utf-8', await this.#metricsText(), requestId)
       case '/':
         onlyReads(request)
         if (path !== '/')
@@ -411,6 +407,12 @@ export class EdgeServer {
           )
         return sendText(response, 200, 'text/plain', welcome, requestId, {}, request.method === 'HEAD')
     }
+  }
+
+  /** Whoever asks while it is being made gets the same: asking in a loop makes no more work. */
+  #metricsText(): Promise<string> {
+    this.#scraping ??= this.#deps.metricsText().finally(() => (this.#scraping = undefined))
+    return this.#scraping
   }
 
   #readyz({ request, response, requestId }: Exchange): void {

@@ -302,6 +302,35 @@ t.test('refusals are written down, but not every question of a stranger', async 
   t.match(world.logged, [{ audit: { action: 'repository.delete', outcome: 'done' } }], 'it stands in the log instead')
 })
 
+t.test('a flood of refusals is not a flood of audit entries', async t => {
+  const world = await setUp(t)
+  const startedAt = performance.now()
+  const asked = Array.from({ length: 300 }, () => world.call('DELETE', '/repositories/open', undefined, {}))
+  for (const { statusCode } of await Promise.all(asked)) t.equal(statusCode, 401)
+  const most = 101 + (performance.now() - startedAt) / 100
+  t.ok(world.audit.length >= 64 && world.audit.length < most, `${world.audit.length} are written down`)
+  const before = world.audit.length
+  await world.call('DELETE', '/repositories/open')
+  t.equal(world.audit.length, before + 1, 'what is done is written down all the same')
+})
+
+t.test('what does not even get to a route is refused like everything else', async t => {
+  const { call, users } = await setUp(t)
+  const broken = await call('GET', '/tasks/%zz')
+  t.equal(broken.statusCode, 400)
+  t.match(broken.json(), { code: 'BAD_REQUEST', message: String, requestId: String })
+  t.equal(broken.headers['x-request-id'], broken.json<{ requestId: string }>().requestId)
+  t.equal(broken.headers['cache-control'], 'no-store')
+  const long = await call('GET', `/tasks/${'x'.repeat(4_000)}`)
+  t.match(long, { statusCode: 414 })
+  t.match(long.json(), { code: 'URI_TOO_LONG', requestId: String })
+  const name = 'ü'.repeat(255)
+  users.set(name, { name, passwordHash: 'before', admin: false })
+  const changed = await call('PUT', `/users/${encodeURIComponent(name)}/password`, { password: 'long-enough' })
+  t.equal(changed.statusCode, 204)
+  t.equal(users.get(name)?.passwordHash, 'long-enough')
+})
+
 t.test('guessing passwords through the API is slowed down', async t => {
   const { call } = await setUp(t)
   const codes: number[] = []

@@ -68,6 +68,7 @@ export async function startEdge(
     uploadsMax?: number
     trustProxy?: readonly string[]
     logLevel?: string
+    metricsText?: () => Promise<string>
     api?: (request: IncomingMessage, response: ServerResponse) => void
   } = {},
 ): Promise<EdgeWorld> {
@@ -172,6 +173,7 @@ export async function startEdge(
       artifactBytesMax: undefined,
     }),
     downloads: { note: () => undefined },
+    log: silent,
     changes: new ArtifactChanges({
       metadata,
       publisher,
@@ -191,7 +193,7 @@ export async function startEdge(
       artifacts: routes,
       api: options.api ?? ((_, response) => void response.writeHead(204).end()),
       metrics,
-      metricsText: () => metrics.registry.metrics(),
+      metricsText: options.metricsText ?? (() => metrics.registry.metrics()),
       readiness: () => ({ ready: true, problems: [] }),
       log: pino({ level: options.logLevel ?? 'error' }, { write: line => void errors.push(JSON.parse(line)) }),
     },

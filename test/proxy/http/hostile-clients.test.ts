@@ -37,6 +37,7 @@ const malformed: Readonly<Record<string, string>> = {
   'half an address in the authority': `GET http://[::1/repository/raw/x HTTP/1.1\r\n${host}\r\n`,
   'a port that is none': `GET http://h:99999/repository/raw/x HTTP/1.1\r\n${host}\r\n`,
   'no authority': `GET http:///repository/raw/x HTTP/1.1\r\n${host}\r\n`,
+  'a transfer coding that nobody undoes': `PUT /repository/raw/bad HTTP/1.1\r\n${host}${auth}Transfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n`,
   'an upload with two Host headers': `PUT /repository/raw/bad HTTP/1.1\r\n${host}${host}${auth}Content-Length: 3\r\n\r\nabc`,
 }
 

@@ -553,6 +553,64 @@ t.test('no replica: 503 before the first byte, a cut connection after it', async
   await eventually('nothing is left', () => world.server.requestsInFlight === 0)
 })
 
+t.test('what depends on Accept says so, and what is not there now is kept by no cache', async t => {
+  const world = await startEdge(t)
+  world.add('raw/site/index.html', 'hello')
+  const index = await ask(world, '/repository/raw/site/')
+  t.match([index.status, index.body.toString(), index.headers.get('vary')], [200, 'hello', 'accept'])
+  const unchanged = { 'if-none-match': index.headers.get('etag') ?? '' }
+  t.equal((await ask(world, '/repository/raw/site/', { headers: unchanged })).headers.get('vary'), 'accept', '304')
+  world.folder = { entries: [{ name: 'index.html', kind: 'artifact' }] } as unknown as EdgeWorld['folder']
+  const redirect = await ask(world, '/repository/raw/site', { headers: { accept: 'text/html' } })
+  t.equal(redirect.status, 301)
+  t.equal(redirect.headers.get('vary'), 'accept')
+  t.equal(redirect.headers.get('cache-control'), 'no-cache')
+  const none = await ask(world, '/repository/raw/none')
+  t.equal(none.status, 404)
+  t.equal(none.headers.get('cache-control'), 'no-store')
+})
+
+t.test('a write passes over no condition', async t => {
+  const world = await startEdge(t)
+  const { blob } = world.add('raw/f/a', 'hello')
+  const change = async (method: string, path: string, headers: Record<string, string>): Promise<number> =>
+    (await ask(world, path, { method, headers: { ...auth, ...headers }, ...(method === 'PUT' && { body: 'x' }) }))
+      .status
+  const past = 'Sun, 06 Nov 1994 08:49:37 GMT'
+  t.equal(await change('PUT', '/repository/raw/f/a', { 'if-unmodified-since': past }), 400)
+  t.equal(await change('DELETE', '/repository/raw/f/a', { 'if-unmodified-since': past }), 400)
+  t.equal(await change('DELETE', '/repository/raw/f/a', { 'if-none-match': '*' }), 400)
+  t.equal(await change('DELETE', '/repository/raw/f/?recursive=true', { 'if-match': '"x"' }), 400)
+  t.ok(world.artifacts.get('raw/f/a'))
+  const match = { 'if-match': `"${blob.digest}"`, 'if-unmodified-since': past }
+  t.equal(await change('DELETE', '/repository/raw/f/a', match), 204, 'beside If-Match a date does not count')
+})
+
+t.test('a flood of refused writes is not a flood of audit entries', async t => {
+  const world = await startEdge(t)
+  const startedAt = performance.now()
+  for (let turn = 0; turn < 200; turn += 50) {
+    const batch = Array.from({ length: 50 }, () => ask(world, '/repository/raw/x', { method: 'DELETE' }))
+    for (const { status } of await Promise.all(batch)) t.equal(status, 401)
+  }
+  const most = 101 + (performance.now() - startedAt) / 100
+  t.ok(world.audits.length >= 100 && world.audits.length < most, `${world.audits.length} are written down`)
+})
+
+t.test('metrics that are asked for in a loop are made once at a time', async t => {
+  const waiting: ((text: string) => void)[] = []
+  const world = await startEdge(t, { metricsText: () => new Promise(resolve => waiting.push(resolve)) })
+  const asked = Array.from({ length: 20 }, () => ask(world, '/metrics'))
+  await eventually('all have asked', () => world.server.requestsInFlight === 20)
+  t.equal(waiting.length, 1)
+  waiting.pop()?.('one 1\n')
+  for (const { body } of await Promise.all(asked)) t.equal(body.toString(), 'one 1\n')
+  const later = ask(world, '/metrics')
+  await eventually('it is made anew', () => waiting.length === 1)
+  waiting.pop()?.('one 2\n')
+  t.equal((await later).body.toString(), 'one 2\n')
+})
+
 t.test('behind a balancer limits and audit go by the address of the client', async t => {
   const world = await startEdge(t, { trustProxy: ['127.0.0.0/8'] })
   const forwarded = (address: string): Record<string, string> => ({ 'x-forwarded-for': `9.9.9.9, ${address}` })
