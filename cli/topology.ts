@@ -23,7 +23,7 @@ export const topologyOptions = {
   weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, 'must be a number'], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
-  force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, or what is left on a shard that is removed.' }, // prettier-ignore
+  force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
   rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second of all copying together (64 MiB).' }, // prettier-ignore
 } as const satisfies Options
 

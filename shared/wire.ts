@@ -89,6 +89,8 @@ export interface ShardStatus {
   readonly disk?: string
   readonly bytesTotal: number
   readonly bytesFree: number
+  /** With less than this free it takes no blobs. */
+  readonly bytesFreeMin?: number
   /** In the log, waiting for a compaction. */
   readonly deadBytes?: number
   /** Copies that were found corrupt or missing, and are not back. */

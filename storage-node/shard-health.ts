@@ -42,6 +42,12 @@ export class ShardHealth {
     return this.#full ? 'full' : 'ok'
   }
 
+  /** With less than this free the shard is full. */
+  get bytesFreeMin(): number {
+    const floor = this.bytesTotal > bigDiskBytes ? this.#limits.freeBytesMin : 0
+    return Math.ceil(Math.max(this.bytesTotal * this.#limits.freeRatioMin, floor))
+  }
+
   get reason(): string | undefined {
     return this.#failed ?? this.#readOnly ?? (this.#full ? 'disk is almost full' : undefined)
   }
@@ -71,7 +77,7 @@ export class ShardHealth {
     this.checkReadable()
     if (this.#readOnly !== undefined) throw new HoldfastError('SHARD_READ_ONLY', this.#readOnly)
     if (what === 'record') return
-    const room = this.bytesFree - this.#freeMin()
+    const room = this.bytesFree - this.bytesFreeMin
     if (room < smallBytes) this.#full = true
     if (this.#full || bytes > room) {
       throw new HoldfastError('INSUFFICIENT_STORAGE', 'the shard has no room', { bytesFree: this.bytesFree })
@@ -82,7 +88,7 @@ export class ShardHealth {
     const { bytesTotal, bytesFree } = await this.#fs.space(this.#folder)
     this.bytesTotal = bytesTotal
     this.bytesFree = bytesFree
-    this.#full = bytesFree < this.#freeMin() * (this.#full ? leaveFullRatio : 1)
+    this.#full = bytesFree < this.bytesFreeMin * (this.#full ? leaveFullRatio : 1)
   }
 
   /** Sets the reserve aside if there is room for it; its blocks are written, since a sparse file reserves nothing. Idempotent. */
@@ -91,7 +97,7 @@ export class ShardHealth {
     const wanted = Math.floor(Math.min(this.#limits.reserveBytes, this.bytesTotal * reserveRatioMax))
     const size = await this.#fs.size(path)
     const present = size ?? 0
-    if (wanted === 0 || present >= wanted || this.bytesFree - (wanted - present) < this.#freeMin()) return
+    if (wanted === 0 || present >= wanted || this.bytesFree - (wanted - present) < this.bytesFreeMin) return
     const file = await this.#fs.open(path, size === undefined ? 'create' : 'update')
     const zeros = Buffer.alloc(1024 * 1024)
     try {
@@ -130,11 +136,6 @@ export class ShardHealth {
       await file.close()
       await this.#fs.unlink(path)
     }
-  }
-
-  #freeMin(): number {
-    const floor = this.bytesTotal > bigDiskBytes ? this.#limits.freeBytesMin : 0
-    return Math.max(this.bytesTotal * this.#limits.freeRatioMin, floor)
   }
 }
 

@@ -99,7 +99,7 @@ export class Shard {
   }
 
   get status(): ShardStatus {
-    const { state, reason, bytesTotal, bytesFree } = this.health
+    const { state, reason, bytesTotal, bytesFree, bytesFreeMin } = this.health
     return {
       id: this.id,
       weight: this.weight,
@@ -108,6 +108,7 @@ export class Shard {
       ...(this.#disk === undefined ? {} : { disk: this.#disk }),
       bytesTotal,
       bytesFree,
+      bytesFreeMin,
       ...(this.#newest === undefined ? {} : { newest: this.#newest }),
     }
   }

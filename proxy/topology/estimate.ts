@@ -24,31 +24,48 @@ export interface Estimate {
   readonly unknownPartitions: number
 }
 
+export interface MovesEstimate extends Estimate {
+  /** Bytes of blobs to be copied to each shard, by its id; those that get none are not in it. */
+  readonly bytesTo: ReadonlyMap<string, number>
+}
+
 /** Never rejects for a shard that is away: another old owner is counted, or the partition is unknown. */
 export async function estimateMoves(
   deps: ContentsDeps,
   moves: readonly PartitionMove[],
   bytesPerSecond: number,
   signal: AbortSignal,
-): Promise<Estimate> {
+): Promise<MovesEstimate> {
   const summaries = await allSummaries(deps, moves, signal)
   let [blobs, references, unknownPartitions] = [0, 0, 0]
   const filled: { partition: number; shard: ShardId }[] = []
+  const blobsTo = new Map<string, number>()
   for (const { partition, from, to } of moves) {
     const shard = from.find(id => summaries.has(id as ShardId)) as ShardId | undefined
     if (shard === undefined) {
       unknownPartitions += 1
       continue
     }
-    const copies = to.filter(id => !from.includes(id)).length
+    const targets = to.filter(id => !from.includes(id))
     const summary = summaries.get(shard)?.get(partition)
-    blobs += copies * (summary?.blobs.count ?? 0)
-    references += copies * (summary?.references.count ?? 0)
-    if ((summary?.blobs.count ?? 0) > 0) filled.push({ partition, shard })
+    const count = summary?.blobs.count ?? 0
+    blobs += targets.length * count
+    references += targets.length * (summary?.references.count ?? 0)
+    if (count === 0) continue
+    filled.push({ partition, shard })
+    for (const id of targets) blobsTo.set(id, (blobsTo.get(id) ?? 0) + count)
   }
-  const bytes = Math.round(blobs * (await meanBytes(deps, filled, signal)))
+  const mean = await meanBytes(deps, filled, signal)
+  const bytes = Math.round(blobs * mean)
   const seconds = Math.ceil(Math.max(bytes / bytesPerSecond, (blobs + references) / itemsPerSecond))
-  return { blobs, references, bytes, seconds: moves.length === 0 ? 0 : seconds + fixedSeconds, unknownPartitions }
+  return {
+    blobs,
+    references,
+    bytes,
+    seconds: moves.length === 0 ? 0 : seconds + fixedSeconds,
+    unknownPartitions,
+    bytesTo: new Map([...blobsTo].map(([id, count]) => [id, Math.round(count * mean)])),
+  }
 }
 
 async function allSummaries(

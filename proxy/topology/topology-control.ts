@@ -4,6 +4,7 @@ import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { planChanges, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
+import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import { partitionsOf } from '../../shared/placement/transition.ts'
 import type { NodeStatus } from '../../shared/wire.ts'
 import type { JobRun } from '../metadata/job-types.ts'
@@ -12,7 +13,7 @@ import type { HealthTable } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import { bytesPerSecondDefault } from '../tasks/rebalance.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
-import { estimateMoves, type Estimate } from './estimate.ts'
+import { estimateMoves, type Estimate, type MovesEstimate } from './estimate.ts'
 
 const task = 'rebalance'
 
@@ -115,20 +116,24 @@ export class TopologyControl {
   /** What would move. Throws what `apply` would be refused with, but for problems that can be forced. */
   async plan(wanted: readonly WantedChange[], bytesPerSecond = bytesPerSecondDefault): Promise<PlanView> {
     const { map } = this.#deps.view.current()
-    return this.#viewOf(planChanges(map, await this.#resolve(map, wanted)), bytesPerSecond)
+    const plan = planChanges(map, await this.#resolve(map, wanted))
+    const { bytesTo, ...estimate } = await this.#estimate(plan, bytesPerSecond)
+    return viewOf(plan, estimate, [...plan.problems, ...(await this.#withoutRoom(plan, bytesTo))])
   }
 
   /**
-   * Starts the change: CONFLICT while another one is not settled, TOPOLOGY_INVALID for one with problems unless it is forced. Resolves
-   * with the run of the task that carries it out.
+   * Starts the change: CONFLICT while another one is not settled, TOPOLOGY_INVALID for one with problems (fewer copies or zones, blobs on
+   * a shard that is removed, no room on one that gets copies) unless it is forced. Resolves with the run of the task that carries it out.
    */
   async apply(wanted: readonly WantedChange[], { user, force, bytesPerSecond }: ApplyOptions): Promise<JobRun> {
     const { map } = this.#deps.view.current()
     if (wanted.length === 0) throw new HoldfastError('BAD_REQUEST', 'no change is named')
     const changes = await this.#resolve(map, wanted)
-    const { problems } = planChanges(map, changes)
+    const plan = planChanges(map, changes)
     if (!force) {
-      problems.push(...(await this.#leftOn(map, changes)))
+      const { bytesTo } = await this.#estimate(plan)
+      const more = await Promise.all([this.#leftOn(map, changes), this.#withoutRoom(plan, bytesTo)])
+      const problems = [...plan.problems, ...more.flat()]
       if (problems.length > 0) throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
     }
     const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
@@ -158,23 +163,18 @@ export class TopologyControl {
     return map
   }
 
-  async #viewOf(
-    { epoch, moves, report, shards, zones, problems }: TopologyPlan,
-    bytesPerSecond: number,
-  ): Promise<PlanView> {
-    const estimate = await estimateMoves(this.#deps, moves, bytesPerSecond, new AbortController().signal)
-    const { max, min } = report.shardBalance
-    return {
-      epoch,
-      shards,
-      zones,
-      problems,
-      partitions: moves.length,
-      copies: report.moves,
-      copiesMin: report.movesMin,
-      balance: { max, min },
-      estimate,
-    }
+  #estimate({ moves }: TopologyPlan, bytesPerSecond = bytesPerSecondDefault): Promise<MovesEstimate> {
+    return estimateMoves(this.#deps, moves, bytesPerSecond, new AbortController().signal)
+  }
+
+  /** By what the nodes reported last, and new ones say now. */
+  async #withoutRoom({ next }: TopologyPlan, bytesTo: ReadonlyMap<string, number>): Promise<readonly string[]> {
+    const reported = this.#deps.health.nodes()
+    const known = new Set<string>(reported.map(({ node }) => node))
+    const added = next.nodes.filter(({ id }) => !known.has(id)).map(({ url }) => this.#deps.askNode(url))
+    const statuses = [...reported.map(({ status }) => status), ...(await Promise.all(added))]
+    const rooms = new Map<string, ShardRoom>(statuses.flatMap(status => status?.shards ?? []).map(one => [one.id, one]))
+    return roomProblems(bytesTo, rooms)
   }
 
   async #resolve(map: ClusterMap, wanted: readonly WantedChange[]): Promise<TopologyChange[]> {
@@ -262,5 +262,24 @@ export class TopologyControl {
       if (!isHoldfastError(error)) throw error
       return `shard ${id} cannot be asked what it still holds (${error.message}): force it if its disk is lost`
     }
+  }
+}
+
+function viewOf(
+  { epoch, moves, report, shards, zones }: TopologyPlan,
+  estimate: Estimate,
+  problems: string[],
+): PlanView {
+  const { max, min } = report.shardBalance
+  return {
+    epoch,
+    shards,
+    zones,
+    problems,
+    partitions: moves.length,
+    copies: report.moves,
+    copiesMin: report.movesMin,
+    balance: { max, min },
+    estimate,
   }
 }

@@ -1,0 +1,102 @@
+/** What operators ask of the topology, with nodes that are a function each: what is refused, and what is passed on to the task. */
+import t from 'tap'
+import type { JobRun } from '../../../proxy/metadata/job-types.ts'
+import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
+import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
+import type { ShardId } from '../../../shared/ids.ts'
+import { buildClusterMap } from '../../../shared/placement.ts'
+import { emptySet } from '../../../shared/set-digest.ts'
+import type { NodeStatus, ShardStatus } from '../../../shared/wire.ts'
+import { evenSpec, topologyOf } from '../../shared/topologies.ts'
+
+const map = buildClusterMap(topologyOf(evenSpec(4, 3)))
+const view = new ClusterView(map)
+const blobBytes = 1_000
+
+/** Every shard holds one blob of 1,000 bytes in each of its partitions. */
+function world() {
+  const made = {
+    free: new Map<string, number>(),
+    runs: [] as { user: string; params: unknown }[],
+    added: undefined as NodeStatus | undefined,
+  }
+  const shardStatus = (id: string): ShardStatus => ({
+    id: id as ShardId,
+    weight: 1,
+    state: 'ok',
+    bytesTotal: 1e9,
+    bytesFree: made.free.get(id) ?? 9e8,
+    bytesFreeMin: 1e6,
+  })
+  const statusOf = (node: string, shards: readonly string[]): NodeStatus =>
+    ({ node, zone: 'z9', clusterId: '', epoch: 0, shards: shards.map(shardStatus) }) as unknown as NodeStatus
+  const run = { id: 1 } as JobRun
+  const control = new TopologyControl({
+    view,
+    health: {
+      nodes: () =>
+        map.nodes.map(({ id }) => {
+          const own = map.shards.filter(({ node }) => node === id).map(shard => shard.id)
+          return { node: id, state: 'up', draining: false, status: statusOf(id, own) }
+        }),
+    },
+    jobs: {
+      run: async (_name, user, params) => {
+        made.runs.push({ user, params })
+        return Promise.resolve(run)
+      },
+      stop: async () => Promise.resolve(run),
+      get: async () => Promise.reject(new Error('nobody asks')),
+    },
+    askNode: async url => Promise.resolve(url.endsWith(':9009') ? statusOf('n9', ['n9-s0']) : undefined),
+    clients: {
+      ofShard: shard => ({
+        requestJson: async <Answer>(_method: string, path: string): Promise<Answer> => {
+          if (path.includes('/entries/')) {
+            return Promise.resolve({ entries: [{ key: `${'a'.repeat(64)}.1`, bytes: blobBytes }] } as Answer)
+          }
+          const owned = Array.from({ length: 4_096 }, (_, partition) => partition).filter(partition =>
+            view.current().owners(partition).includes(shard),
+          )
+          const blobs = { count: 1, hash: 'f'.repeat(16) }
+          return Promise.resolve({ partitions: owned.map(partition => ({ partition, blobs, references: emptySet })) } as Answer) // prettier-ignore
+        },
+      }),
+    },
+  })
+  return { made, control }
+}
+
+const options = { user: 'admin', force: false }
+
+t.test(
+  'a change that would fill a shard into its reserve is refused, by name and number, unless it is forced',
+  async t => {
+    const { made, control } = world()
+    const drain = [{ op: 'drain-shard', shard: 'n3-s0' }] as const
+    const calm = await control.plan(drain)
+    t.same(calm.problems, [])
+    t.notOk('bytesTo' in calm.estimate)
+    const gains = calm.shards.find(({ shard }) => shard === 'n0-s0')?.gains ?? 0
+    t.ok(gains > 0)
+    const needed = gains * blobBytes
+
+    made.free.set('n0-s0', 1e6 + needed)
+    t.match(await control.apply(drain, options), { id: 1 }, 'just enough')
+    made.free.set('n0-s0', 1e6 + needed - 1)
+    const problem = `shard n0-s0 has no room: about ${needed} bytes would be copied to it, ${1e6 + needed - 1} bytes are free, of which 1000000 must stay free`
+    t.same((await control.plan(drain)).problems, [problem])
+    await t.rejects(control.apply(drain, options), { code: 'TOPOLOGY_INVALID', message: problem })
+    t.equal(made.runs.length, 1, 'nothing was begun')
+    await control.apply(drain, { ...options, force: true })
+    t.match(made.runs[1], { user: 'admin', params: { force: true, epoch: map.epoch } })
+  },
+)
+
+t.test('a node that is to be added is asked for its room', async t => {
+  const { made, control } = world()
+  const add = [{ op: 'add-node', url: 'http://10.0.0.1:9009' }] as const
+  t.same((await control.plan(add)).problems, [])
+  made.free.set('n9-s0', 2e6)
+  await t.rejects(control.apply(add, options), { code: 'TOPOLOGY_INVALID', message: /shard n9-s0 has no room: .* 2000000 bytes are free/ }) // prettier-ignore
+})
