@@ -6,7 +6,7 @@ import { Ring } from './ring.ts'
 
 /** Ring points per shard in the rings inside nodes: only order matters there, and large clusters have many such rings. */
 const shardPoints = 32
-/** Shard ids kept in cached handoff lists, over all partitions: 2 MiB of pointers. */
+/** Shard ids kept in each cache of handoff lists, over all partitions: 2 MiB of pointers. */
 const cachedHandoffIdsMax = 262_144
 
 /**
@@ -24,6 +24,8 @@ export class PlacementView {
   /** Nodes with a shard of weight above 0, sorted by id; their shards likewise. Draining shards take no handoffs. */
   readonly #members: readonly { readonly id: string; readonly weight: number; readonly shards: readonly MapShard[] }[]
   readonly #handoffs = new Map<number, readonly ShardId[]>()
+  /** Of the previous owners, where there are any. */
+  readonly #handoffsBefore = new Map<number, readonly ShardId[]>()
   readonly #cachedMax: number
   #ring: Ring | undefined
   readonly #shardRings = new Map<string, Ring>()
@@ -110,11 +112,14 @@ export class PlacementView {
 
   /** This view with the previous owners in the place of the owners, for writes that go to both. */
   before(): Pick<PlacementView, 'map' | 'owners' | 'handoffs' | 'siblings' | 'node'> {
-    const owners = (partition: number): readonly ShardId[] => this.previousOwners(partition) ?? this.owners(partition)
     return {
       map: this.map,
-      owners,
-      handoffs: partition => this.#findHandoffs(partition, owners(partition)),
+      owners: partition => this.previousOwners(partition) ?? this.owners(partition),
+      handoffs: partition => {
+        const previous = this.previousOwners(partition)
+        if (previous === undefined) return this.handoffs(partition)
+        return this.#cachedHandoffs(this.#handoffsBefore, partition, previous)
+      },
       siblings: (partition, owner) => this.siblings(partition, owner),
       node: shard => this.node(shard),
     }
@@ -125,17 +130,7 @@ export class PlacementView {
    * the best shard of each node, then the second best of each, and so on. Shards of weight 0 are never among them.
    */
   handoffs(partition: number): readonly ShardId[] {
-    const cached = this.#handoffs.get(partition)
-    if (cached !== undefined) return cached
-    const found = this.#findHandoffs(partition, this.owners(partition))
-    if (this.#handoffs.size >= this.#cachedMax) {
-      for (const oldest of this.#handoffs.keys()) {
-        this.#handoffs.delete(oldest)
-        break
-      }
-    }
-    this.#handoffs.set(partition, found)
-    return found
+    return this.#cachedHandoffs(this.#handoffs, partition, this.owners(partition))
   }
 
   /** The other shards of the owner's node with weight above 0, in ring order: its last resort when no node is spare. */
@@ -143,6 +138,24 @@ export class PlacementView {
     const node = this.shard(owner).node
     const member = this.#members.find(({ id }) => id === node)
     return member === undefined ? [] : this.#shardOrder(partition, member).filter(id => id !== owner)
+  }
+
+  #cachedHandoffs(
+    cache: Map<number, readonly ShardId[]>,
+    partition: number,
+    owners: readonly ShardId[],
+  ): readonly ShardId[] {
+    const cached = cache.get(partition)
+    if (cached !== undefined) return cached
+    const found = this.#findHandoffs(partition, owners)
+    if (cache.size >= this.#cachedMax) {
+      for (const oldest of cache.keys()) {
+        cache.delete(oldest)
+        break
+      }
+    }
+    cache.set(partition, found)
+    return found
   }
 
   #findHandoffs(partition: number, owners: readonly ShardId[]): readonly ShardId[] {

@@ -69,6 +69,8 @@ export class MapKeeper {
       const behind = health
         .nodes()
         .filter(({ state, status }) => state !== 'down' && status !== undefined && status.epoch < map.epoch)
+      // The usual case, each second: a map of thousands of shards is not encoded for nobody.
+      if (behind.length === 0) return 'idle'
       const fence = `${primaryRole}:${term.token}`
       const body = Buffer.from(encodeClusterMap(map))
       const ends = await Promise.allSettled(

@@ -4,6 +4,7 @@ import { type ClusterMap, decodeClusterMap, encodeClusterMap, PlacementView } fr
 import { partitionCount } from '../../shared/partition.ts'
 import { buildClusterMap, verifyTable } from '../../shared/placement.ts'
 import { changedTopology, planChanges } from '../../shared/placement/changes.ts'
+import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import {
   abortTransition,
   beginTransition,
@@ -145,4 +146,30 @@ t.test('a plan says what it would cost in copies and zones', async t => {
   const { problems, shards } = planChanges(map, [{ op: 'weight', shard: 'n0-s0', weight: 0 }])
   t.match(problems, [/2 nodes would be left for 3 copies/, /2 zones instead of 3/])
   t.match(shards[0], { shard: 'n0-s0', before: partitionCount, after: 0, losses: partitionCount })
+})
+
+t.test('handoffs are found once for each partition, for the old owners too', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(5, 5)))
+  const next = planChanges(map, [{ op: 'weight', shard: 'n0-s0', weight: 0 }]).next
+  const [view, old] = [new PlacementView(next), new PlacementView(map)]
+  const [{ partition } = { partition: 0 }] = movesOf(next)
+  const before = view.before()
+  t.same(before.handoffs(partition), old.handoffs(partition).filter(shard => shard !== 'n0-s0')) // prettier-ignore
+  t.equal(view.before().handoffs(partition), before.handoffs(partition), 'the same list')
+  const settled = Array.from({ length: partitionCount }, (_, index) => index).find(one => view.previousOwners(one) === undefined) // prettier-ignore
+  t.equal(before.handoffs(settled!), view.handoffs(settled!))
+  t.not(before.handoffs(partition), view.handoffs(partition))
+})
+
+t.test('a shard that would be filled into its reserve is named, with the bytes needed and free', async t => {
+  const room = { bytesTotal: 1_000_000, bytesFree: 500_000, bytesFreeMin: 100_000 }
+  const rooms = new Map<string, ShardRoom>([['a-1', room], ['b-1', { bytesTotal: 1_000_000, bytesFree: 500_000 }]]) // prettier-ignore
+  const problems = (...needed: [string, number][]): readonly string[] => roomProblems(new Map(needed), rooms)
+  t.same(problems(['a-1', 400_000], ['b-1', 450_000], ['c-1', 1e12]), [])
+  t.match(problems(['b-1', 450_001], ['a-1', 400_001]), [
+    /^shard a-1 .* 400001 bytes .* 500000 bytes are free, of which 100000/,
+    /^shard b-1 .* 450001 bytes .* 500000 bytes are free, of which 50000/,
+  ])
+  const full = { ...room, bytesFree: 90_000 }
+  t.same(roomProblems(new Map([['a-1', 0]]), new Map([['a-1', full]])), [], 'a full one may give copies away')
 })
