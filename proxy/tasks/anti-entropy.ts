@@ -9,6 +9,7 @@
  *     a shard has another disk    ┘
  */
 import type { Logger } from 'pino'
+import { atMost } from '../../shared/at-most.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import { parseDigest, type ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
@@ -16,7 +17,15 @@ import { wirePath, type ReferenceAnswer } from '../../shared/wire.ts'
 import type { Metadata, RepairEntry } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
-import { behind, differingReferences, missingBlobs, splitKey, suspect, type ShardSummary } from './compare-sets.ts'
+import {
+  behind,
+  differingReferences,
+  missingBlobs,
+  splitKey,
+  suspect,
+  type ShardSummary,
+  type Suspicion,
+} from './compare-sets.ts'
 import type { PrimaryTask, Term } from './primary.ts'
 import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
 
@@ -45,12 +54,8 @@ export interface AntiEntropyDeps extends ContentsDeps {
   readonly roundMs: number
 }
 
-interface Suspect {
+interface Suspect extends Suspicion {
   readonly partition: number
-  readonly blobs: boolean
-  readonly references: boolean
-  /** Shards that hold blobs of it without being owners. */
-  readonly strays: readonly ShardId[]
 }
 
 export class AntiEntropy implements PrimaryTask {
@@ -162,30 +167,23 @@ export class AntiEntropy implements PrimaryTask {
       // Its copies are on their way to new owners: the task `rebalance` compares them itself.
       if (view.previousOwners(partition) !== undefined) continue
       this.compared += 1
-      const owners = view.owners(partition)
-      const { blobs, references } = suspect(partition, owners, answers)
-      if (!blobs && !references) continue
+      const suspicion = suspect(partition, view.owners(partition), answers)
+      if (!suspicion.blobs && !suspicion.references) continue
       this.differing += 1
-      const strays = [...answers.keys()].filter(
-        shard => !owners.includes(shard) && (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0,
-      )
-      this.#suspects.push({ partition, blobs, references, strays })
+      this.#suspects.push({ partition, ...suspicion })
     }
   }
 
   async #ask(range: { from: number; count: number }, signal: AbortSignal): Promise<Map<ShardId, ShardSummary>> {
-    const queue = this.#deps.view.current().map.shards.map(({ id }) => id).filter(id => this.#usable(id)) // prettier-ignore
+    const shards = this.#deps.view.current().map.shards.map(({ id }) => id).filter(id => this.#usable(id)) // prettier-ignore
     const answers = new Map<ShardId, ShardSummary>()
-    const worker = async (): Promise<void> => {
-      for (let shard = queue.pop(); shard !== undefined; shard = queue.pop()) {
-        try {
-          answers.set(shard, await summariesOf(this.#deps, shard, range, signal))
-        } catch (error) {
-          this.#unanswered(shard, error)
-        }
+    await atMost(askedAtOnce, shards, async shard => {
+      try {
+        answers.set(shard, await summariesOf(this.#deps, shard, range, signal))
+      } catch (error) {
+        this.#unanswered(shard, error)
       }
-    }
-    await Promise.all(Array.from({ length: askedAtOnce }, worker))
+    })
     return answers
   }
 
@@ -216,10 +214,11 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   async #repairsFor(one: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
-    const owners = this.#deps.view.current().owners(one.partition).filter(owner => this.#usable(owner)) // prettier-ignore
+    // A change of topology began since it was compared: from now on that is for the task `rebalance`.
+    if (this.#deps.view.current().previousOwners(one.partition) !== undefined) return []
     return [
       ...(one.blobs ? await this.#blobRepairs(one, signal) : []),
-      ...(one.references ? await this.#referenceRepairs(one.partition, owners, signal) : []),
+      ...(one.references ? await this.#referenceRepairs(one.partition, signal) : []),
     ]
   }
 
@@ -231,8 +230,10 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   async #blobRepairs({ partition, strays }: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
-    const owners = this.#deps.view.current().owners(partition)
-    const asked = [...owners, ...strays].filter(shard => this.#usable(shard))
+    const view = this.#deps.view.current()
+    const owners = view.owners(partition)
+    // By a newer map than the comparison's a stray may have become an owner, or left the cluster.
+    const asked = [...new Set([...owners, ...strays])].filter(shard => view.has(shard) && this.#usable(shard))
     const held = new Map<ShardId, ReadonlySet<string>>()
     await Promise.all(
       asked.map(async shard => {
@@ -255,11 +256,8 @@ export class AntiEntropy implements PrimaryTask {
     return repairs
   }
 
-  async #referenceRepairs(
-    partition: number,
-    owners: readonly ShardId[],
-    signal: AbortSignal,
-  ): Promise<readonly NewRepair[]> {
+  async #referenceRepairs(partition: number, signal: AbortSignal): Promise<readonly NewRepair[]> {
+    const owners = this.#deps.view.current().owners(partition).filter(owner => this.#usable(owner)) // prettier-ignore
     const held = new Map<ShardId, ReadonlyMap<string, number>>()
     await Promise.all(
       owners.map(async shard => {

@@ -9,6 +9,8 @@ export type ShardSummary = ReadonlyMap<number, PartitionSummary>
 export interface Suspicion {
   readonly blobs: boolean
   readonly references: boolean
+  /** Shards that hold blobs of it without being owners. */
+  readonly strays: readonly ShardId[]
 }
 
 /**
@@ -26,8 +28,8 @@ export function suspect(
     const [first, ...others] = answered.map(shard => setOf(shard, kind))
     return first !== undefined && others.some(other => !sameSet(first, other))
   }
-  const strays = [...answers.keys()].some(shard => !owners.includes(shard) && setOf(shard, 'blobs').count > 0)
-  return { blobs: strays || differ('blobs'), references: differ('references') }
+  const strays = [...answers.keys()].filter(shard => !owners.includes(shard) && setOf(shard, 'blobs').count > 0)
+  return { blobs: strays.length > 0 || differ('blobs'), references: differ('references'), strays }
 }
 
 export interface MissingBlob {

@@ -18,12 +18,12 @@ import {
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import type { ShardSummary } from './compare-sets.ts'
+import type { Obstacle } from './obstacles.ts'
 import type { Term } from './primary.ts'
-import { entriesOf, touchAll } from './shard-contents.ts'
+import { batchesOf, entriesOf, touchAll } from './shard-contents.ts'
 
 /** Rounds of copying and comparing; writers at work make a second one usual and a third one rare. */
 const roundsMax = 5
-const blobsPerRequest = 64
 const bytesPerRequest = 16 * 1024 * 1024
 const referencesAtOnce = 16
 const commandTimeoutMs = 120_000
@@ -54,29 +54,32 @@ interface SizedBlob extends BlobKey {
 }
 
 /**
- * True: every new owner holds all that the old ones hold. False: not yet, too few shards answer. Rejects with the error of a shard.
+ * Resolves with undefined once every new owner holds all that the old ones hold, otherwise with what is in the way. Rejects with the
+ * error of a shard.
  * `summaries`: what the shards that answered hold of the partitions around, asked after the change was announced.
  */
 export async function movePartition(
   deps: MoveDeps,
   partition: number,
   summaries: ReadonlyMap<ShardId, ShardSummary>,
-): Promise<boolean> {
+): Promise<Obstacle | undefined> {
   const view = deps.view()
   const to = view.owners(partition)
   const from = view.previousOwners(partition) ?? []
   const answering = from.filter(shard => summaries.has(shard))
   // As with any read of references: a majority of the old owners has each; what the others held alone is in the repair queue.
-  if (answering.length < Math.min(from.length, referenceReadQuorum(from.length))) return false
-  if (!to.every(shard => summaries.has(shard))) return false
+  const silent = (shards: readonly ShardId[]): ShardId[] => shards.filter(shard => !summaries.has(shard))
+  if (answering.length < Math.min(from.length, referenceReadQuorum(from.length))) {
+    return { reason: 'too few old owners answer', shards: silent(from) }
+  }
+  if (silent(to).length > 0) return { reason: 'new owners do not answer', shards: silent(to) }
   const holds = (shard: ShardId, kind: 'blobs' | 'references'): boolean =>
     (summaries.get(shard)?.get(partition)?.[kind].count ?? 0) > 0
   const hasBlobs = answering.some(shard => holds(shard, 'blobs'))
   const hasReferences = answering.some(shard => holds(shard, 'references'))
-  return (
-    (!hasBlobs || (await moveBlobs(deps, partition, answering, to))) &&
-    (!hasReferences || (await moveReferences(deps, partition, answering, to)))
-  )
+  const obstacle = hasBlobs ? await moveBlobs(deps, partition, answering, to) : undefined
+  if (obstacle !== undefined || !hasReferences) return obstacle
+  return moveReferences(deps, partition, answering, to)
 }
 
 /** Until a comparison finds that no owner lacks any. */
@@ -85,15 +88,15 @@ async function moveBlobs(
   partition: number,
   from: readonly ShardId[],
   to: readonly ShardId[],
-): Promise<boolean> {
+): Promise<Obstacle | undefined> {
+  let lacking: readonly ShardId[] = []
   for (let round = 1; round <= roundsMax; round += 1) {
     const held = await heldBy(deps, partition, [...new Set([...from, ...to])], 'blobs')
     const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
-    let complete = true
-    for (const shard of to) {
+    lacking = to.filter(shard => [...wanted.keys()].some(key => held.get(shard)?.has(key) !== true))
+    if (lacking.length === 0) return undefined
+    for (const shard of lacking) {
       const missing = [...wanted].filter(([key]) => held.get(shard)?.has(key) !== true)
-      if (missing.length === 0) continue
-      complete = false
       const blobs = missing.map(([key, entry], index) => ({
         ...blobOf(partition, key, entry),
         sources: rotated(
@@ -103,9 +106,8 @@ async function moveBlobs(
       }))
       await pull(deps, shard, blobs)
     }
-    if (complete) return true
   }
-  return false
+  return { reason: 'new owners still lack blobs after copying', shards: lacking }
 }
 
 async function pull(
@@ -114,7 +116,7 @@ async function pull(
   blobs: readonly (SizedBlob & { readonly sources: readonly ShardId[] })[],
 ): Promise<void> {
   const view = deps.view()
-  for (const batch of batchesOf(blobs)) {
+  for (const batch of batchesOf(blobs, ({ bytes }) => bytes, bytesPerRequest)) {
     deps.term.signal.throwIfAborted()
     const startedAt = performance.now()
     const bytes = batch.reduce((sum, blob) => sum + blob.bytes, 0)
@@ -147,7 +149,8 @@ async function moveReferences(
   partition: number,
   from: readonly ShardId[],
   to: readonly ShardId[],
-): Promise<boolean> {
+): Promise<Obstacle | undefined> {
+  const behind = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
     const held = await heldBy(deps, partition, [...new Set([...from, ...to])], 'references')
     const versionOn = (shard: ShardId, key: string): number => held.get(shard)?.get(key)?.version ?? 0
@@ -158,30 +161,36 @@ async function moveReferences(
       const targets = to.filter(shard => versionOn(shard, key) < versionOn(source, key))
       if (targets.length > 0) lacking.push({ key, source, targets })
     }
-    if (lacking.length === 0) return true
+    if (lacking.length === 0) return undefined
     for (let start = 0; start < lacking.length; start += referencesAtOnce) {
       deps.term.signal.throwIfAborted()
       const startedAt = performance.now()
       const batch = lacking.slice(start, start + referencesAtOnce)
-      await Promise.all(batch.map(({ key, source, targets }) => bring(deps, partition, key, source, targets)))
-      await deps.onCopied({ blobs: 0, bytes: 0, references: batch.length }, performance.now() - startedAt)
+      const refused = await Promise.all(batch.map(({ key, source, targets }) => bring(deps, partition, key, source, targets))) // prettier-ignore
+      const references = refused.filter(shards => shards.length === 0).length
+      await deps.onCopied({ blobs: 0, bytes: 0, references }, performance.now() - startedAt)
+      for (const shard of refused.flat()) behind.add(shard)
     }
+    // Listing and sending it all again at once would only meet the same shard in the same trouble.
+    if (behind.size > 0) return { reason: 'new owners did not take references', shards: [...behind] }
   }
-  return false
+  return { reason: 'references are written faster than they are copied', shards: [] }
 }
 
+/** Resolves with the targets that did not take it. */
 async function bring(
   deps: MoveDeps,
   partition: number,
   key: string,
   source: ShardId,
   targets: readonly ShardId[],
-): Promise<void> {
+): Promise<readonly ShardId[]> {
   const path = `${wirePath.references(source, partition)}?key=${encodeURIComponent(key)}`
   const record = await deps.clients
     .ofShard(source)
     .requestJson<ReferenceAnswer>('GET', path, undefined, { signal: deps.term.signal })
-  await deps.references.appendTo(record, targets)
+  const done = await deps.references.appendTo(record, targets)
+  return targets.filter(shard => !done.has(shard))
 }
 
 /** Moves to the trash what shards that are no owners hold of a settled partition; resolves with how many copies. */
@@ -243,20 +252,4 @@ function blobOf(partition: number, key: string, { bytes = 0 }: Entry): SizedBlob
 function rotated<Item>(items: readonly Item[], by: number): Item[] {
   const turn = items.length === 0 ? 0 : by % items.length
   return [...items.slice(turn), ...items.slice(0, turn)]
-}
-
-function batchesOf<Blob extends { readonly bytes: number }>(blobs: readonly Blob[]): Blob[][] {
-  const batches: Blob[][] = []
-  let bytes = Infinity
-  for (const blob of blobs) {
-    const last = batches.at(-1)
-    if (last === undefined || last.length >= blobsPerRequest || bytes + blob.bytes > bytesPerRequest) {
-      batches.push([blob])
-      bytes = blob.bytes
-    } else {
-      last.push(blob)
-      bytes += blob.bytes
-    }
-  }
-  return batches
 }

@@ -19,9 +19,11 @@ import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import type { ShardSummary } from './compare-sets.ts'
-import type { Job, JobContext, JobParams } from './job.ts'
+import type { Job, JobContext } from './job.ts'
 import { movePartition, releasePartition, type MoveDeps } from './move-partition.ts'
+import { type Obstacle, tallyOf, waitingText } from './obstacles.ts'
 import { primaryRole } from './primary.ts'
+import { paramsOf, textOf, type RebalanceParams } from './rebalance-params.ts'
 import { summariesOf } from './shard-contents.ts'
 
 /** Proxies poll the map every 5 s, and hear of it from the nodes within about 1 s. */
@@ -34,9 +36,10 @@ const shardsAtOnce = 8
 const settledAtOnce = 512
 const settleMs = 3_000
 const retryMs = 2_000
+/** What everybody waits for is said again so often, while it stays the same but for its numbers. */
+const toldAgainMs = 60_000
 const tellTimeoutMs = 30_000
 const publishTriesMax = 8
-export const bytesPerSecondDefault = 64 * 1024 * 1024
 
 export interface RebalanceDeps {
   readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'>
@@ -49,18 +52,11 @@ export interface RebalanceDeps {
   readonly adoptionMs?: number
 }
 
-interface Params {
-  readonly changes: readonly TopologyChange[]
-  /** The epoch for which the changes were planned. */
-  readonly epoch: number
-  readonly abort: boolean
-  readonly force: boolean
-  readonly bytesPerSecond: number
-}
-
 interface Checkpoint {
   /** The changes are in the map. */
   readonly begun: boolean
+  /** Checksum of the map that is being published: a later primary that finds it knows that it was. */
+  readonly wanted?: string
   readonly total: number
   readonly blobs: number
   readonly bytes: number
@@ -82,11 +78,14 @@ export function rebalance(deps: RebalanceDeps): Job<Checkpoint> {
 class Rebalance {
   readonly #deps: RebalanceDeps
   readonly #context: JobContext<Checkpoint>
-  readonly #params: Params
+  readonly #params: RebalanceParams
   readonly #move: MoveDeps
   #at: Checkpoint
   #settled: number[] = []
   #settledAt: number
+  /** Why partitions were not settled in the last pass, with their number. */
+  #waiting = ''
+  #told = { reasons: '', at: 0 }
 
   constructor(deps: RebalanceDeps, context: JobContext<Checkpoint>) {
     this.#deps = deps
@@ -124,8 +123,9 @@ class Rebalance {
       const left = this.#deps.view.current().unsettled()
       if (left.length === 0) break
       this.#report(left.length)
-      const done = await this.#pass(left)
-      if (done < left.length) await this.#context.pause(retryMs)
+      const obstacles = await this.#pass(left)
+      this.#tell(obstacles)
+      if (obstacles.length > 0) await this.#context.pause(retryMs)
     }
     const { blobs, bytes, references, released } = this.#at
     this.#context.log(
@@ -138,8 +138,14 @@ class Rebalance {
     const { changes, epoch, abort, force } = this.#params
     const { log } = this.#context
     if (abort || changes.length > 0) {
+      const prepare = async (map: ClusterMap, next: ClusterMap): Promise<void> => {
+        await this.#welcome(map, next, changes)
+        this.#at = { ...this.#at, wanted: next.checksum }
+        await this.#context.save(this.#at)
+      }
       const map = await this.#publish(newest => {
-        if (newest.previous?.since === epoch + 1) return newest
+        // By its checksum also where nothing moves, so that the map has no previous owners.
+        if (newest.previous?.since === epoch + 1 || newest.checksum === this.#at.wanted) return newest
         if (newest.epoch !== epoch) {
           throw new HoldfastError('CONFLICT', 'the cluster map has changed since this was planned: plan it again', {
             planned: epoch,
@@ -151,7 +157,7 @@ class Rebalance {
         if (problems.length > 0 && !force)
           throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
         return next
-      }, changes)
+      }, prepare)
       log(`epoch ${map.epoch}: ${abort ? 'aborted, the old owners own again what was not settled' : changes.map(textOf).join(', ')}`) // prettier-ignore
     }
     this.#at = { ...this.#at, begun: true, total: this.#deps.view.current().unsettled().length }
@@ -193,23 +199,36 @@ class Rebalance {
     return told.filter(node => node !== undefined)
   }
 
-  /** Once through all that is left; resolves with how many partitions were settled. */
-  async #pass(left: readonly number[]): Promise<number> {
-    let done = 0
+  /** Once through all that is left; resolves with what kept partitions from being settled, for each of them. */
+  async #pass(left: readonly number[]): Promise<readonly Obstacle[]> {
+    const obstacles: Obstacle[] = []
+    const known = new Set<string>()
     for (let from = 0; from < partitionCount; from += blockSize) {
       const block = left.filter(partition => partition >= from && partition < from + blockSize)
       if (block.length === 0) continue
       this.#check()
       const summaries = await this.#summaries(block, from)
-      const moved = await atMost(partitionsAtOnce, block, partition => this.#moveOne(partition, summaries))
-      const settled = block.filter((_, index) => moved[index])
-      done += settled.length
+      const found = await atMost(partitionsAtOnce, block, partition => this.#moveOne(partition, summaries, known))
+      const settled = block.filter((_, index) => found[index] === undefined)
+      obstacles.push(...found.filter(obstacle => obstacle !== undefined))
       this.#settled.push(...settled)
       if (this.#settled.length >= settledAtOnce || this.#deps.now() - this.#settledAt > settleMs) await this.#settle()
       await this.#context.pause(0)
     }
     await this.#settle()
-    return done
+    return obstacles
+  }
+
+  /** Who waits for whom: in the progress always, in the log when it is news. */
+  #tell(obstacles: readonly Obstacle[]): void {
+    const tally = tallyOf(obstacles)
+    this.#waiting = waitingText(tally)
+    this.#report(this.#deps.view.current().unsettled().length)
+    const reasons = tally.map(({ reason, shards }) => `${reason} ${shards.join()}`).sort().join('; ') // prettier-ignore
+    const isNews = reasons !== this.#told.reasons || this.#deps.now() - this.#told.at > toldAgainMs
+    if (this.#waiting === '' || !isNews) return
+    this.#told = { reasons, at: this.#deps.now() }
+    this.#context.log(this.#waiting)
   }
 
   /** What each shard concerned holds of the block; those that do not answer are left out. */
@@ -228,15 +247,20 @@ class Rebalance {
     return found
   }
 
-  /** False: not now. */
-  async #moveOne(partition: number, summaries: ReadonlyMap<ShardId, ShardSummary>): Promise<boolean> {
+  /** Undefined: moved. `known`: errors that this pass has met before, and logged. */
+  async #moveOne(
+    partition: number,
+    summaries: ReadonlyMap<ShardId, ShardSummary>,
+    known: Set<string>,
+  ): Promise<Obstacle | undefined> {
     try {
       return await movePartition(this.#move, partition, summaries)
     } catch (error) {
       this.#check()
       if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
-      this.#context.log(`partition ${partition}: ${error.message} [${error.code}]`)
-      return false
+      if (!known.has(error.code)) this.#context.log(`partition ${partition}: ${error.message} [${error.code}]`)
+      known.add(error.code)
+      return { reason: error.code, shards: [] }
     }
   }
 
@@ -265,10 +289,10 @@ class Rebalance {
     }
   }
 
-  /** Compare-and-set on the newest map, fenced; `change` may return it as it is. */
+  /** Compare-and-set on the newest map, fenced; `change` may return it as it is, and `prepare` runs before each attempt otherwise. */
   async #publish(
     change: (map: ClusterMap) => ClusterMap,
-    changes: readonly TopologyChange[] = [],
+    prepare: (map: ClusterMap, next: ClusterMap) => Promise<void> = () => Promise.resolve(),
   ): Promise<ClusterMap> {
     const { metadata, view } = this.#deps
     for (let tries = 1; tries <= publishTriesMax; tries += 1) {
@@ -276,7 +300,7 @@ class Rebalance {
       const map = await metadata.loadClusterMap()
       if (map === undefined) throw new HoldfastError('NOT_FOUND', 'there is no cluster map yet')
       const next = change(map)
-      if (next !== map) await this.#welcome(map, next, changes)
+      if (next !== map) await prepare(map, next)
       if (next === map || (await metadata.publishClusterMap(next, this.#context.term.token))) {
         view.replace(next)
         return next
@@ -300,68 +324,11 @@ class Rebalance {
   #report(left: number): void {
     const { total, bytes, blobs } = this.#at
     const all = Math.max(total, left)
-    const note = `${blobs} blobs, ${bytes} bytes copied`
+    const note = `${blobs} blobs, ${bytes} bytes copied${this.#waiting === '' ? '' : `; ${this.#waiting}`}`
     this.#context.progress({ done: all - left, total: all, unit: 'partitions', note })
   }
 
   #check(): void {
     this.#context.term.signal.throwIfAborted()
   }
-}
-
-function textOf(change: TopologyChange): string {
-  switch (change.op) {
-    case 'add-node':
-      return `node ${change.node} added in zone ${change.zone}`
-    case 'remove-node':
-      return `node ${change.node} removed`
-    case 'add-shard':
-      return `shard ${change.shard} added with weight ${change.weight}`
-    case 'weight':
-      return `shard ${change.shard} ${change.weight === 0 ? 'drained' : `has weight ${change.weight}`}`
-    case 'remove-shard':
-      return `shard ${change.shard} removed`
-  }
-}
-
-function paramsOf({
-  changes = [],
-  epoch = 0,
-  abort = false,
-  force = false,
-  bytesPerSecond = bytesPerSecondDefault,
-  ...unknown
-}: JobParams): Params {
-  const wrong =
-    Object.keys(unknown).length > 0 ||
-    !Array.isArray(changes) ||
-    !changes.every(isChange) ||
-    !Number.isSafeInteger(epoch) ||
-    typeof abort !== 'boolean' ||
-    typeof force !== 'boolean' ||
-    !(typeof bytesPerSecond === 'number' && bytesPerSecond >= 1_000)
-  if (wrong) {
-    throw new HoldfastError(
-      'BAD_REQUEST',
-      'the parameters are changes with the epoch they were planned for, abort, force, bytesPerSecond (1000 or more); none goes on with the change under way',
-    )
-  }
-  return { changes: changes, epoch: epoch as number, abort, force, bytesPerSecond }
-}
-
-const fieldsOf: Readonly<Record<TopologyChange['op'], readonly string[]>> = {
-  'add-node': ['node', 'zone', 'url'],
-  'remove-node': ['node'],
-  'add-shard': ['shard', 'node', 'weight'],
-  weight: ['shard', 'weight'],
-  'remove-shard': ['shard'],
-}
-
-function isChange(value: unknown): value is TopologyChange {
-  if (typeof value !== 'object' || value === null) return false
-  const { op, ...rest } = value as Record<string, unknown>
-  const fields =
-    typeof op === 'string' && Object.hasOwn(fieldsOf, op) ? fieldsOf[op as TopologyChange['op']] : undefined
-  if (fields === undefined || Object.keys(rest).length !== fields.length) return false
-  return fields.every(name => (name === 'weight' ? typeof rest[name] === 'number' : typeof rest[name] === 'string'))
 }

@@ -3,6 +3,7 @@
  * Handoff copies go to the trash only after every owner has its own.
  */
 import type { Logger } from 'pino'
+import { atMost } from '../../shared/at-most.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import type { ReferenceRecord } from '../../shared/record.ts'
@@ -15,6 +16,7 @@ import type { NodeClient } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
+import { batchesOf } from './shard-contents.ts'
 
 const batchSize = 400
 /** While the target's node is known to be away, a repair costs nothing but this look, in ms. */
@@ -24,7 +26,6 @@ const commandTimeoutMs = 120_000
 /** A disk or a network slower than 5 MB/s is as good as none. */
 const bytesPerMsMin = 5_000
 const concurrency = 4
-const blobsPerRequest = 64
 const bytesPerRequest = 64 * 1024 * 1024
 /** To one shard; each is pulled by a few connections of its node. */
 const requestsAtOnce = 2
@@ -69,7 +70,7 @@ export class RepairCopies implements PrimaryTask {
         due.filter(entry => entry.kind === 'reference'),
         term,
       ),
-      ...this.#oneByOne(
+      this.#oneByOne(
         due.filter(entry => entry.kind === 'blob' && !isPlain(entry)),
         term,
       ),
@@ -85,7 +86,7 @@ export class RepairCopies implements PrimaryTask {
     const lacking = new Map<RepairEntry, Set<ShardId>>()
     const batches = new Map<ShardId, RepairEntry[]>()
     for (const entry of entries) {
-      const wanted = this.#deps.view.current().owners(entry.partition).filter(owner => entry.missing.includes(owner)) // prettier-ignore
+      const wanted = this.#wantedOf(entry)
       lacking.set(entry, new Set(wanted))
       for (const shard of wanted) {
         if (this.#writable(shard)) batches.set(shard, [...(batches.get(shard) ?? []), entry])
@@ -106,14 +107,22 @@ export class RepairCopies implements PrimaryTask {
     lacking: ReadonlyMap<RepairEntry, Set<ShardId>>,
     term: Term,
   ): Promise<void> {
-    const queue = requestsOf(entries)
-    const worker = async (): Promise<void> => {
-      for (let batch = queue.shift(); batch !== undefined && !term.signal.aborted; batch = queue.shift()) {
-        const done = await this.#transfer(shard, batch, term)
-        for (const entry of done) lacking.get(entry)?.delete(shard)
-      }
-    }
-    await Promise.all(Array.from({ length: requestsAtOnce }, worker))
+    const batches = batchesOf(entries, ({ blob }) => blob?.bytes ?? 0, bytesPerRequest)
+    await atMost(requestsAtOnce, batches, async batch => {
+      if (term.signal.aborted) return
+      const done = await this.#transfer(shard, batch, term)
+      for (const entry of done) lacking.get(entry)?.delete(shard)
+    })
+  }
+
+  /**
+   * The owners to be supplied: those noted as missing. Where one of these owns the partition no more, its copy is due to whoever came in
+   * its place, and which of the owners that is the entry cannot tell: all of them are asked, and those that have theirs say so.
+   */
+  #wantedOf({ partition, missing }: RepairEntry): readonly ShardId[] {
+    const owners: readonly ShardId[] = this.#deps.view.current().owners(partition)
+    const hasMoved = missing.some(shard => !owners.some(owner => owner === shard))
+    return hasMoved ? owners : owners.filter(owner => missing.includes(owner))
   }
 
   async #transfer(shard: ShardId, batch: readonly RepairEntry[], term: Term): Promise<readonly RepairEntry[]> {
@@ -155,8 +164,7 @@ export class RepairCopies implements PrimaryTask {
     const repositories = await this.#deps.metadata.listRepositories()
     const ends = await Promise.allSettled(
       entries.map(async entry => {
-        const owners = this.#deps.view.current().owners(entry.partition)
-        const wanted = owners.filter(owner => entry.missing.includes(owner))
+        const wanted = this.#wantedOf(entry)
         lacking.set(entry, new Set(wanted))
         const reachable = wanted.filter(shard => this.#writable(shard))
         if (reachable.length === 0) return
@@ -205,14 +213,10 @@ export class RepairCopies implements PrimaryTask {
     }
   }
 
-  #oneByOne(entries: readonly RepairEntry[], term: Term): Promise<void>[] {
-    const queue = [...entries]
-    const worker = async (): Promise<void> => {
-      for (let entry = queue.shift(); entry !== undefined && !term.signal.aborted; entry = queue.shift()) {
-        await this.#repair(entry, term)
-      }
-    }
-    return Array.from({ length: concurrency }, worker)
+  async #oneByOne(entries: readonly RepairEntry[], term: Term): Promise<void> {
+    await atMost(concurrency, entries, async entry => {
+      if (!term.signal.aborted) await this.#repair(entry, term)
+    })
   }
 
   async #repair(entry: RepairEntry, term: Term): Promise<void> {
@@ -262,7 +266,8 @@ export class RepairCopies implements PrimaryTask {
   }
 
   #writable(shard: ShardId): boolean {
-    return this.#deps.health.writable(this.#deps.view.current().node(shard).id, shard)
+    const view = this.#deps.view.current()
+    return view.has(shard) && this.#deps.health.writable(view.node(shard).id, shard)
   }
 
   async #copyBlob(entry: RepairEntry, targets: readonly ShardId[], term: Term): Promise<ReadonlySet<ShardId>> {
@@ -304,24 +309,6 @@ export class RepairCopies implements PrimaryTask {
     const timeoutMs = commandTimeoutMs + bytes / bytesPerMsMin
     return client.requestJson<Answer>(method, path, body, { fence, signal: term.signal, timeoutMs })
   }
-}
-
-/** Cut so that one request is short: a number of small blobs, or one large one. */
-function requestsOf(entries: readonly RepairEntry[]): RepairEntry[][] {
-  const requests: RepairEntry[][] = []
-  let bytes = Infinity
-  for (const entry of entries) {
-    const size = entry.blob?.bytes ?? 0
-    const last = requests.at(-1)
-    if (last === undefined || last.length >= blobsPerRequest || bytes + size > bytesPerRequest) {
-      requests.push([entry])
-      bytes = size
-    } else {
-      last.push(entry)
-      bytes += size
-    }
-  }
-  return requests
 }
 
 function backoffMs(entry: RepairEntry): number {

@@ -20,6 +20,8 @@ const timeoutMs = 30_000
 /** Items of one request: small blobs are read for the answer. */
 const touchMax = 200
 const versionsMax = 500
+/** Blobs that one shard is asked to pull with one request. */
+const pulledMax = 64
 
 export interface ContentsDeps {
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
@@ -106,4 +108,22 @@ export async function touchAll(
     found.push(...answer.results)
   }
   return found
+}
+
+/** Cut so that one request to pull them is short: a number of small ones, or one large one. In their order, none is left out. */
+export function batchesOf<Item>(items: readonly Item[], bytesOf: (item: Item) => number, bytesMax: number): Item[][] {
+  const batches: Item[][] = []
+  let bytes = Infinity
+  for (const item of items) {
+    const size = bytesOf(item)
+    const last = batches.at(-1)
+    if (last === undefined || last.length >= pulledMax || bytes + size > bytesMax) {
+      batches.push([item])
+      bytes = size
+    } else {
+      last.push(item)
+      bytes += size
+    }
+  }
+  return batches
 }

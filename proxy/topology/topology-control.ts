@@ -11,7 +11,7 @@ import type { JobRun } from '../metadata/job-types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
-import { bytesPerSecondDefault } from '../tasks/rebalance.ts'
+import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
 import { estimateMoves, type Estimate, type MovesEstimate } from './estimate.ts'
 

@@ -4,6 +4,7 @@ import t from 'tap'
 import { behind, differingReferences, missingBlobs, splitKey, suspect } from '../../../proxy/tasks/compare-sets.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { emptySet, SetDigest, sameSet, type SetSummary } from '../../../shared/set-digest.ts'
+import { batchesOf } from '../../../proxy/tasks/shard-contents.ts'
 import type { PartitionSummary } from '../../../shared/wire.ts'
 
 const shard = (name: string): ShardId => name as ShardId
@@ -79,6 +80,8 @@ t.test('I9: a partition is suspect exactly when an owner lacks something, or som
             .map(([id, blobs]) => [id, new Map([...blobs].map(one => [one, 1]))]),
         ),
       )
+      const others = strays.filter(id => (held.get(id)?.size ?? 0) > 0)
+      if ([...found.strays].sort().join() !== others.join()) return false
       return found.blobs === missing.length > 0 && found.references === references.length > 0
     }),
   )
@@ -124,3 +127,19 @@ t.test(
     t.strictSame(splitKey('raw/a/b'), { repository: 'raw', path: 'a/b' })
   },
 )
+
+t.test('requests are short: few blobs, few bytes, or one large one; nothing is left out', async () => {
+  check(
+    fc.property(fc.array(fc.integer({ min: 0, max: 150 }), { maxLength: 300 }), sizes => {
+      const batches = batchesOf(sizes, size => size, 100)
+      const isShort = (batch: readonly number[]): boolean =>
+        batch.length === 1 || (batch.length <= 64 && batch.reduce((sum, size) => sum + size, 0) <= 100)
+      const isFull = (batch: readonly number[], next: readonly number[] | undefined): boolean =>
+        next === undefined || !isShort([...batch, next[0] ?? 0])
+      return (
+        batches.flat().join() === sizes.join() &&
+        batches.every((batch, index) => isShort(batch) && isFull(batch, batches[index + 1]))
+      )
+    }),
+  )
+})

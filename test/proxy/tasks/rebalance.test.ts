@@ -9,12 +9,15 @@ import { ShardReferences } from '../../../proxy/routing/reference-store.ts'
 import { WriteContext } from '../../../proxy/routing/write-context.ts'
 import type { WrittenBlob } from '../../../proxy/routing/types.ts'
 import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
+import { movePartition } from '../../../proxy/tasks/move-partition.ts'
+import { tallyOf, waitingText } from '../../../proxy/tasks/obstacles.ts'
 import { rebalance } from '../../../proxy/tasks/rebalance.ts'
 import { touchAll } from '../../../proxy/tasks/shard-contents.ts'
 import { type ClusterMap, encodeClusterMap, PlacementView } from '../../../shared/cluster-map.ts'
 import { type Digest, parseNodeId, parseShardId, parseZone, type ShardId } from '../../../shared/ids.ts'
 import { partitionOf } from '../../../shared/partition.ts'
-import type { TopologyChange } from '../../../shared/placement/changes.ts'
+import { planChanges, type TopologyChange } from '../../../shared/placement/changes.ts'
+import { movesOf } from '../../../shared/placement/transition.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
 import { wirePath } from '../../../shared/wire.ts'
 import { runStorageNode } from '../../../storage-node/main.ts'
@@ -106,8 +109,9 @@ async function carryOut(
   params: JobParams,
   dies: () => boolean,
   between: () => Promise<void>,
-): Promise<{ takeovers: number; lines: readonly string[] }> {
+): Promise<{ takeovers: number; lines: readonly string[]; notes: readonly string[] }> {
   const lines: string[] = []
+  const notes: string[] = []
   let checkpoint: unknown
   const job = rebalance({ ...world, now: () => performance.now(), adoptionMs: 0 })
   for (let takeovers = 0; ; takeovers += 1) {
@@ -126,13 +130,13 @@ async function carryOut(
         await mayDie()
         checkpoint = structuredClone(next)
       },
-      progress: () => undefined,
+      progress: ({ note = '' }) => void notes.push(note),
       log: line => void lines.push(line),
       pause: mayDie,
     }
     try {
       await job.run(context)
-      return { takeovers, lines }
+      return { takeovers, lines, notes }
     } catch (error) {
       if (!(error instanceof PrimaryDied)) throw error
       await between()
@@ -240,4 +244,78 @@ t.test('a plan that is out of date, or would leave too few copies, is refused be
   await t.rejects(carryOut(world, { changes: tooMuch, epoch: 1 }, ...calm), { code: 'TOPOLOGY_INVALID' })
   t.throws(() => rebalance({ ...world, now: () => 0 }).checkParams?.({ changes: [{ op: 'add-shard' }] }), { code: 'BAD_REQUEST' }) // prettier-ignore
   t.equal(world.newest.epoch, 1)
+})
+
+t.test('a change that moves nothing is carried out by whoever is primary next, wherever the last one died', async t => {
+  const world = await startWorld(t)
+  const changes = world.map.shards.map(({ id, weight }): TopologyChange => ({ op: 'weight', shard: id, weight: weight * 2 })) // prettier-ignore
+  for (let point = 1; point <= 3; point += 1) {
+    const epoch = world.newest.epoch
+    const doubled = changes.map(one => ({ ...one, weight: 2 ** point }))
+    let steps = 0
+    const { takeovers, lines } = await carryOut(
+      world,
+      { changes: doubled, epoch },
+      () => ++steps === point,
+      async () => Promise.resolve(),
+    )
+    t.equal(takeovers, point < 3 ? 1 : 0, `died at step ${point}`)
+    t.equal(lines.at(-1), 'nothing is to be moved')
+    t.equal(world.newest.epoch, epoch + 1)
+    t.ok(world.newest.shards.every(({ weight }) => weight === 2 ** point))
+  }
+})
+
+t.test('a partition that cannot settle says why, in the log and in the progress, and settles when it can', async t => {
+  const world = await startWorld(t)
+  const { blob, record } = await write(world, 'd/0', 100)
+  const more = await Promise.all(Array.from({ length: 20 }, (_, i) => write(world, `d/${i + 1}`, 100)))
+  let refusals = 0
+  const references = {
+    appendTo: async (one: ReferenceRecord, shards: readonly ShardId[]) =>
+      // More than one pass over any partition would repeat, if it took the refusal for success.
+      refusals++ < 30 ? new Set<ShardId>() : world.references.appendTo(one, shards),
+  }
+  const { lines, notes } = await carryOut(
+    { ...world, references: Object.assign(Object.create(world.references) as World['references'], references) },
+    { changes: drain, epoch: 1 },
+    () => false,
+    async () => Promise.resolve(),
+  )
+  t.match(lines.join('; '), /\d+ partitions? waits?: new owners did not take references \(n\d-0/)
+  t.match(notes.join('; '), /bytes copied; \d+ partitions? waits?: new owners did not take references/)
+  t.notMatch(notes.at(-1), /wait/)
+  for (const one of [record, ...more.map(written => written.record)]) {
+    const owners = new PlacementView(world.newest).owners(one.partition)
+    const done = await world.references.appendTo(one, owners)
+    t.equal(done.size, owners.length)
+    t.strictSame(await world.references.newest('raw', one.path), one)
+  }
+  t.ok((await world.holders(blob)).length >= 3)
+})
+
+t.test('who is waited for is named, and counted', async t => {
+  const { map } = writeSide(['http://127.0.0.1:1', 'http://127.0.0.1:2', 'http://127.0.0.1:3', 'http://127.0.0.1:4'], zones, 3, 1, secret) // prettier-ignore
+  const view = new PlacementView(planChanges(map, drain).next)
+  const [move] = movesOf(view.map)
+  const asked = (...shards: readonly string[]) =>
+    movePartition(
+      { view: () => view } as unknown as Parameters<typeof movePartition>[0],
+      move!.partition,
+      new Map(shards.map(shard => [shard as ShardId, new Map()])),
+    )
+  const kept = move!.to.filter(id => move!.from.includes(id))
+  const added = move!.to.find(id => !move!.from.includes(id))!
+  t.equal(await asked(...move!.to), undefined)
+  t.same(await asked(...kept), { reason: 'new owners do not answer', shards: [added] })
+  t.same(await asked(added), { reason: 'too few old owners answer', shards: move!.from })
+
+  const one = { reason: 'new owners do not answer', shards: ['b' as ShardId] }
+  const two = { reason: 'too few old owners answer', shards: ['c', 'a'] as unknown as ShardId[] }
+  t.equal(waitingText(tallyOf([])), '')
+  t.equal(waitingText(tallyOf([one])), '1 partition waits: new owners do not answer (b)')
+  t.equal(
+    waitingText(tallyOf([one, two, { ...two, shards: ['a' as ShardId] }])),
+    '3 partitions wait: 2 too few old owners answer (a, c); 1 new owners do not answer (b)',
+  )
 })
