@@ -38,8 +38,8 @@ export class HeedLosses implements PrimaryTask {
   readonly #heeded = new Map<ShardId, { readonly count: number; readonly at: number }>()
   /** What each shard has on its list: `<digest>.<generation>`. */
   readonly #lost = new Map<ShardId, Set<string>>()
-  /** Blobs of which no owner has a good copy, as far as is known (I26). */
-  readonly #hopeless = new Set<string>()
+  /** Blobs of which no owner has a good copy, as far as is known (I26), with the partition of each. */
+  readonly #hopeless = new Map<string, number>()
   /** Repairs queued for losses. */
   queued = 0
 
@@ -55,18 +55,42 @@ export class HeedLosses implements PrimaryTask {
   readonly step = async (term: Term): Promise<'idle'> => {
     for (const { id } of this.#deps.view.current().map.shards) {
       term.signal.throwIfAborted()
-      if (this.#isDue(id)) await this.#heed(id, term)
+      if (this.#deps.view.current().has(id) && this.#isDue(id)) await this.#heed(id, term)
     }
+    this.#review()
     return 'idle'
+  }
+
+  /** Whoever is primary next finds it all out by itself; until then nothing is known here. */
+  readonly ended = (): Promise<void> => {
+    for (const known of [this.#heeded, this.#lost, this.#hopeless]) known.clear()
+    return Promise.resolve()
+  }
+
+  /** What is no longer on the lists of all its owners is not hopeless any more. */
+  #review(): void {
+    const view = this.#deps.view.current()
+    for (const shard of [...this.#heeded.keys(), ...this.#lost.keys()]) {
+      if (!view.has(shard)) this.#forget(shard)
+    }
+    for (const [key, partition] of this.#hopeless) {
+      if (!this.#isLostEverywhere(key, view.owners(partition))) this.#hopeless.delete(key)
+    }
+  }
+
+  #forget(shard: ShardId): void {
+    this.#heeded.delete(shard)
+    this.#lost.delete(shard)
+  }
+
+  #isLostEverywhere(key: string, owners: readonly ShardId[]): boolean {
+    return owners.every(owner => this.#lost.get(owner)?.has(key) === true)
   }
 
   #isDue(shard: ShardId): boolean {
     const { health, view, now } = this.#deps
     const count = health.shardStatus(shard)?.losses ?? 0
-    if (count === 0) {
-      this.#heeded.delete(shard)
-      this.#lost.delete(shard)
-    }
+    if (count === 0) this.#forget(shard)
     if (count === 0 || health.state(view.current().node(shard).id) === 'down') return false
     const before = this.#heeded.get(shard)
     return before === undefined || count > before.count || now() - before.at > againMs
@@ -77,7 +101,9 @@ export class HeedLosses implements PrimaryTask {
     const count = health.shardStatus(shard)?.losses ?? 0
     let after: string | undefined
     const lost = new Set<string>()
+    const before = this.#lost.get(shard) ?? []
     this.#lost.set(shard, lost)
+    let isWhole = false
     try {
       for (let page = 0; page < pagesMax; page += 1) {
         const query = new URLSearchParams({ limit: String(pageSize), ...(after === undefined ? {} : { after }) })
@@ -90,21 +116,26 @@ export class HeedLosses implements PrimaryTask {
         after = next
         if (after === undefined) break
       }
+      isWhole = true
       this.#heeded.set(shard, { count, at: now() })
     } catch (error) {
       if (!isHoldfastError(error) || isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
       log.debug({ err: error, shard }, 'a shard did not say what it lost')
+    } finally {
+      // What it did not come to say now it said before.
+      if (!isWhole) for (const key of before) lost.add(key)
     }
   }
 
   /** Of what PostgreSQL knows and wants; the rest is for the collector of garbage, whose drop takes it off the list. */
   async #queue(shard: ShardId, losses: readonly Loss[], signal: AbortSignal): Promise<void> {
     const { metadata, view, log } = this.#deps
-    const generations = new Map(losses.map(({ digest, generation }) => [digest, generation]))
-    const rows = await metadata.inspectBlobs([...generations.keys()])
-    const wanted = rows.filter(({ digest, generation, partition, state }) => {
-      const isOwner = view.current().owners(partition).includes(shard)
-      return state !== 'purging' && isOwner && generation === generations.get(digest)
+    // Two generations of one digest can both be on a list.
+    const names = new Set(losses.map(keyOf))
+    const rows = await metadata.inspectBlobs([...new Set(losses.map(({ digest }) => digest))])
+    const wanted = rows.filter(blob => {
+      const isOwner = view.current().owners(blob.partition).includes(shard)
+      return blob.state !== 'purging' && isOwner && names.has(keyOf(blob))
     })
     const repairs = wanted.map(blob => {
       return { kind: 'blob', partition: blob.partition, blob, missing: [shard], handoffs: [] } as const
@@ -120,13 +151,12 @@ export class HeedLosses implements PrimaryTask {
     const { view, log } = this.#deps
     const key = keyOf(blob)
     const owners = view.current().owners(blob.partition)
-    const isHopeless =
-      owners.every(owner => this.#lost.get(owner)?.has(key) === true) && (await this.#noneIsGood(blob, owners, signal))
+    const isHopeless = this.#isLostEverywhere(key, owners) && (await this.#noneIsGood(blob, owners, signal))
     if (!isHopeless) {
       this.#hopeless.delete(key)
       return
     }
-    if (this.#hopeless.size < hopelessMax) this.#hopeless.add(key)
+    if (this.#hopeless.size < hopelessMax) this.#hopeless.set(key, blob.partition)
     const { digest, generation, bytes } = blob
     log.error({ digest, generation, bytes, owners }, 'every copy of a blob is corrupt or missing')
   }

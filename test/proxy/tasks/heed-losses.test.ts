@@ -3,15 +3,18 @@ import t from 'tap'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { HeedLosses, type LossesDeps } from '../../../proxy/tasks/heed-losses.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
-import type { ShardId } from '../../../shared/ids.ts'
+import { newGeneration, type ShardId } from '../../../shared/ids.ts'
+import { partitionCount } from '../../../shared/partition.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
+import { planChanges } from '../../../shared/placement/changes.ts'
+import { settlePartitions } from '../../../shared/placement/transition.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 import { blobOf, silent } from '../artifacts/fixtures.ts'
 
-const view = new ClusterView(buildClusterMap(topologyOf(evenSpec(5, 5))))
+const shared = new ClusterView(buildClusterMap(topologyOf(evenSpec(5, 5))))
 const term = { token: 5, signal: new AbortController().signal }
 
-function world() {
+function world(view = shared) {
   const blob = { ...blobOf('a'), state: 'live' as 'live' | 'purging', ageMs: 1e6, named: true }
   const owners = view.current().owners(blob.partition)
   const made = {
@@ -21,6 +24,8 @@ function world() {
     good: new Set<ShardId>(),
     away: new Set<ShardId>(),
     asked: [] as ShardId[],
+    /** What is on every list beside the blob, after it. */
+    more: [] as Pick<typeof blob, 'digest' | 'generation' | 'partition'>[],
     repairs: [] as unknown[],
     errors: [] as unknown[],
     now: 0,
@@ -36,8 +41,10 @@ function world() {
           if (made.away.has(shard)) throw new HoldfastError('NODE_UNREACHABLE', 'gone')
           if (path.includes('/verify/')) return { state: made.good.has(shard) ? 'good' : 'missing' } as Answer
           made.asked.push(shard)
-          const { digest, generation, partition } = blob
-          return { losses: [{ digest, generation, partition, time: 1, why: 'told so' }] } as Answer
+          const losses = [blob, ...made.more].map(({ digest, generation, partition }) => {
+            return { digest, generation, partition, time: 1, why: 'told so' }
+          })
+          return { losses } as Answer
         },
       }),
     },
@@ -73,7 +80,7 @@ t.test('a lost copy is queued for repair at once, asked about again only later o
 
 t.test('what is being purged, and what a shard does not own, is not repaired', async t => {
   const { made, owners, task, blob } = world()
-  const stranger = view.current().map.shards.find(({ id }) => !owners.includes(id))?.id as ShardId
+  const stranger = shared.current().map.shards.find(({ id }) => !owners.includes(id))?.id as ShardId
   made.lost.set(stranger, 1)
   await task.step(term)
   blob.state = 'purging'
@@ -106,4 +113,54 @@ t.test('a node that does not answer keeps nobody else waiting', async t => {
   made.away.add(owners[0] as ShardId)
   await task.step(term)
   t.equal(made.asked.length, owners.length - 1)
+})
+
+t.test(
+  'I26: a blob is hopeless no longer than it is on the lists of all owners, and than this proxy is primary',
+  async t => {
+    const healed = world()
+    for (const owner of healed.owners) healed.made.lost.set(owner, 1)
+    await healed.task.step(term)
+    t.equal(healed.task.hopelessCount, 1)
+    healed.made.away.add(healed.owners[0] as ShardId)
+    healed.made.now += 61_000
+    await healed.task.step(term)
+    t.equal(healed.task.hopelessCount, 1, 'a node that does not answer has healed nothing')
+    healed.made.lost.set(healed.owners[1] as ShardId, 0)
+    await healed.task.step(term)
+    t.equal(healed.task.hopelessCount, 0, 'its list is empty: nobody asks it any more')
+
+    const deposed = world()
+    for (const owner of deposed.owners) deposed.made.lost.set(owner, 1)
+    await deposed.task.step(term)
+    t.equal(deposed.task.hopelessCount, 1)
+    await deposed.task.ended()
+    t.equal(deposed.task.hopelessCount, 0)
+    await deposed.task.step(term)
+    t.equal(deposed.task.hopelessCount, 1, 'the next term finds it again')
+
+    const view = new ClusterView(shared.current().map)
+    const moved = world(view)
+    const [leaving] = moved.owners as [ShardId]
+    for (const owner of moved.owners) moved.made.lost.set(owner, 1)
+    await moved.task.step(term)
+    t.equal(moved.task.hopelessCount, 1)
+    const { next } = planChanges(view.current().map, [{ op: 'weight', shard: leaving, weight: 0 }])
+    const settled = settlePartitions(
+      next,
+      Array.from({ length: partitionCount }, (_, index) => index),
+    )
+    view.replace(planChanges(settled, [{ op: 'remove-shard', shard: leaving }]).next)
+    await moved.task.step(term)
+    t.equal(moved.task.hopelessCount, 0, 'a new owner has lost nothing')
+  },
+)
+
+t.test('of two generations of a digest on one list, the living one is repaired', async t => {
+  const { made, owners, task, blob } = world()
+  made.more.push({ ...blob, generation: newGeneration() })
+  made.lost.set(owners[0] as ShardId, 2)
+  await task.step(term)
+  t.match(made.repairs, [{ blob: { digest: blob.digest, generation: blob.generation } }])
+  t.equal(made.repairs.length, 1)
 })
