@@ -87,6 +87,8 @@ class Collection {
   readonly #deps: CollectGarbageDeps
   readonly #context: JobContext<Checkpoint>
   readonly #params: Params
+  /** Shards that did not answer in this phase: one that is frozen costs its time limit once, not with every page. */
+  readonly #away = new Set<ShardId>()
   #at: Checkpoint
 
   constructor(deps: CollectGarbageDeps, context: JobContext<Checkpoint>) {
@@ -175,8 +177,9 @@ class Collection {
       const blobs = await this.#deps.collection.purging(this.#at.after, purgedPage)
       const last = blobs.at(-1)
       if (last === undefined) return
-      await this.#delete(blobs)
+      // First: what is saved after the deletion is where it goes on.
       this.#at = { ...this.#at, after: last.digest }
+      await this.#delete(blobs)
     }
   }
 
@@ -205,18 +208,20 @@ class Collection {
     const away = (await atMost(toldAtOnce, shards, shard => this.#drop(shard, blobs))).filter(told => !told).length
     if (away > 0) {
       this.#context.log(`${away} shards cannot be reached: ${blobs.length} blobs remain to be finished`)
-      return
+    } else {
+      await this.#deps.collection.finishPurge(blobs, this.#context.term.token)
+      const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+      const { purged } = this.#at
+      this.#at = { ...this.#at, purged: { blobs: purged.blobs + blobs.length, bytes: purged.bytes + bytes } }
     }
-    await this.#deps.collection.finishPurge(blobs, this.#context.term.token)
-    const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
-    const { purged } = this.#at
-    this.#at = { ...this.#at, purged: { blobs: purged.blobs + blobs.length, bytes: purged.bytes + bytes } }
-    await this.#step('deleting blobs', this.#at.purged.blobs)
+    const note = away > 0 ? `deleting blobs, ${away} shards are away` : 'deleting blobs'
+    await this.#step(note, this.#at.purged.blobs)
   }
 
-  /** False: not reached, or it could not. */
+  /** False: not reached, now or before in this phase, or it could not. */
   async #drop(shard: ShardId, blobs: readonly DoomedBlob[]): Promise<boolean> {
     this.#check()
+    if (this.#away.has(shard)) return false
     const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
     const request: DropRequest = { shard, reason: 'deleted', blobs: keys }
     try {
@@ -229,6 +234,7 @@ class Collection {
     } catch (error) {
       if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
       this.#context.log(`shard ${shard}: ${error.message}`)
+      this.#away.add(shard)
       return false
     }
   }
@@ -299,6 +305,7 @@ class Collection {
 
   async #next(phase: Checkpoint['phase']): Promise<void> {
     this.#at = { ...this.#at, phase, after: '' }
+    this.#away.clear()
     await this.#context.save(this.#at)
   }
 

@@ -1,6 +1,6 @@
 /** Garbage collection against a real PostgreSQL, with shards that are a set each. */
 import t, { type Test } from 'tap'
-import type { CollectionAges } from '../../../proxy/metadata/collection-types.ts'
+import type { CollectionAges, CollectionStore } from '../../../proxy/metadata/collection-types.ts'
 import type { Blob, Metadata } from '../../../proxy/metadata/types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
@@ -345,4 +345,58 @@ t.test('a copy that a repair brought home after its blob was deleted is swept', 
   await world.run(held)
   t.equal(world.holders(one), 0)
   t.equal(world.holders(named), 5, 'what is named stays wherever it is')
+})
+
+t.test('a frozen shard costs its time limit once a phase, and every page is a step that is saved', async t => {
+  const doomed = ['a', 'b', 'c', 'd'].map(text => ({ ...blob(text), partition })).sort((one, other) => (one.digest < other.digest ? -1 : 1)) // prettier-ignore
+  const purged = [...doomed]
+  const frozen = map.shards[1]!.id
+  const told = new Map<ShardId, number>()
+  const saved: { phase: string; after: string }[] = []
+  const notes = new Set<string | undefined>()
+  const collection: Partial<CollectionStore> = {
+    judge: async () => [],
+    disarmed: async () => undefined,
+    newestVersion: async () => 1,
+    purge: async () => purged.splice(0, 1),
+    purging: async after => doomed.filter(({ digest }) => digest > after).slice(0, 2),
+    finishPurge: async () => void t.fail('a shard has not been told'),
+  }
+  const job = collectGarbage({
+    metadata: { inspectBlobs: async () => [], reclaimUnconfirmed: async () => [] },
+    collection: collection as CollectionStore,
+    incarnation: () => 'one',
+    view,
+    clients: {
+      ofShard: shard => ({
+        requestJson: async <Answer>(_method: string, path: string): Promise<Answer> => {
+          if (path.endsWith('/status')) return { shards: [{ id: shard, state: 'ok' }] } as Answer
+          if (path.includes('/summaries/')) return { partitions: [] } as Answer
+          told.set(shard, (told.get(shard) ?? 0) + 1)
+          if (shard === frozen) throw new HoldfastError('NODE_UNREACHABLE', 'no answer in 120 s')
+          return { results: [] } as Answer
+        },
+      }),
+    },
+    ages: atOnce,
+  })
+  await job.run({
+    runId: 1,
+    term: { token: 1, signal: new AbortController().signal },
+    checkpoint: undefined,
+    params: {},
+    save: async checkpoint => void saved.push(checkpoint),
+    progress: ({ note }) => void notes.add(note),
+    log: () => {},
+    pause: async () => {},
+  } satisfies JobContext<never>)
+  t.equal(told.get(frozen), 2, 'once while purging, once more for what is left from before')
+  t.equal(told.get(map.shards[0]!.id), 6, 'the others hear of every page')
+  t.equal(saved.filter(({ phase }) => phase === 'purge').length, 1 + 4)
+  t.same(
+    saved.filter(({ phase }) => phase === 'finish').map(({ after }) => after),
+    ['', doomed[1]!.digest, doomed[3]!.digest],
+    'what is saved after a page is its last blob',
+  )
+  t.ok(notes.has('deleting blobs, 1 shards are away'))
 })
