@@ -305,10 +305,13 @@ t.test('refusals are written down, but not every question of a stranger', async 
 t.test('a flood of refusals is not a flood of audit entries', async t => {
   const world = await setUp(t)
   const startedAt = performance.now()
-  const asked = Array.from({ length: 300 }, () => world.call('DELETE', '/repositories/open', undefined, {}))
-  for (const { statusCode } of await Promise.all(asked)) t.equal(statusCode, 401)
+  // Few at once: more than 64 at the same moment are not written down anyway.
+  for (let turn = 0; turn < 200; turn += 20) {
+    const asked = Array.from({ length: 20 }, () => world.call('DELETE', '/repositories/open', undefined, {}))
+    for (const { statusCode } of await Promise.all(asked)) t.equal(statusCode, 401)
+  }
   const most = 101 + (performance.now() - startedAt) / 100
-  t.ok(world.audit.length >= 64 && world.audit.length < most, `${world.audit.length} are written down`)
+  t.ok(world.audit.length >= 100 && world.audit.length < most, `${world.audit.length} are written down`)
   const before = world.audit.length
   await world.call('DELETE', '/repositories/open')
   t.equal(world.audit.length, before + 1, 'what is done is written down all the same')
