@@ -91,7 +91,7 @@ class LocalCluster {
     const [postgresUrl] = await Promise.all(parts)
     await this.#startProxy(cluster, postgresUrl)
     return {
-      url: `http://${host === '0.0.0.0' || host === '::' ? 'localhost' : host}:${port}`,
+      url: `http://${host === '0.0.0.0' || host === '::' ? 'localhost' : host.includes(':') ? `[${host}]` : host}:${port}`,
       folder: this.#folder,
       newPassword: cluster.passwordIsNew ? cluster.adminPassword : undefined,
       close: () => this.close(),

@@ -43,6 +43,7 @@ import { readColdState, type ColdState } from './identity/cold-state.ts'
 import { IdentityKeeper } from './identity/identity-keeper.ts'
 import { openMetadata } from './metadata/open-metadata.ts'
 import type { Metadata } from './metadata/types.ts'
+import { readiness } from './readiness.ts'
 import { readings } from './readings.ts'
 import { DatabaseGate } from './recovery/database-gate.ts'
 import { ReplicatedBlobReader } from './routing/blob-reader.ts'
@@ -371,7 +372,7 @@ async function build(
   )
   await server.listen()
   closers.push(() => server.close(config.drainMs))
-  return { url: `http://${config.host === '0.0.0.0' ? '127.0.0.1' : config.host}:${server.port}`, metrics }
+  return { url: server.url, metrics }
 }
 
 /** The first connection may take as long as it takes, unless an earlier run left what it takes to serve reads without it. */
@@ -429,40 +430,6 @@ async function startCoordinator(config: ProxyConfig, metadata: Metadata, log: Lo
   })
   await coordinator.start()
   return coordinator
-}
-
-interface ReadinessParts {
-  readonly resolver: Resolver
-  readonly coordinator: Coordinator
-  readonly health: HealthTable
-  readonly identity: IdentityKeeper
-  readonly gate: Pick<DatabaseGate, 'problem'>
-}
-
-/** Ready means that reads are served; what limits the service without ending it is told as a problem. */
-function readiness({ resolver, coordinator, health, identity, gate }: ReadinessParts): {
-  ready: boolean
-  problems: string[]
-} {
-  const problems: string[] = []
-  if (gate.problem !== undefined) problems.push(gate.problem)
-  if (!resolver.metadataAvailable) problems.push(...withoutDatabase(identity))
-  const { up, reason } = coordinator.state()
-  if (!up)
-    problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
-  const nodes = health.nodes()
-  const away = nodes.filter(node => node.state !== 'up')
-  for (const { node, state } of away) problems.push(`storage node ${node} is ${state}`)
-  const ready = nodes.some(node => node.state !== 'down')
-  if (!ready) problems.push('no storage node answers')
-  return { ready, problems }
-}
-
-function withoutDatabase({ ageMs, outdated }: IdentityKeeper): string[] {
-  const minutes = Math.floor((ageMs ?? 0) / 60_000)
-  if (!outdated) return [`the database is away: reads only, with users and repositories as of ${minutes} min ago`]
-  const known = ageMs === undefined ? 'nothing is known of users' : `what is known of users is ${minutes} min old`
-  return ['the database is away: reads only', `${known}: only what everybody may read is served`]
 }
 
 async function closeInReverse(closers: Closers, log: Logger): Promise<void> {

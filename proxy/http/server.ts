@@ -10,23 +10,13 @@ import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
 import { originForm } from './artifact-path.ts'
 import type { ArtifactRoutes } from './artifact-routes.ts'
 import { refuseBrokenRequest } from './broken-requests.ts'
+import { onlyReads, prefixOf, routeOf, welcome } from './edge-routes.ts'
 import { httpStatus } from './http-errors.ts'
 import { FastLane, type LaneAnswer, type LaneRequest } from './fast-lane.ts'
 import { outcomeOf, type Metrics, type Route } from './metrics.ts'
 import { requestIdOf } from './request-id.ts'
 import { RequestLines } from './request-lines.ts'
 import { SlowClients, type Direction, type PaceLimits } from './slow-clients.ts'
-
-/** All there is on the public port. 'public': answers carry no artifact and no secret; 'decided': the handler asks proxy/access. */
-export const edgeRoutes = [
-  { prefix: '/repository/', access: 'decided' },
-  { prefix: '/api/v1/', access: 'decided' },
-  { prefix: '/healthz', access: 'public' },
-  { prefix: '/readyz', access: 'public' },
-  { prefix: '/metrics', access: 'public' },
-  { prefix: '/', access: 'public' },
-] as const
-type EdgePrefix = (typeof edgeRoutes)[number]['prefix']
 
 export interface Readiness {
   readonly ready: boolean
@@ -152,6 +142,13 @@ export class EdgeServer {
 
   get port(): number {
     return (this.#server.address() as AddressInfo).port
+  }
+
+  /** Where this machine reaches it; what listens on all addresses is asked on its own. */
+  get url(): string {
+    const { address, family, port } = this.#server.address() as AddressInfo
+    if (family !== 'IPv6') return `http://${address === '0.0.0.0' ? '127.0.0.1' : address}:${port}`
+    return `http://[${address === '::' ? '::1' : address}]:${port}`
   }
 
   /** Resolves once connections are accepted. */
@@ -478,36 +475,3 @@ const awaitsBody = ({ request, response, failed }: Underway): boolean =>
 const lingerMs = 1_000
 /** It leaves earlier when none has come for so long: what was sent to it before is here by then, from anywhere in a continent. */
 const quietMs = 250
-
-const welcome = `Holdfast. Artifacts: /repository/<repository>/<path>  API: /api/v1/openapi.json  Health: /healthz /readyz  Metrics: /metrics
-`
-
-function prefixOf(path: string): EdgePrefix {
-  if (path.startsWith('/repository/')) return '/repository/'
-  if (path.startsWith('/api/v1/')) return '/api/v1/'
-  if (path === '/healthz' || path === '/readyz' || path === '/metrics') return path
-  return '/'
-}
-
-function routeOf({ method, url = '' }: IncomingMessage): Route {
-  if (url.startsWith('/api/')) return 'api'
-  if (!url.startsWith('/repository/')) return 'other'
-  switch (method) {
-    case 'GET':
-      return (url.split('?', 1)[0] ?? '').endsWith('/') ? 'list' : 'get'
-    case 'HEAD':
-      return 'head'
-    case 'PUT':
-      return 'put'
-    case 'DELETE':
-      return 'delete'
-    default:
-      return 'other'
-  }
-}
-
-function onlyReads({ method }: IncomingMessage): void {
-  if (method !== 'GET' && method !== 'HEAD') {
-    throw new HoldfastError('METHOD_NOT_ALLOWED', `${method} is not possible here`, { allow: ['GET', 'HEAD'] })
-  }
-}

@@ -1,6 +1,6 @@
 import { readdir } from 'node:fs/promises'
 import t, { type Test } from 'tap'
-import { edgeRoutes } from '../../proxy/http/server.ts'
+import { edgeRoutes } from '../../proxy/http/edge-routes.ts'
 import { basic, type Client } from '../support/client.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { seededRandom } from '../support/random.ts'

@@ -2,6 +2,7 @@ import { hash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { Agent, get, type IncomingMessage } from 'node:http'
 import { connect, type Socket } from 'node:net'
+import { networkInterfaces } from 'node:os'
 import t from 'tap'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { eventually } from '../../support/eventually.ts'
@@ -609,6 +610,21 @@ t.test('metrics that are asked for in a loop are made once at a time', async t =
   await eventually('it is made anew', () => waiting.length === 1)
   waiting.pop()?.('one 2\n')
   t.equal((await later).body.toString(), 'one 2\n')
+})
+
+t.test('the address that is told can be asked, whatever it listens on', async t => {
+  for (const [host, told] of [
+    ['0.0.0.0', 'http://127.0.0.1:'],
+    ['127.0.0.1', 'http://127.0.0.1:'],
+    ['::', 'http://[::1]:'],
+    ['::1', 'http://[::1]:'],
+  ] as const) {
+    const hasIt = Object.values(networkInterfaces()).some(all => all?.some(one => one.address === '::1'))
+    if (host.includes(':') && !hasIt) continue
+    const { server } = await startEdge(t, { host })
+    t.equal(server.url, `${told}${server.port}`)
+    t.equal((await fetch(`${server.url}/healthz`)).status, 200)
+  }
 })
 
 t.test('behind a balancer limits and audit go by the address of the client', async t => {
