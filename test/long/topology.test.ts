@@ -2,6 +2,8 @@
 import t from 'tap'
 import { node, shard, topology } from '../../cli/topology.ts'
 import type { TopologyView } from '../../proxy/topology/topology-control.ts'
+import type { PlacementView } from '../../shared/cluster-map.ts'
+import { partitionCount } from '../../shared/partition.ts'
 import { type SummaryAnswer, wirePath } from '../../shared/wire.ts'
 import { startCluster, type Cluster, type ShardHandle } from '../support/cluster.ts'
 import { askNode, waitForFullCopies } from '../support/copies.ts'
@@ -37,6 +39,14 @@ async function settled(cluster: Cluster, proxy: number): Promise<TopologyView> {
     },
     { withinMs: 120_000, everyMs: 250 },
   )
+}
+
+/** The proxy keeps the map of this epoch on its disk a moment after it works by it. */
+async function placementOf(cluster: Cluster, epoch: number): Promise<PlacementView> {
+  return eventually(`the map of epoch ${epoch}`, async () => {
+    const found = await cluster.placement()
+    return found.map.epoch >= epoch && found
+  })
 }
 
 async function blobsOn(cluster: Cluster, handle: ShardHandle): Promise<number> {
@@ -121,5 +131,63 @@ t.test(
     })
     await waitForFullCopies(cluster, live)
     t.comment(`${live.length} paths with full copies`)
+  },
+)
+
+t.test(
+  'I20, I21: a change is aborted under load: nobody notices, and the old owners have what had not moved',
+  { timeout: 200_000 },
+  async t => {
+    const random = seededRandom(t)
+    const cluster = await startCluster(t, { proxies: 1, nodesPerZone: 2, shardsPerNode: 1 })
+    const history = new History()
+    const client = cluster.client({ history, timeoutMs: 30_000 })
+    const load = new Load(t, { random, clients: [client], concurrency: 4, smallPaths: 150, largePaths: 12 })
+    await load.progress(100, 100)
+    const old = await cluster.placement()
+
+    load.phase('copies move')
+    const drained = old.map.shards[0]!.id
+    const none = await run(cluster, 0, topology, 'abort')
+    t.match(none, { code: 1, json: { code: 'CONFLICT' } }, 'there is nothing to be aborted')
+    const apply = await run(cluster, 0, shard, 'drain', drained, '--rate', '50000')
+    t.equal(apply.code, 0, apply.text)
+    await eventually('something has been copied', async () => {
+      const { change, run } = await view(cluster, 0)
+      return change !== null && change.unsettled > 0 && /^[1-9]\d* blobs/.test(run?.progress?.note ?? '')
+    }, { withinMs: 60_000, everyMs: 100 }) // prettier-ignore
+    const running = await run(cluster, 0, topology, 'abort')
+    t.match(running, { code: 1, json: { code: 'CONFLICT' } }, 'it is paused first')
+
+    load.phase('aborted')
+    t.equal((await run(cluster, 0, topology, 'pause')).code, 0)
+    const paused = await eventually('it is paused', async () => {
+      const found = await view(cluster, 0)
+      return found.run === null && found
+    }, { withinMs: 30_000 }) // prettier-ignore
+    const unsettled = new Set((await placementOf(cluster, paused.epoch)).unsettled())
+    t.ok(unsettled.size > 0 && unsettled.size === paused.change?.unsettled, `${unsettled.size} partitions go back`)
+    const abort = await run(cluster, 0, topology, 'abort', '--wait')
+    t.equal(abort.code, 0, abort.text)
+    const now = await placementOf(cluster, (await settled(cluster, 0)).epoch)
+    t.equal(now.map.previous, undefined)
+    const wrong = Array.from({ length: partitionCount }, (_, partition) => partition).filter(partition => {
+      const owners = now.owners(partition)
+      const isBack = owners.join() === old.owners(partition).join()
+      return unsettled.has(partition) ? !isBack : owners.includes(drained)
+    })
+    t.same(wrong, [], 'what was not settled is back with its old owners, the rest stays with the new ones')
+
+    load.phase('afterwards')
+    await load.progress(40, 20)
+    await load.stop()
+    t.same(load.takeFailures(), [])
+    t.same(load.wrong, [])
+    t.same(history.problems(), [])
+    t.comment(tallyText(load.total))
+    const live: string[] = []
+    for (const path of history.paths) if ((await client.get(path)).status === 200) live.push(path)
+    await waitForFullCopies(cluster, live)
+    t.comment(`${live.length} paths with full copies where the table wants them`)
   },
 )
