@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Pool } from 'undici'
+import { credentialOptions } from '../proxy/backup/credentials.ts'
 import type { ManifestArtifact } from '../proxy/backup/manifest.ts'
 import { openBackupTarget } from '../proxy/backup/open-target.ts'
 import { BackupStore } from '../proxy/backup/store.ts'
@@ -18,8 +19,9 @@ import { restoreBackup } from './restore-backup.ts'
 import { humanTime } from './task.ts'
 
 export const drillOptions = {
-  backupTarget: { kind: 'string', required: true, doc: 'Where the backups are: file:///folder.' },
+  backupTarget: { kind: 'string', required: true, doc: 'Where the backups are: file:///folder or s3://bucket/prefix.' },
   backupPassphrase: { kind: 'secret', doc: 'Of encrypted backups.' },
+  ...credentialOptions,
   backup: { kind: 'string', doc: 'Which backup; the newest where none is given.' },
   percent: { kind: 'int', min: 1, max: 100, default: 100, doc: 'How many of a hundred artifacts are read back.' },
   scratch: { kind: 'string', doc: 'Folder with room for all of it once; the one for temporary files if not given.' },
@@ -51,7 +53,7 @@ export async function drill(source: ConfigSource, write: Writer = standardWriter
   for (const event of ['disconnect', 'SIGTERM', 'SIGINT'] as const) process.once(event, end)
   try {
     const config = readConfig(drillOptions, source)
-    const store = await BackupStore.open(openBackupTarget(config.backupTarget), config.backupPassphrase)
+    const store = await BackupStore.open(openBackupTarget(config.backupTarget, config), config.backupPassphrase)
     const id = config.backup ?? (await store.ids()).at(-1)
     if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${config.backupTarget}`)
     const say = (line: string): void => write.err(`${line}\n`)

@@ -1,6 +1,7 @@
 /** `holdfast restore <target>` */
 import { openBackupTarget } from '../proxy/backup/open-target.ts'
 import { BackupStore } from '../proxy/backup/store.ts'
+import { credentialOptions } from '../proxy/backup/credentials.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { runWordCommand, standardWriter, type ClientCommand, type Writer } from './client.ts'
@@ -9,11 +10,13 @@ import { humanTime } from './task.ts'
 import { humanBytes } from './text-table.ts'
 
 export const restoreUsage = `holdfast restore file:///folder [--backup <id>]   (into an empty cluster; the same again resumes it)
+holdfast restore 's3://bucket/prefix?endpoint=https://host&region=name' …
 `
 
 export const restoreOptions = {
   backup: { kind: 'string', doc: 'Which backup; the newest where none is given.' },
   backupPassphrase: { kind: 'secret', doc: 'Of encrypted backups.' },
+  ...credentialOptions,
   atOnce: { kind: 'int', min: 1, max: 256, default: 16, doc: 'Artifacts that are written at once.' },
 } as const satisfies Options
 
@@ -38,7 +41,7 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   const startedAt = performance.now()
   const { origin, authorization } = client
   if (authorization === undefined) throw new HoldfastError('CONFIG_INVALID', 'a restore needs the administrator: set HOLDFAST_PASSWORD') // prettier-ignore
-  const store = await BackupStore.open(openBackupTarget(target), config.backupPassphrase)
+  const store = await BackupStore.open(openBackupTarget(target, config), config.backupPassphrase)
   const id = config.backup ?? (await store.ids()).at(-1)
   if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${target}`)
   const signal = new AbortController().signal

@@ -249,7 +249,7 @@ async function build(
   const definitions: readonly Job[] = [
     backup({ ...backups, metadata, reader, throttle, keep: config.backupKeep, now: Date.now, version }),
     verifyBackup({ ...backups, throttle }),
-    drillBackup({ target: config.backupTarget, program }),
+    drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
     rebalance({ metadata, view, clients, references, now }),

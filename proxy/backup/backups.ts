@@ -2,6 +2,7 @@
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ProxyConfig } from '../config.ts'
 import type { Metadata } from '../metadata/types.ts'
+import type { CredentialConfig } from './credentials.ts'
 import { openBackupTarget } from './open-target.ts'
 import { BackupStore } from './store.ts'
 import type { BackupSummary, BackupTallies } from './types.ts'
@@ -16,21 +17,24 @@ export interface Backups {
 }
 
 export function backupsOf(
-  { backupTarget, backupPassphrase }: Pick<ProxyConfig, 'backupTarget' | 'backupPassphrase'>,
+  config: Pick<ProxyConfig, 'backupTarget' | 'backupPassphrase'> & Partial<CredentialConfig>,
   metadata: Pick<Metadata, 'clusterId'>,
 ): Backups {
+  const { backupTarget, backupPassphrase } = config
   let opened: Promise<BackupStore> | undefined
   const openStore = (): Promise<BackupStore> => {
     if (backupTarget === undefined) {
       throw new HoldfastError('CONFLICT', 'no backup target is configured: set HOLDFAST_BACKUP_TARGET on every proxy')
     }
     // The key of an encrypted target takes 0.4 s to derive; whoever failed tries again.
-    opened ??= BackupStore.openOrClaim(openBackupTarget(backupTarget), backupPassphrase, metadata.clusterId).catch(
-      (error: unknown) => {
-        opened = undefined
-        throw error
-      },
-    )
+    opened ??= BackupStore.openOrClaim(
+      openBackupTarget(backupTarget, config),
+      backupPassphrase,
+      metadata.clusterId,
+    ).catch((error: unknown) => {
+      opened = undefined
+      throw error
+    })
     return opened
   }
   return {

@@ -1,12 +1,14 @@
 /** Backups in a folder: a second disk, or a mount of another host. */
 import { randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { link, mkdir, open, readdir, unlink } from 'node:fs/promises'
+import { link, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
-import { type BackupTarget, objectNamePattern } from './types.ts'
+import { type BackupTarget, isObjectName, objectNamePattern, type PutOptions } from './types.ts'
 
 const readBytes = 256 * 1024
+const temporaryPattern = /^[0-9a-f]{24}$/
+const noLinks = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'])
 
 export class FolderTarget implements BackupTarget {
   readonly label: string
@@ -20,14 +22,14 @@ export class FolderTarget implements BackupTarget {
   }
 
   /** Written beside, synced, then linked to its name: whatever has a name is whole, and a name is never given twice. */
-  async put(name: string, body: AsyncIterable<Buffer>): Promise<boolean> {
+  async put(name: string, body: AsyncIterable<Buffer>, { signal }: PutOptions = {}): Promise<boolean> {
     const path = this.#pathOf(name)
     const temporary = join(this.#folder, 'tmp', randomBytes(12).toString('hex'))
     try {
       await this.#makeFolder(dirname(temporary))
       await this.#makeFolder(dirname(path))
-      await writeDurably(temporary, body)
-      await link(temporary, path)
+      await writeDurably(temporary, body, signal)
+      await giveName(temporary, path)
       await syncFolder(dirname(path))
       return true
     } catch (error) {
@@ -48,7 +50,8 @@ export class FolderTarget implements BackupTarget {
 
   async list(folder: string): Promise<readonly string[]> {
     try {
-      return await readdir(join(this.#folder, folder))
+      const found = await readdir(join(this.#folder, folder), { withFileTypes: true })
+      return found.filter(one => one.isFile() && isObjectName(folder, one.name)).map(({ name }) => name)
     } catch (error) {
       if (codeOf(error) === 'ENOENT') return []
       throw this.#translate(error, `${folder} cannot be listed`)
@@ -63,6 +66,26 @@ export class FolderTarget implements BackupTarget {
     }
   }
 
+  async tidy(olderThanMs: number): Promise<number> {
+    const folder = join(this.#folder, 'tmp')
+    let removed = 0
+    try {
+      const names = await readdir(folder).catch((error: unknown) => {
+        if (codeOf(error) !== 'ENOENT') throw error
+        return []
+      })
+      for (const name of names.filter(name => temporaryPattern.test(name))) {
+        const found = await stat(join(folder, name)).catch(() => undefined) // gone meanwhile
+        if (found === undefined || found.mtimeMs > Date.now() - olderThanMs) continue
+        await unlink(join(folder, name))
+        removed++
+      }
+      return removed
+    } catch (error) {
+      throw this.#translate(error, 'what was left in tmp cannot be removed')
+    }
+  }
+
   #pathOf(name: string): string {
     if (!objectNamePattern.test(name)) throw new HoldfastError('PATH_INVALID', `'${name}' names no object of a backup`)
     return join(this.#folder, name)
@@ -70,12 +93,24 @@ export class FolderTarget implements BackupTarget {
 
   async #makeFolder(folder: string): Promise<void> {
     if (this.#made.has(folder)) return
-    if (folder !== this.#folder) await this.#makeFolder(dirname(folder))
-    await mkdir(folder, { recursive: folder === this.#folder, mode: 0o700 }).catch((error: unknown) => {
+    if (folder === this.#folder) return this.#mustExist()
+    await this.#makeFolder(dirname(folder))
+    await mkdir(folder, { mode: 0o700 }).catch((error: unknown) => {
       if (codeOf(error) !== 'EEXIST') throw error
     })
     await syncFolder(dirname(folder))
     this.#made.add(folder)
+  }
+
+  /** Making it would fill the disk under a mount point, some night when the mount is missing. */
+  async #mustExist(): Promise<void> {
+    const found = await stat(this.#folder).catch((error: unknown) => {
+      if (codeOf(error) !== 'ENOENT') throw error
+      return undefined
+    })
+    if (found?.isDirectory() === true) return
+    const what = found === undefined ? 'does not exist: make it, or mount what belongs there' : 'is no folder'
+    throw new HoldfastError('CONFLICT', `the folder of backups ${this.label} ${what}`)
   }
 
   #translate(error: unknown, what: string): HoldfastError {
@@ -89,13 +124,30 @@ export class FolderTarget implements BackupTarget {
   }
 }
 
-async function writeDurably(path: string, body: AsyncIterable<Buffer>): Promise<void> {
+async function writeDurably(path: string, body: AsyncIterable<Buffer>, signal: AbortSignal | undefined): Promise<void> {
   const file = await open(path, 'wx', 0o600)
   try {
-    for await (const chunk of body) await file.writeFile(chunk)
+    for await (const chunk of body) {
+      signal?.throwIfAborted()
+      await file.writeFile(chunk)
+    }
     await file.sync()
   } finally {
     await file.close()
+  }
+}
+
+/** Rejects with EEXIST if the name is taken. */
+async function giveName(temporary: string, path: string): Promise<void> {
+  try {
+    await link(temporary, path)
+  } catch (error) {
+    if (!noLinks.has(codeOf(error) ?? '')) throw error
+    // Some mounts of other hosts have no links. Two who take one name at once would write the same there (or, for the claim, one of
+    // them finds out when it is read again).
+    const taken = await stat(path).then(() => true, (error: unknown) => codeOf(error) !== 'ENOENT') // prettier-ignore
+    if (taken) throw Object.assign(new Error(`${path} exists`), { code: 'EEXIST' })
+    await rename(temporary, path)
   }
 }
 
@@ -103,6 +155,9 @@ async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder, 'r')
   try {
     await handle.sync()
+  } catch (error) {
+    // That is how file systems say that they have no such thing.
+    if (codeOf(error) !== 'EINVAL') throw error
   } finally {
     await handle.close()
   }

@@ -8,6 +8,7 @@
 import { createCipheriv, createDecipheriv, hkdf, randomBytes, scrypt } from 'node:crypto'
 import { promisify } from 'node:util'
 import { HoldfastError } from '../../shared/errors.ts'
+import { inChunksOf } from './chunks.ts'
 
 const magic = Buffer.from('HFSEAL1\n')
 const saltBytes = 32
@@ -99,29 +100,6 @@ function nonceOf(number: number, last: boolean): Buffer {
   nonce.writeUIntBE(number, 5, 6)
   nonce[11] = last ? 1 : 0
   return nonce
-}
-
-/** The same bytes in pieces of this size, of which the first may have another, and the last be shorter. */
-async function* inChunksOf(size: number, body: AsyncIterable<Buffer>, first = size): AsyncGenerator<Buffer> {
-  let wanted = first
-  let parts: Buffer[] = []
-  let bytes = 0
-  for await (const part of body) {
-    let rest = part
-    while (bytes + rest.length >= wanted) {
-      const taken = rest.subarray(0, wanted - bytes)
-      yield Buffer.concat([...parts, taken])
-      rest = rest.subarray(taken.length)
-      parts = []
-      bytes = 0
-      wanted = size
-    }
-    if (rest.length > 0) {
-      parts.push(rest)
-      bytes += rest.length
-    }
-  }
-  if (bytes > 0) yield Buffer.concat(parts)
 }
 
 function damaged(name: string, cause?: unknown): HoldfastError {

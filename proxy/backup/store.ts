@@ -10,7 +10,7 @@ import { HoldfastError } from '../../shared/errors.ts'
 import { type Digest, parseDigest } from '../../shared/ids.ts'
 import { decodeManifest, encodeManifest, type ManifestEntry } from './manifest.ts'
 import { deriveMasterKey, newSealParameters, seal, type SealParameters, unseal } from './seal.ts'
-import { backupIdPattern, type BackupCounts, type BackupSummary, type BackupTarget } from './types.ts'
+import { backupIdPattern, type BackupCounts, type BackupSummary, type BackupTarget, type PutOptions } from './types.ts'
 
 const claimName = 'target/cluster'
 const proof = Buffer.from('holdfast')
@@ -92,7 +92,11 @@ export class BackupStore {
     await this.target.remove(`manifests/${id}`)
   }
 
-  async writeManifest(id: string, entries: AsyncIterable<ManifestEntry>): Promise<BackupCounts> {
+  async writeManifest(
+    id: string,
+    entries: AsyncIterable<ManifestEntry>,
+    options: PutOptions = {},
+  ): Promise<BackupCounts> {
     const name = `manifests/${checkedId(id)}`
     let counts: BackupCounts | undefined
     const written = await this.target.put(
@@ -101,6 +105,7 @@ export class BackupStore {
         name,
         encodeManifest(entries, found => (counts = found)),
       ),
+      options,
     )
     if (!written || counts === undefined) throw new HoldfastError('CONFLICT', `there is a ${name} already`)
     return counts
@@ -128,9 +133,9 @@ export class BackupStore {
   }
 
   /** False if it is there already. */
-  putBlob(digest: Digest, body: AsyncIterable<Buffer>): Promise<boolean> {
+  putBlob(digest: Digest, body: AsyncIterable<Buffer>, options: PutOptions = {}): Promise<boolean> {
     const name = blobName(digest)
-    return this.target.put(name, this.#sealed(name, body))
+    return this.target.put(name, this.#sealed(name, body), options)
   }
 
   /** Its bytes, not compared with the digest; NOT_FOUND, BACKUP_DAMAGED. */

@@ -3,20 +3,32 @@
 /** Names have two or three parts of lower-case letters, digits, '.', '_' and '-': nothing of a request ever gets into one (I40). */
 export const objectNamePattern = /^[a-z]+(\/[0-9a-f]{2})?\/[0-9a-z][0-9a-z._-]{0,127}$/
 
+/** Last parts of names: what else lies on a target is not ours. */
+export const isObjectName = (folder: string, last: string): boolean => objectNamePattern.test(`${folder}/${last}`)
+
+export interface PutOptions {
+  /** About how many bytes are to come, where that is known; a bucket cuts large ones into parts of a fitting size. */
+  readonly bytes?: number
+  /** Its reason is what `put` then rejects with; nothing has the name. */
+  readonly signal?: AbortSignal
+}
+
 /**
- * A store of immutable objects outside the cluster. Another kind (a bucket) is one more file. Everything rejects with a
- * HoldfastError; what has to do with a name that is not there with NOT_FOUND.
+ * A store of immutable objects outside the cluster: folder-target.ts, bucket-target.ts. Everything rejects with a HoldfastError (but for
+ * what a body fails with, which is passed through); what has to do with a name that is not there with NOT_FOUND.
  */
 export interface BackupTarget {
   /** For people; carries no secret. */
   readonly label: string
   /** Durable and complete when it resolves. false: the name is taken already, and what is there stays as it is. */
-  put(name: string, body: AsyncIterable<Buffer>): Promise<boolean>
+  put(name: string, body: AsyncIterable<Buffer>, options?: PutOptions): Promise<boolean>
   get(name: string): AsyncIterable<Buffer>
   /** Last parts of the names below a folder such as 'manifests' or 'blobs/3f', in no order; none if it is not there. */
   list(folder: string): Promise<readonly string[]>
   /** It is not there when this resolves. */
   remove(name: string): Promise<void>
+  /** Removes what puts left behind that ended half-way, and so long ago. Resolves with how many there were. */
+  tidy(olderThanMs: number): Promise<number>
 }
 
 export interface BackupCounts {

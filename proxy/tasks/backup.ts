@@ -22,6 +22,9 @@ const page = 2_000
 const ownPrefix = '.'
 /** Blobs that are copied at once: with streams of 1 MiB each it bounds memory. */
 const copiedAtOnce = 8
+const removedAtOnce = 8
+/** What a put of ours left behind that broke off: no run goes on so long with one blob, and none beside this one. */
+const leftAgeMs = 24 * 3_600_000
 const batchBlobs = 64
 const batchBytes = 256 * 1024 * 1024
 const readTriesMax = 3
@@ -102,11 +105,12 @@ class BackupRun {
 
   async #snapshot(store: BackupStore): Promise<Making> {
     const { metadata } = this.#deps
-    const { runId } = this.#context
+    const { runId, term } = this.#context
+    const { signal } = term
     const { id, time, counts } = await metadata.snapshot(async snapshot => {
       const id = backupId(snapshot.time, runId)
       // A run that was interrupted here begins again, with another name.
-      return { id, time: snapshot.time, counts: await store.writeManifest(id, this.#entries(snapshot, id)) }
+      return { id, time: snapshot.time, counts: await store.writeManifest(id, this.#entries(snapshot, id), { signal }) }
     })
     this.#context.log(`backup ${id}: ${counts.artifacts} artifacts, ${counts.blobs} blobs, ${counts.bytes} bytes`)
     const none: Amount = { blobs: 0, bytes: 0 }
@@ -215,7 +219,9 @@ class BackupRun {
       signal.throwIfAborted()
       try {
         const location = tries === 1 ? blob : await currentLocation(this.#deps, blob)
-        return (await store.putBlob(blob.digest, blobBytes(this.#deps, location, signal))) ? 'copied' : 'there'
+        const body = blobBytes(this.#deps, location, signal)
+        const copied = await store.putBlob(blob.digest, body, { bytes: blob.bytes, signal })
+        return copied ? 'copied' : 'there'
       } catch (error) {
         if (signal.aborted || !isUnreadable(error)) throw error
         if (tries === readTriesMax) return 'missing'
@@ -250,16 +256,18 @@ class BackupRun {
     let removed = 0
     let left = 0
     for await (const { prefix, unnamed, found } of unnamedBlobs(store, kept)) {
-      for (const digest of unnamed) {
+      await atMost(removedAtOnce, unnamed, async digest => {
         this.#context.term.signal.throwIfAborted()
         await store.removeBlob(digest)
-      }
+      })
       removed += unnamed.length
       left += found - unnamed.length
       const done = Number.parseInt(prefix, 16) + 1
       this.#step({ done, total: 256, unit: 'folders', note: `${removed} unnamed blobs removed` })
       await this.#context.pause(0)
     }
+    const tidied = await store.target.tidy(leftAgeMs)
+    if (tidied > 0) this.#context.log(`${tidied} leftovers of broken copies removed`)
     this.#context.log(`kept ${kept.length} backups with ${left} blobs; removed ${old.size} backups, ${removed} blobs`)
   }
 

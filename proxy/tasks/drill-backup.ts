@@ -9,6 +9,8 @@ const linesMax = 200
 export interface DrillBackupDeps {
   /** Undefined: none is configured. */
   readonly target: string | undefined
+  /** Where the keys of the target are, if not in the environment. */
+  readonly credentialsFile: string | undefined
   /** The program that serves `holdfast`, as Node.js is told to run it. */
   readonly program: string
 }
@@ -24,12 +26,13 @@ export function drillBackup(deps: DrillBackupDeps): Job<never> {
   }
 }
 
-async function run({ target, program }: DrillBackupDeps, context: JobContext<never>): Promise<void> {
+async function run({ target, credentialsFile, program }: DrillBackupDeps, context: JobContext<never>): Promise<void> {
   if (target === undefined) throw new HoldfastError('CONFLICT', 'no backup target is configured')
   const { signal } = context.term
   signal.throwIfAborted()
   const args = ['backup', 'drill', '--backup-target', target, '--percent', String(percentOf(context.params))]
-  // The passphrase and all else it needs stands in the environment; over the channel it hears of our end.
+  if (credentialsFile !== undefined) args.push('--backup-credentials-file', credentialsFile)
+  // The passphrase, keys and all else it needs stands in the environment; over the channel it hears of our end.
   const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe', 'ipc'] })
   const stop = (): void => void child.kill('SIGTERM')
   signal.addEventListener('abort', stop, { once: true })

@@ -26,7 +26,7 @@ const blobEntry = (digest: Digest): ManifestEntry => ({
 for (const passphrase of [undefined, 'correct horse battery']) {
   t.test(passphrase === undefined ? 'in the clear' : 'encrypted', async t => {
     const folder = t.testdir({})
-    const target = openBackupTarget(`file://${folder}`)
+    const target = openBackupTarget(`file://${folder}`, {})
     await t.rejects(BackupStore.open(target, passphrase), { code: 'NOT_FOUND' }, 'nothing there yet')
     const store = await BackupStore.openOrClaim(target, passphrase, 'c')
     const body = randomBytes(200_000)
