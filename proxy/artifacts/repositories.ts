@@ -17,7 +17,7 @@ export interface RepositoriesDeps {
 }
 
 /** Repositories of Holdfast's own begin with a dot, which no client can say: they are not told. */
-const isInternal = ({ name }: Repository): boolean => name.startsWith('.')
+export const isInternal = ({ name }: Pick<Repository, 'name'>): boolean => name.startsWith('.')
 
 /**
  * The repositories as this worker knows them. Changed through `repositoriesKey` invalidations; without a cache lease re-read at

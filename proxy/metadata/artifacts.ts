@@ -35,20 +35,14 @@ const readable = statement<{ readable: boolean }>(
 const listBelow = statement<ArtifactRow>(
   'list-artifacts',
   `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
-  WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > greatest($2, $3)
-  ORDER BY a.path LIMIT $4`,
-)
-const listBelowUntil = statement<ArtifactRow>(
-  'list-artifacts-until',
-  `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
-  WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > greatest($2 COLLATE "C", $3) AND a.path < $5
-  ORDER BY a.path LIMIT $4`,
+  WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > greatest($2 COLLATE "C", $4) AND a.path < $3
+  ORDER BY a.path LIMIT $5`,
 )
 /** Locked, so that each of them is there to be deleted. In path order, as commits lock them. */
 const lockBelow = statement<{ path: string }>(
   'lock-folder',
   `SELECT path FROM artifacts
-  WHERE repository_id = $1 AND digest IS NOT NULL AND path > $2 AND ($3::text IS NULL OR path < $3)
+  WHERE repository_id = $1 AND digest IS NOT NULL AND path > $2 AND path < $3
   ORDER BY path LIMIT $4 FOR NO KEY UPDATE`,
 )
 /** Of the next $5 artifacts behind $4 below a folder; last_path is null when there are none. */
@@ -56,7 +50,7 @@ const countBelow = statement<{ count: number; last_path: string | null }>(
   'count-artifacts',
   `SELECT count(*) AS count, max(path) AS last_path FROM (
     SELECT path FROM artifacts
-    WHERE repository_id = $1 AND digest IS NOT NULL AND path > greatest($2 COLLATE "C", $4) AND ($3::text IS NULL OR path < $3)
+    WHERE repository_id = $1 AND digest IS NOT NULL AND path > greatest($2 COLLATE "C", $4) AND path < $3
     ORDER BY path LIMIT $5) page`,
 )
 
@@ -96,11 +90,7 @@ export async function listArtifacts(
   after: string,
   limit: number,
 ): Promise<readonly Artifact[]> {
-  const end = endOfPrefix(prefix)
-  const rows =
-    end === undefined
-      ? await database.query(listBelow, [repositoryId, prefix, after, limit])
-      : await database.query(listBelowUntil, [repositoryId, prefix, after, limit, end])
+  const rows = await database.query(listBelow, [repositoryId, prefix, endOfPrefix(prefix), after, limit])
   return rows.map(artifactOf)
 }
 
@@ -111,7 +101,7 @@ export async function deleteFolder(
 ): Promise<readonly DeletedArtifact[]> {
   const { repositoryId, repository, prefix, user } = target
   return database.transaction(async transaction => {
-    const bounds = [repositoryId, prefix, endOfPrefix(prefix) ?? null]
+    const bounds = [repositoryId, prefix, endOfPrefix(prefix)]
     const doomed = await transaction.query(lockBelow, [...bounds, limit])
     const deletions = doomed.map(({ path }) => ({ repositoryId, repository, path, user }))
     const changes = deletions.map(deletion => ({ op: 'delete', delete: deletion }) as const)
@@ -130,7 +120,7 @@ export async function countArtifacts(
   prefix: string,
   most: number,
 ): Promise<number> {
-  const bounds = [repositoryId, prefix, endOfPrefix(prefix) ?? null]
+  const bounds = [repositoryId, prefix, endOfPrefix(prefix)]
   let count = 0
   for (let after = ''; count < most;) {
     const limit = Math.min(countedPage, most - count)

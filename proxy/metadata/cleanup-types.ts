@@ -66,6 +66,9 @@ export interface CleanupStore {
 
   /** These were downloaded today. */
   recordDownloads(downloads: readonly Download[]): Promise<void>
-  /** Forgets records of paths that are no more. Fenced. */
-  forgetDownloads(limit: number, token: number): Promise<number>
+  /**
+   * Looks at the next `limit` records behind `after` (by repository and path) and forgets those of paths that are no more. Resolves with the
+   * last one it looked at; undefined: there was none. Fenced.
+   */
+  forgetDownloads(after: Download, limit: number, token: number): Promise<Download | undefined>
 }

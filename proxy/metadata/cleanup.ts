@@ -32,6 +32,7 @@ const facts = statement<{ now: number; since: string | null }>(
   'cleanup-facts',
   `SELECT now() AS now, (SELECT value FROM settings WHERE key = 'downloads_recorded_since') AS since`,
 )
+/** 'OFFSET 0': downloads are looked up for each artifact of the page. A merge of both tables would read those of the whole repository. */
 const candidates = statement<{
   path: string
   digest: CleanupCandidate['digest']
@@ -42,7 +43,8 @@ const candidates = statement<{
   'cleanup-candidates',
   `SELECT a.path, a.digest, b.bytes, a.updated_at, d.day::timestamp AT TIME ZONE 'UTC' AS downloaded_at
   FROM artifacts a JOIN blobs b ON b.digest = a.digest
-  LEFT JOIN downloads d ON d.repository_id = a.repository_id AND d.path = a.path
+  LEFT JOIN LATERAL (
+    SELECT day FROM downloads d WHERE d.repository_id = a.repository_id AND d.path = a.path OFFSET 0) d ON true
   WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > $2 ORDER BY a.path LIMIT $3`,
 )
 /** What stands there already is left alone: a row lock each would be a write, too. */
@@ -56,13 +58,15 @@ const record = statement(
   ORDER BY n.repository_id, n.path COLLATE "C"
   ON CONFLICT (repository_id, path) DO UPDATE SET day = excluded.day WHERE d.day < excluded.day`,
 )
-const forget = statement(
+const forget = statement<{ repository_id: number; path: string }>(
   'forget-downloads',
-  `DELETE FROM downloads WHERE (repository_id, path) IN (
-    SELECT d.repository_id, d.path FROM downloads d WHERE NOT EXISTS (
-      SELECT FROM artifacts a WHERE a.repository_id = d.repository_id AND a.path = d.path AND a.digest IS NOT NULL)
-    LIMIT $1)
-  RETURNING 1`,
+  `WITH page AS MATERIALIZED (
+    SELECT repository_id, path FROM downloads WHERE (repository_id, path) > ($1, $2 COLLATE "C")
+    ORDER BY repository_id, path LIMIT $3),
+  forgotten AS (
+    DELETE FROM downloads d USING page p WHERE d.repository_id = p.repository_id AND d.path = p.path AND NOT EXISTS (
+      SELECT FROM artifacts a WHERE a.repository_id = p.repository_id AND a.path = p.path AND a.digest IS NOT NULL OFFSET 0))
+  SELECT repository_id, path FROM page ORDER BY repository_id DESC, path DESC LIMIT 1`,
 )
 
 export class CleanupTables implements CleanupStore {
@@ -128,8 +132,10 @@ export class CleanupTables implements CleanupStore {
     await this.#database.query(record, values)
   }
 
-  async forgetDownloads(limit: number, token: number): Promise<number> {
-    return fenced(this.#database, token, async transaction => (await transaction.query(forget, [limit])).length)
+  async forgetDownloads(after: Download, limit: number, token: number): Promise<Download | undefined> {
+    const values = [after.repositoryId, after.path, limit]
+    const [last] = await fenced(this.#database, token, transaction => transaction.query(forget, values))
+    return last && { repositoryId: last.repository_id, path: last.path }
   }
 }
 

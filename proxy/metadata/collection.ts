@@ -9,6 +9,7 @@ import type {
 } from './collection-types.ts'
 import type { Database } from './database.ts'
 import { fenced } from './leaders.ts'
+import { naming } from './rows.ts'
 import { statement } from './statement.ts'
 import type { Blob } from './types.ts'
 import { bytea } from './value-parsers.ts'
@@ -17,9 +18,9 @@ const namesShown = 20
 
 const verdict = `CASE
   WHEN b.state = 'purging' THEN 'purging'
-  WHEN EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest) THEN 'referenced'
-  WHEN EXISTS (SELECT FROM trash_refs t WHERE t.digest = b.digest) THEN 'trash'
-  WHEN EXISTS (SELECT FROM pins p WHERE p.digest = b.digest AND p.expires_at > now()) THEN 'pinned'
+  WHEN ${naming.artifact} THEN 'referenced'
+  WHEN ${naming.trash} THEN 'trash'
+  WHEN ${naming.pin} THEN 'pinned'
   WHEN b.state = 'condemned' AND b.state_since >= now() - $1 * interval '1 millisecond' THEN 'condemned'
   WHEN b.state = 'condemned' THEN 'due'
   WHEN greatest(b.created_at, b.state_since) >= now() - $2 * interval '1 millisecond' THEN 'young'

@@ -1,7 +1,7 @@
 /** What comparisons of shards with the database ask it: many rows at a time, by key or page by page, never a whole table. */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { Database } from './database.ts'
-import { blobColumns, blobOf, type BlobRow } from './rows.ts'
+import { blobColumns, blobOf, naming, type BlobRow } from './rows.ts'
 import { statement } from './statement.ts'
 import type { InspectedArtifact, InspectedBlob, PathVersion } from './types.ts'
 import { bytea } from './value-parsers.ts'
@@ -29,12 +29,11 @@ interface ReferenceRow extends Partial<BlobRow> {
 /** A year at most: enough to compare with, and it fits an integer. */
 const ageOf = (column: string): string =>
   `least(extract(epoch FROM clock_timestamp() - ${column}) * 1000, 31536000000)::bigint`
-const named = `EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest) OR EXISTS (SELECT FROM trash_refs t WHERE t.digest = b.digest)
-    OR EXISTS (SELECT FROM pins p WHERE p.digest = b.digest AND p.expires_at > now())`
 
 const inspect = statement<InspectedRow>(
   'inspect-blobs',
-  `SELECT ${blobColumns}, b.state, ${ageOf('b.created_at')} AS age_ms, ${named} AS named
+  `SELECT ${blobColumns}, b.state, ${ageOf('b.created_at')} AS age_ms,
+    ${naming.artifact} OR ${naming.trash} OR ${naming.pin} AS named
   FROM blobs b WHERE b.digest = ANY ($1::bytea[])`,
 )
 const page = statement<BlobRow>(

@@ -18,32 +18,27 @@ interface EntryRow {
  * ('0' follows '/'). So a page costs one index probe per entry, however much lies below. $3 is the first possible path,
  * $4 the end of the folder, $5 the length of its prefix in characters.
  */
-function walk(name: string, end: string): ReturnType<typeof statement<EntryRow>> {
-  const next = (from: string): string => `
-    SELECT a.path, strpos(substr(a.path, $4 + 1), '/') AS slash, a.digest, a.updated_at
-    FROM artifacts a WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path >= ${from} ${end}
-    ORDER BY a.path LIMIT 1`
-  return statement<EntryRow>(
-    name,
-    `WITH RECURSIVE walk AS (
-      (${next('$2::text')})
-      UNION ALL
-      SELECT n.* FROM walk w CROSS JOIN LATERAL (
-        ${next(`CASE WHEN w.slash = 0 THEN w.path || chr(1) ELSE left(w.path, $4 + w.slash - 1) || '0' END`)}
-      ) n
-    ), page AS MATERIALIZED (SELECT * FROM walk LIMIT $3)
-    SELECT CASE WHEN p.slash = 0 THEN substr(p.path, $4 + 1) ELSE substr(p.path, $4 + 1, p.slash - 1) END AS name,
-      p.slash > 0 AS folder,
-      CASE WHEN p.slash = 0 THEN b.bytes END AS bytes,
-      CASE WHEN p.slash = 0 THEN p.updated_at END AS updated_at,
-      CASE WHEN p.slash = 0 THEN p.digest END AS digest
-    FROM page p LEFT JOIN blobs b ON p.slash = 0 AND b.digest = p.digest
-    ORDER BY p.path`,
-  )
-}
-
-const walkRoot = walk('list-folder-root', '')
-const walkFolder = walk('list-folder', 'AND a.path < $5')
+const next = (from: string): string => `
+  SELECT a.path, strpos(substr(a.path, $4 + 1), '/') AS slash, a.digest, a.updated_at
+  FROM artifacts a WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path >= ${from} AND a.path < $5
+  ORDER BY a.path LIMIT 1`
+const walk = statement<EntryRow>(
+  'list-folder',
+  `WITH RECURSIVE walk AS (
+    (${next('$2::text')})
+    UNION ALL
+    SELECT n.* FROM walk w CROSS JOIN LATERAL (
+      ${next(`CASE WHEN w.slash = 0 THEN w.path || chr(1) ELSE left(w.path, $4 + w.slash - 1) || '0' END`)}
+    ) n
+  ), page AS MATERIALIZED (SELECT * FROM walk LIMIT $3)
+  SELECT CASE WHEN p.slash = 0 THEN substr(p.path, $4 + 1) ELSE substr(p.path, $4 + 1, p.slash - 1) END AS name,
+    p.slash > 0 AS folder,
+    CASE WHEN p.slash = 0 THEN b.bytes END AS bytes,
+    CASE WHEN p.slash = 0 THEN p.updated_at END AS updated_at,
+    CASE WHEN p.slash = 0 THEN p.digest END AS digest
+  FROM page p LEFT JOIN blobs b ON p.slash = 0 AND b.digest = p.digest
+  ORDER BY p.path`,
+)
 
 /** Entries in byte order of their names, folders as if they ended in '/'. */
 export async function listFolder(
@@ -54,10 +49,8 @@ export async function listFolder(
   limit: number,
 ): Promise<FolderPage> {
   assert(limit >= 1, 'a page has room for an entry')
-  const end = endOfPrefix(prefix)
-  const values = [repositoryId, prefix + startAfter(after), limit + 1, [...prefix].length]
-  const rows =
-    end === undefined ? await database.query(walkRoot, values) : await database.query(walkFolder, [...values, end])
+  const bounds = { start: prefix + startAfter(after), end: endOfPrefix(prefix) }
+  const rows = await database.query(walk, [repositoryId, bounds.start, limit + 1, [...prefix].length, bounds.end])
   const page = rows.slice(0, limit)
   const last = page.at(-1)
   const entries = page.map(entryOf)

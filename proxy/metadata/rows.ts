@@ -34,6 +34,16 @@ export interface RepositoryRow {
   readonly trash_days: number
 }
 
+/**
+ * What names a blob `b`. 'OFFSET 0' makes each of them a look into an index for the blob in hand; without it PostgreSQL may prefer to hash or
+ * sort all names there are, for a page of some hundred blobs.
+ */
+export const naming = {
+  artifact: 'EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest OFFSET 0)',
+  trash: 'EXISTS (SELECT FROM trash_refs t WHERE t.digest = b.digest OFFSET 0)',
+  pin: 'EXISTS (SELECT FROM pins p WHERE p.digest = b.digest AND p.expires_at > now() OFFSET 0)',
+} as const
+
 export const blobColumns = 'b.digest, b.generation, b.partition, b.bytes, b.md5, b.sha1'
 /** Of artifacts `a` joined with their blobs `b`. */
 export const artifactColumns = `a.repository_id, a.path, a.version, a.content_type, a.attributes, a.created_by,
@@ -72,8 +82,14 @@ export function repositoryOf(row: RepositoryRow): Repository {
   }
 }
 
-/** Where the paths below `prefix` end, as an exclusive bound; undefined: with the repository. '0' follows '/'. */
-export function endOfPrefix(prefix: string): string | undefined {
+/** Behind every path there can be: the last character there is, more often than an entry of an index has room for it. */
+const behindAllPaths = '\u{10ffff}'.repeat(700)
+
+/**
+ * Where the paths below `prefix` end, as an exclusive bound ('0' follows '/'). Also for a whole repository: a bound that may be absent
+ * (`$3 IS NULL OR path < $3`) is none to an index, which is then read to its end for the last page of every folder.
+ */
+export function endOfPrefix(prefix: string): string {
   assert(prefix === '' || prefix.endsWith('/'), 'a prefix ends in a slash')
-  return prefix === '' ? undefined : `${prefix.slice(0, -1)}0`
+  return prefix === '' ? behindAllPaths : `${prefix.slice(0, -1)}0`
 }

@@ -14,7 +14,7 @@ const namedBlobs = statement<BlobRow>(
   'snapshot-named-blobs',
   `SELECT ${blobColumns} FROM blobs b
   WHERE b.digest > $1
-    AND EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest AND a.repository_id <> ALL ($3::integer[]))
+    AND EXISTS (SELECT FROM artifacts a WHERE a.digest = b.digest AND a.repository_id <> ALL ($3::integer[]) OFFSET 0)
   ORDER BY b.digest LIMIT $2`,
 )
 const artifacts = statement<ArtifactRow>(

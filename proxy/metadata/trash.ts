@@ -15,7 +15,7 @@ interface TrashRow extends ArtifactRow {
 const columns = `t.id, t.deleted_by, t.deleted_at, t.expires_at, t.repository_id, t.path, t.version, t.content_type, t.attributes,
   t.created_by, t.created_at, t.updated_at, ${blobColumns}`
 /** $2 to $3: the paths of a place, see `boundsOf`. */
-const inPlace = `t.repository_id = $1 AND t.path >= $2 AND ($3::text IS NULL OR t.path < $3)`
+const inPlace = `t.repository_id = $1 AND t.path >= $2 AND t.path < $3`
 
 const list = statement<TrashRow>(
   'trash-list',
@@ -102,9 +102,9 @@ export class TrashTables implements TrashStore {
 }
 
 /** No path has a control character, so nothing lies between an artifact and itself with one. */
-function boundsOf({ repositoryId, path }: TrashPlace): [number, string, string | null] {
+function boundsOf({ repositoryId, path }: TrashPlace): [number, string, string] {
   const isFolder = path === '' || path.endsWith('/')
-  return [repositoryId, path, isFolder ? (endOfPrefix(path) ?? null) : `${path}\u0001`]
+  return [repositoryId, path, isFolder ? endOfPrefix(path) : `${path}\u0001`]
 }
 
 function entryOf(row: TrashRow): TrashEntry {

@@ -2,7 +2,8 @@
 import { announced } from '../artifacts/announced.ts'
 import type { Publisher } from '../artifacts/publisher.ts'
 import { tombstoneOf } from '../artifacts/reference.ts'
-import type { CleanupCandidate, CleanupPolicy, CleanupStore } from '../metadata/cleanup-types.ts'
+import { isInternal } from '../artifacts/repositories.ts'
+import type { CleanupCandidate, CleanupPolicy, CleanupStore, Download } from '../metadata/cleanup-types.ts'
 import type { Metadata, Repository } from '../metadata/types.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { CleanupSelection } from './cleanup-selection.ts'
@@ -11,7 +12,8 @@ import type { Job, JobContext, JobParams } from './job.ts'
 const readPage = 1_000
 /** Deleted in one transaction, and announced together. */
 const deletedPage = 200
-const forgottenPage = 1_000
+/** Records of downloads looked at in one step: some tens of milliseconds. */
+const recordsPage = 5_000
 const artifactsMaxDefault = 100_000
 /** Names in a preview. */
 export const previewedNames = 20
@@ -119,10 +121,10 @@ async function runCleanup(deps: CleanupDeps, context: JobContext<Checkpoint>): P
 }
 
 async function forgetDownloads({ metadata }: CleanupDeps, { term, pause }: JobContext<Checkpoint>): Promise<void> {
-  for (;;) {
+  for (let after: Download | undefined = { repositoryId: 0, path: '' }; after !== undefined;) {
     term.signal.throwIfAborted()
-    if ((await metadata.cleanup.forgetDownloads(forgottenPage, term.token)) < forgottenPage) return
-    await pause(100)
+    after = await metadata.cleanup.forgetDownloads(after, recordsPage, term.token)
+    await pause(after === undefined ? 0 : 100)
   }
 }
 
@@ -151,7 +153,7 @@ async function repositoriesOf(
   { metadata }: Pick<CleanupDeps, 'metadata'>,
   { repositories }: CleanupPolicy,
 ): Promise<readonly Repository[]> {
-  const all = await metadata.listRepositories()
+  const all = (await metadata.listRepositories()).filter(repository => !isInternal(repository))
   return repositories === null ? all : all.filter(({ name }) => repositories.includes(name))
 }
 

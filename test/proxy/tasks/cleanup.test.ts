@@ -5,6 +5,7 @@ import type { CleanupConditions, CleanupPolicy, Download } from '../../../proxy/
 import type { Metadata, Repository } from '../../../proxy/metadata/types.ts'
 import { cleanup, previewCleanup } from '../../../proxy/tasks/cleanup.ts'
 import type { JobParams } from '../../../proxy/tasks/job.ts'
+import { identityPath, internalRepository } from '../../../proxy/tasks/keep-identity.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { commit, connect, open, put, silent } from '../metadata/fixtures.ts'
@@ -165,6 +166,34 @@ t.test('downloads are recorded once a day, and forgotten with their artifacts', 
   await world.run()
   t.same(await world.paths(), ['a', 'b'])
   t.match(await world.query('SELECT path FROM downloads ORDER BY path'), { rows: [{ path: 'a' }, { path: 'b' }] })
+})
+
+t.test('a policy of all repositories leaves those of Holdfast itself alone', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  const internal = await metadata.createRepository({ name: internalRepository })
+  await put(metadata, commit(internal, identityPath))
+  await world.write({ a: 5 })
+  await world.query(`UPDATE artifacts SET updated_at = now() - interval '5 days'`)
+  await metadata.cleanup.createPolicy(policy('all', { unchangedDays: 1 }), 'ann')
+  t.match(await previewCleanup(world, policy('all', { unchangedDays: 1 })), { artifacts: 1, first: ['r/a'] })
+  await world.run()
+  t.same(await world.paths(), [])
+  t.ok(await metadata.findArtifact(internal.id, identityPath))
+})
+
+t.test('records of downloads are looked through page by page', async t => {
+  const world = await World.start(t)
+  const { metadata, repository, token } = world
+  await world.write({ b: 0, d: 0 })
+  await metadata.cleanup.recordDownloads(['a', 'b', 'c', 'd', 'e'].map(path => ({ repositoryId: repository.id, path })))
+  const pages = []
+  for (let after: Download | undefined = { repositoryId: 0, path: '' }; after !== undefined;) {
+    after = await metadata.cleanup.forgetDownloads(after, 2, token)
+    pages.push(after?.path)
+  }
+  t.same(pages, ['b', 'd', 'e', undefined])
+  t.match(await world.query('SELECT path FROM downloads ORDER BY path'), { rows: [{ path: 'b' }, { path: 'd' }] })
 })
 
 t.test('policies: one of a name, changed, deleted', async t => {
