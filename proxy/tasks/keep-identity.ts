@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto'
 import type { ArtifactWriter } from '../artifacts/artifact-writer.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import { fingerprintOf, sealIdentity } from '../identity/sealed-identity.ts'
-import type { Metadata, Repository } from '../metadata/types.ts'
+import type { Artifact, Metadata, Repository } from '../metadata/types.ts'
 import type { PrimaryTask } from './primary.ts'
 
 /** Client names begin with a letter or a digit. */
@@ -22,24 +22,25 @@ export interface KeepIdentityDeps {
   readonly secret: string
 }
 
+/**
+ * Each step looks at the copy first and at the tables after that, and replaces no other copy than the one it looked at: a primary that was
+ * paused in between and has a successor brings no older users back (I27). What is kept is looked at every time, whoever wrote it.
+ */
 export function keepIdentity(deps: KeepIdentityDeps): PrimaryTask {
-  let known: { readonly incarnation: string; readonly fingerprint: string } | undefined
   return {
     name: 'keep-identity',
     pauseMs: 10_000,
     async step(term) {
       const { metadata, secret } = deps
       const repository = await internalRepositoryOf(metadata)
+      const kept = await metadata.findArtifact(repository.id, identityPath)
       const tables = await metadata.exportIdentity()
       const { clusterId, incarnation } = metadata
       const fingerprint = fingerprintOf(secret, tables)
-      if (known?.fingerprint === fingerprint && known.incarnation === incarnation) return 'idle'
-      const kept = await metadata.findArtifact(repository.id, identityPath)
-      if (kept?.attributes['fingerprint'] !== fingerprint) {
-        const body = sealIdentity(secret, { clusterId, incarnation, takenAt: Date.now(), tables })
-        await put(deps.writer, repository, body, fingerprint, term.signal)
-      }
-      known = { incarnation, fingerprint }
+      if (kept?.attributes['fingerprint'] === fingerprint) return 'idle'
+      term.signal.throwIfAborted()
+      const body = sealIdentity(secret, { clusterId, incarnation, takenAt: Date.now(), tables })
+      await put(deps.writer, { repository, kept, body, fingerprint, signal: term.signal })
       return 'idle'
     },
   }
@@ -59,12 +60,19 @@ async function internalRepositoryOf(metadata: KeepIdentityDeps['metadata']): Pro
   }
 }
 
+interface Copy {
+  readonly repository: Repository
+  /** What it takes the place of. */
+  readonly kept: Artifact | undefined
+  readonly body: Buffer
+  readonly fingerprint: string
+  readonly signal: AbortSignal
+}
+
+/** Rejects with PRECONDITION_FAILED if another copy was written meanwhile. */
 async function put(
   writer: Pick<ArtifactWriter, 'put'>,
-  repository: Repository,
-  body: Buffer,
-  fingerprint: string,
-  signal: AbortSignal,
+  { repository, kept, body, fingerprint, signal }: Copy,
 ): Promise<void> {
   await writer.put({
     repository,
@@ -72,7 +80,7 @@ async function put(
     user: 'holdfast',
     contentType: 'application/octet-stream',
     attributes: { fingerprint },
-    conditions: {},
+    conditions: kept === undefined ? { absent: true } : { match: [kept.blob.digest] },
     body: chunksOf(body),
     expectedBytes: body.length,
     observe: () => {},
