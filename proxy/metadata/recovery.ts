@@ -81,6 +81,7 @@ const columnsOf = statement<{ name: string }>(
   'recovery-columns',
   `SELECT column_name AS name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = $1`,
 )
+const loadIds = statement<{ id: number; name: string }>('recovery-load-ids', 'SELECT id, name FROM repositories')
 const forgetUsers = statement('recovery-forget-users', 'DELETE FROM users WHERE name <> ALL ($1::text[])')
 const raiseRepositoryIds = statement(
   'recovery-repository-ids',
@@ -126,7 +127,10 @@ export class RecoveryTables {
   async restoreIdentity(tables: IdentityTables): Promise<void> {
     await this.#database.transaction(async transaction => {
       await transaction.query(forgetUsers, [tables.users.map(row => row['name'])])
-      for (const table of identityTableNames) await restore(transaction, table, tables[table])
+      const repositories = withFreeIds(tables.repositories, await transaction.query(loadIds))
+      for (const table of identityTableNames) {
+        await restore(transaction, table, table === 'repositories' ? repositories : tables[table])
+      }
       await transaction.query(raiseRepositoryIds, [0])
     })
   }
@@ -145,6 +149,25 @@ export class RecoveryTables {
       await transaction.query(setIncarnation, [end.incarnation])
     })
   }
+}
+
+/**
+ * Names decide: a repository that is here keeps its id, with the artifacts under it; another one gets the id that it had, unless that is
+ * taken here. (An older copy of the database has a repository that was deleted and created again since, or names found on the shards
+ * were given ids before the copy of them could be read.) Pure.
+ */
+export function withFreeIds(
+  wanted: readonly IdentityRow[],
+  here: readonly { readonly id: number; readonly name: string }[],
+): readonly IdentityRow[] {
+  const idOf = new Map(here.map(({ id, name }) => [name, id]))
+  const taken = new Set(here.map(({ id }) => id))
+  let next = Math.max(0, ...taken, ...wanted.map(row => Number(row['id']))) + 1
+  return wanted.map(row => {
+    const id = idOf.get(String(row['name']))
+    if (id !== undefined) return { ...row, id }
+    return taken.has(Number(row['id'])) ? { ...row, id: next++ } : row
+  })
 }
 
 /** By the columns that this schema and the copy both have: they may be of different releases. */

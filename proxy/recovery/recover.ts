@@ -124,15 +124,24 @@ function sortShards({ view, statuses }: RecoveryDeps): { readable: ShardId[]; aw
   return { readable: ids.filter(isReadable), away: ids.filter(id => !isReadable(id)) }
 }
 
-/** A majority of owners has each acknowledged reference: with as many owners as tell the newest one, none is missed. */
-function checkCoverage({ view }: RecoveryDeps, readable: readonly ShardId[], away: readonly ShardId[], force: boolean) {
+/**
+ * A majority of owners has each acknowledged reference: with as many owners as tell the newest one, none is missed. While a partition gets
+ * other owners, that takes as many of the old ones too: the new ones may not have been told yet.
+ */
+export function checkCoverage(
+  { view }: Pick<RecoveryDeps, 'view'>,
+  readable: readonly ShardId[],
+  away: readonly ShardId[],
+  force: boolean,
+): void {
   if (force) return
   const current = view.current()
   const needed = referenceReadQuorum(current.map.replicas)
   const there = new Set(readable)
+  const enough = (owners: readonly ShardId[]): boolean =>
+    owners.filter(owner => there.has(owner)).length >= Math.min(needed, owners.length)
   for (let partition = 0; partition < partitionCount; partition++) {
-    const owners = current.owners(partition)
-    if (owners.filter(owner => there.has(owner)).length >= Math.min(needed, owners.length)) continue
+    if (enough(current.owners(partition)) && enough(current.previousOwners(partition) ?? [])) continue
     throw new HoldfastError(
       'REPLICAS_UNREACHABLE',
       `too many shards are away (${away.join(', ')}): acknowledged writes would be missing; bring them back, or use --force`,

@@ -2,7 +2,12 @@ import fc from 'fast-check'
 import t from 'tap'
 import { databaseDoubt, incarnationOrder, nextIncarnation } from '../../../proxy/recovery/judge-database.ts'
 import { compareReferences, mergeReferences, sortKey } from '../../../proxy/recovery/merge-references.ts'
+import { checkCoverage } from '../../../proxy/recovery/recover.ts'
+import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
+import { parseNodeId, parseShardId, parseZone } from '../../../shared/ids.ts'
 import { partitionOf } from '../../../shared/partition.ts'
+import { buildClusterMap } from '../../../shared/placement.ts'
+import { beginTransition } from '../../../shared/placement/transition.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
 
 const incarnations = ['first', 'r1~a', 'r2~b', 'r12~c']
@@ -107,4 +112,25 @@ t.test('I13: a database is doubted that has issued less than a shard knows, or i
       t.ok(known.every(one => incarnationOrder(one) < next))
     }),
   )
+})
+
+t.test('I14: while owners change, enough of the old and of the new ones must answer', async t => {
+  const topologyOf = (weights: Readonly<Record<string, number>>) => ({
+    clusterId: 'c',
+    replicas: 3,
+    spread: 'strict' as const,
+    nodes: Object.keys(weights).map(id => ({ id: parseNodeId(id)!, zone: parseZone(id)!, url: `http://${id}:1` })),
+    shards: Object.entries(weights).map(([id, weight]) => ({ id: parseShardId(id)!, node: parseNodeId(id)!, weight })),
+  })
+  const before = buildClusterMap(topologyOf({ a: 1, b: 1, c: 1 }))
+  const moving = beginTransition(before, topologyOf({ a: 0, b: 0, c: 0, d: 1, e: 1, f: 1 }))
+  const check = (map: typeof before, readable: string, force = false): void =>
+    checkCoverage({ view: new ClusterView(map) }, [...readable].map(id => parseShardId(id)!), [], force) // prettier-ignore
+  check(before, 'ab')
+  t.throws(() => check(before, 'a'), { code: 'REPLICAS_UNREACHABLE' })
+  check(moving, 'abde')
+  for (const readable of ['def', 'adef', 'abc', 'abcd']) {
+    t.throws(() => check(moving, readable), { code: 'REPLICAS_UNREACHABLE' }, readable)
+  }
+  check(moving, 'def', true)
 })

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { referenceOf } from '../../../proxy/artifacts/reference.ts'
+import { withFreeIds } from '../../../proxy/metadata/recovery.ts'
 import type { Artifact } from '../../../proxy/metadata/types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
@@ -60,6 +61,32 @@ t.test('repositories and users become what the copy says, with their ids', async
   t.equal(await into.findUser('stranger'), undefined)
   t.ok((await into.createRepository({ name: 'next' })).id > kept.id)
   t.match(await into.recovery.facts(), { empty: false })
+})
+
+t.test('a repository keeps its name and its artifacts, whatever ids the copy and the database have', async t => {
+  const from = await open(t, await postgres.createDatabase())
+  await from.createRepository({ name: 'second' })
+  await from.deleteRepository('second')
+  for (const name of ['first', 'second', 'third']) await from.createRepository({ name, redeploy: 'once' })
+  const tables = await from.exportIdentity() // first 2, second 3, third 4
+  const into = await open(t, await postgres.createDatabase())
+  const made = []
+  for (const name of ['second', 'other', 'first']) made.push(await into.createRepository({ name }))
+  for (const repository of made) await put(into, commit(repository, `of-${repository.name}`))
+  for (let turn = 0; turn < 2; turn++) await into.recovery.restoreIdentity(tables)
+  const now = await into.listRepositories()
+  t.match(
+    now.map(({ name, id, redeploy }) => [name, id, redeploy]),
+    [['first', 3, 'once'], ['other', 2, 'allow'], ['second', 1, 'once'], ['third', 4, 'once']],
+  ) // prettier-ignore
+  for (const { name, id } of now.filter(one => one.name !== 'third')) {
+    t.ok(await into.findArtifact(id, `of-${name}`), name)
+  }
+  const taken = [{ id: 4, name: 'x' }]
+  t.strictSame(
+    withFreeIds([{ id: 4, name: 'y' }, { id: 9, name: 'z' }], taken),
+    [{ id: 10, name: 'y' }, { id: 9, name: 'z' }],
+  ) // prettier-ignore
 })
 
 t.test('I13: a database that is not admitted is as good as away, until it is', async t => {
