@@ -7,6 +7,11 @@ import { statement } from './statement.ts'
 
 /** Waiting for another proxy's migrations and running our own; far beyond what they take. */
 const migrationTimeoutMs = 60_000
+/**
+ * Whoever waits for the lock of a table makes everybody wait behind it. So a step that cannot have it, for a backup reads the table, gives
+ * up for now, and the proxies of the release before go on.
+ */
+const lockTimeoutMs = 500
 /** Key of the advisory lock under which one process at a time changes the schema. */
 const lockKey = 4831
 
@@ -54,11 +59,18 @@ export function planMigrations(
   return known.filter(one => !done.has(one.number)).sort((a, b) => a.number - b.number)
 }
 
-/** Brings the schema up to date, once however many proxies start together. All or nothing. */
+/**
+ * Brings the schema up to date, once however many proxies start together. All or nothing. Rejects with METADATA_UNAVAILABLE if a table is in
+ * use for longer: worth another attempt.
+ */
 export async function migrate(session: Session, known: readonly Migration[], log: Logger): Promise<void> {
   if ((await tableExists(session)) && planMigrations(known, await loadApplied(session)).length === 0) return
-  await run(session, `BEGIN; SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(${lockKey})`)
+  await run(
+    session,
+    `BEGIN; SET LOCAL statement_timeout = ${migrationTimeoutMs - 5_000}; SELECT pg_advisory_xact_lock(${lockKey})`,
+  )
   try {
+    await run(session, `SET LOCAL lock_timeout = ${lockTimeoutMs}`)
     await run(
       session,
       `CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -73,6 +73,20 @@ t.test('against a server', async t => {
     await second.ping()
   })
 
+  t.test('a step that needs a table which a backup reads gives way, and is done later', async t => {
+    const url = await server.createDatabase()
+    const metadata = await open(t, url)
+    const reader = await connect(t, url)
+    await reader.query('BEGIN; SELECT FROM repositories')
+    const step = migration(902, { sql: 'ALTER TABLE repositories ADD COLUMN later integer' })
+    const known = [...migrations, step]
+    const upgraded = open(t, url, { migrations: known })
+    await t.rejects(upgraded, { code: 'METADATA_UNAVAILABLE', data: { sqlState: '55P03' } })
+    await metadata.createRepository({ name: 'meanwhile' })
+    await reader.query('COMMIT')
+    await (await open(t, url, { migrations: known })).ping()
+  })
+
   t.test('a step that fails leaves nothing of itself behind', async t => {
     const url = await server.createDatabase()
     const broken = migration(901, { sql: 'CREATE TABLE half (); SELECT 1/0' })
