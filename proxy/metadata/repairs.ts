@@ -37,11 +37,6 @@ const reclaim = statement<{ verdict: 'live' | 'reclaim' }>(
   'reclaim-unconfirmed-1',
   'SELECT verdict FROM reclaim_unconfirmed_1($1) ORDER BY ord',
 )
-/** A commit older than this does not exist any more, neither do fences against it need to. */
-const dropOldFences = statement(
-  'drop-old-fences',
-  `DELETE FROM blob_fences WHERE created_at < now() - interval '90 days'`,
-)
 
 /** Merges with what is known of the same blob or reference. */
 export async function addRepairs(
@@ -98,7 +93,6 @@ export async function reclaimUnconfirmed(
     bytes,
   }))
   return fenced(database, token, async transaction => {
-    await transaction.query(dropOldFences)
     const rows = await transaction.query(reclaim, [JSON.stringify(items)])
     return rows.map(row => row.verdict)
   })
