@@ -1,40 +1,122 @@
 /**
- * `npm test`: runs tap over the test files (or those named; `npm run test:long`: over those of test/long), and closes with one line: `N passed, N failed[, N skipped]`.
- * A run that ends badly never claims 0 failed.
+ * `npm test [-- <file> ...]`: runs the built test files (or those named; `npm run test:long`: those of test/long), each in a process
+ * of its own, and closes with one line: `N passed, N failed[, N skipped]`. A run that ends badly never claims 0 failed.
+ *
+ * The files are tap's and print TAP; they are run here by plain node, because tap's own runner makes every file load its
+ * instruments, four CPU-seconds a file: half of all that the suite did.
  *
  * Many tests kill, freeze and starve real processes; beside another such test on a small machine one may run into its own time
  * limit. A file that failed is therefore run once more, alone. If it passes then, it is named as unsteady; if not, it has failed.
  */
 import { spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { existsSync, readdirSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { join, relative, resolve } from 'node:path'
 
-const tap = join(import.meta.dirname, '..', 'node_modules', '.bin', 'tap')
-const folder = mkdtempSync(join(tmpdir(), 'holdfast-tests-'))
-try {
-  const args = process.argv.slice(2)
-  process.exitCode = await main(args.length > 0 && args[0] !== '--long' ? args : testFiles(args[0] === '--long'))
-} finally {
-  rmSync(folder, { recursive: true, force: true })
+const root = join(import.meta.dirname, '..')
+/** A cluster of five processes is a test of its own; more side by side on a large machine would starve each other's disk. */
+const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
+const fileMsMax = 300_000
+const shownMax = 40_000
+const closing = /^# \{ (total: .*) \}$/gm
+
+const running = new Set()
+for (const signal of ['SIGINT', 'SIGTERM']) {
+  process.once(signal, () => {
+    for (const child of running) killGroup(child, 'SIGTERM')
+    process.exit(1)
+  })
 }
+const args = process.argv.slice(2)
+const files = args.length > 0 && args[0] !== '--long' ? args.map(named) : testFiles(args[0] === '--long')
+process.exitCode = await main(files)
 
 async function main(files) {
-  const first = await run(files, 'first')
-  let { pass, fail, skip, exitCode } = first
-  if (exitCode !== 0 && first.failedFiles.length > 0) {
-    console.log(`\nonce more, alone: ${first.failedFiles.join(' ')}`)
-    const again = await run(['--jobs=1', ...first.failedFiles], 'again')
-    const unsteady = first.failedFiles.filter(file => !again.failedFiles.includes(file))
-    if (unsteady.length > 0) console.log(`\nunsteady (failed beside others, passed alone): ${unsteady.join(' ')}`)
-    pass += again.pass
-    fail = again.fail
-    skip += again.skip
-    exitCode = again.exitCode
+  const first = await runAll(files, jobs)
+  const failed = first.filter(({ ok }) => !ok).map(({ file }) => file)
+  if (failed.length > 0) console.log(`\nonce more, alone: ${failed.join(' ')}`)
+  const again = await runAll(failed, 1)
+  const results = [...first.filter(({ ok }) => ok), ...again]
+  const unsteady = again.filter(({ ok }) => ok).map(({ file }) => file)
+  if (unsteady.length > 0) console.log(`\nunsteady (failed beside others, passed alone): ${unsteady.join(' ')}`)
+  const sum = key => results.reduce((total, { counts }) => total + counts[key], 0)
+  const bad = results.filter(({ ok }) => !ok)
+  for (const { file } of bad) console.log(`failed: ${file}`)
+  const skip = sum('skip')
+  console.log(
+    `${sum('pass')} passed, ${Math.max(sum('fail'), bad.length)} failed${skip > 0 ? `, ${skip} skipped` : ''}`,
+  )
+  return bad.length === 0 && sum('pass') > 0 ? 0 : 1
+}
+
+/**
+ * One worker takes from the front, the others from the back: the heavy files, which stand first in the alphabet (test/cluster),
+ * run beside the light ones instead of beside each other.
+ */
+async function runAll(files, workers) {
+  const waiting = [...files]
+  const results = []
+  const work = async worker => {
+    while (waiting.length > 0) {
+      const result = await runFile(worker === 0 ? waiting.shift() : waiting.pop())
+      results.push(result)
+      console.log(line(result, results.length, files.length))
+    }
   }
-  const failed = exitCode === 0 ? fail : Math.max(fail, 1)
-  console.log(`${pass} passed, ${failed} failed${skip > 0 ? `, ${skip} skipped` : ''}`)
-  return exitCode === 0 && pass > 0 ? 0 : 1
+  await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)))
+  return results
+}
+
+function line({ file, ok, counts, seconds, output, ended }, at, of) {
+  const text = `${ok ? 'ok' : 'NOT OK'} ${at}/${of} ${file}: ${counts.pass} passed, ${seconds.toFixed(1)} s`
+  return ok ? text : `${text}, ${ended}\n${output.length > shownMax ? '...\n' : ''}${output.slice(-shownMax)}`
+}
+
+async function runFile(file) {
+  const begun = performance.now()
+  const built = join(root, 'dist', file.replace(/\.ts$/, '.js'))
+  const child = spawn(process.execPath, ['--enable-source-maps', built], {
+    cwd: root,
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { TAP_TIMEOUT: String(fileMsMax / 1_000), ...process.env },
+    detached: true,
+  })
+  let output = ''
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', text => (output = (output + text).slice(-4 * shownMax)))
+  }
+  running.add(child)
+  const limit = setTimeout(() => killGroup(child, 'SIGKILL'), fileMsMax + 20_000)
+  const ended = await new Promise(done => {
+    child.once('error', error => done(error.message))
+    child.once('exit', (code, signal) => {
+      const how = signal ?? `exit code ${code}`
+      child.once('close', () => done(how))
+      setTimeout(() => done(`${how}, but left a process behind that holds its output`), 10_000).unref()
+    })
+  })
+  clearTimeout(limit)
+  killGroup(child, 'SIGKILL')
+  running.delete(child)
+  const counts = countsOf(output)
+  const ok = ended === 'exit code 0' && counts.fail === 0 && counts.pass + counts.skip > 0
+  return { file, ok, counts, output, ended, seconds: (performance.now() - begun) / 1_000 }
+}
+
+/** A test and what it starts are a group of their own: none outlives it. */
+function killGroup(child, signal) {
+  try {
+    process.kill(-child.pid, signal)
+  } catch {
+    // already gone
+  }
+}
+
+function countsOf(output) {
+  const counts = { pass: 0, fail: 0, skip: 0 }
+  const text = [...output.matchAll(closing)].at(-1)?.[1] ?? ''
+  for (const [, key, value] of text.matchAll(/(\w+): (\d+)/g)) if (key in counts) counts[key] = Number(value)
+  return counts
 }
 
 /** What takes minutes each is a run of its own. */
@@ -46,29 +128,9 @@ function testFiles(long) {
     .sort()
 }
 
-async function run(args, name) {
-  const output = join(folder, name)
-  const exitCode = await new Promise(resolve => {
-    const all = ['run', '--disable-coverage', '--reporter=terse', `--output-file=${output}`, ...args]
-    const child = spawn(tap, all, { stdio: 'inherit' })
-    child.once('error', error => {
-      console.error(error.message)
-      resolve(1)
-    })
-    child.once('exit', (code, signal) => resolve(signal === null ? (code ?? 1) : 1))
-  })
-  return { exitCode, ...read(output) }
-}
-
-function read(output) {
-  const counts = { pass: 0, fail: 0, skip: 0, failedFiles: [] }
-  try {
-    const text = readFileSync(output, 'utf8')
-    const closing = [...text.matchAll(/^# \{ (total: .*) \}$/gm)].at(-1)?.[1] ?? ''
-    for (const [, key, value] of closing.matchAll(/(\w+): (\d+)/g)) if (key in counts) counts[key] = Number(value)
-    counts.failedFiles = [...text.matchAll(/^not ok \d+ - (test\/\S+\.test\.ts)/gm)].map(match => match[1])
-  } catch {
-    // tap died before it wrote anything: its exit code says so
-  }
-  return counts
+function named(argument) {
+  const file = relative(root, resolve(argument)).replaceAll('\\', '/')
+  if (file.startsWith('test/') && file.endsWith('.test.ts') && existsSync(join(root, file))) return file
+  console.error(`${argument}: not a test file of this tree; they are named test/<folder>/<name>.test.ts`)
+  process.exit(2)
 }

@@ -13,11 +13,12 @@ import { startEmbeddedPostgres, type EmbeddedPostgres } from '../../cli/embedded
 import { parseVersion, unfit } from '../../cli/embedded-postgres/binaries.ts'
 import { isAlive, serverProcesses, signalAll, waitUntilGone } from '../../cli/embedded-postgres/processes.ts'
 import { waysToRun } from '../../cli/embedded-postgres/run-as.ts'
+import { builtFile } from '../support/paths.ts'
 
 const silent = pino({ level: 'silent' })
 const isRoot = process.getuid?.() === 0
 const nobody = 65_534
-const built = join(process.cwd(), 'dist/cli/embedded-postgres.js')
+const built = builtFile('cli/embedded-postgres.ts')
 
 /** Below /tmp, whose short names leave room for a socket's path; gone after the test. */
 async function temporaryFolder(t: Test): Promise<string> {
@@ -104,7 +105,7 @@ async function startSupervisor(t: Test, folder: string, prefix: readonly string[
       await server.close()
       process.exit(0)
     })`
-  // env -i: tap adds its loader to the environment of every child, and an ordinary user cannot write its reports.
+  // Nothing of this process's environment may matter.
   const clean = ['env', '-i', `PATH=${process.env['PATH']}`]
   const command = [...prefix, ...clean, process.execPath, '--input-type=module', '-e', script]
   const child = spawn(command[0] ?? '', command.slice(1), { stdio: ['pipe', 'pipe', 'inherit'], cwd: '/' })

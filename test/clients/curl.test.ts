@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
 import { freePort } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
-import { mainFile, uninstrumented } from '../support/process.ts'
+import { mainFile } from '../support/process.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 
 interface Result {
@@ -62,7 +62,7 @@ class Newcomer {
 
   /** Resolves when the last line, with the URL, was printed. */
   async up(): Promise<void> {
-    const [file = '', ...args] = [...this.#wrapper, ...uninstrumented, process.execPath, mainFile, 'up']
+    const [file = '', ...args] = [...this.#wrapper, process.execPath, mainFile, 'up']
     const child = spawn(file, args, { env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] })
     this.#up = child
     this.#exited = new Promise(resolve => child.once('exit', resolve))
@@ -81,7 +81,7 @@ class Newcomer {
 
   /** A second one, on the same data; resolves when it ends. */
   upAgain(port: number): Promise<Result> {
-    const [file = '', ...args] = [...uninstrumented, process.execPath, mainFile, 'up']
+    const [file = '', ...args] = [process.execPath, mainFile, 'up']
     return run(file, args, { ...this.#env, HOLDFAST_PORT: String(port) })
   }
 

@@ -1,5 +1,4 @@
 import { execFile } from 'node:child_process'
-import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import fc from 'fast-check'
 import t from 'tap'
@@ -17,6 +16,7 @@ import {
   type Spec,
   topologyOf,
 } from './topologies.ts'
+import { builtFile } from '../support/paths.ts'
 
 const total = (numbers: readonly number[]) => numbers.reduce((sum, number) => sum + number, 0)
 
@@ -295,9 +295,9 @@ t.test('I17: another process, given the topology in another order, computes the 
     nodes: topology.nodes.toReversed(),
     shards: topology.shards.toReversed(),
   })
-  const child = fileURLToPath(new URL('placement-child.ts', import.meta.url))
+  const child = builtFile('test/shared/placement-child.ts')
   const argument = JSON.stringify([turned(before), turned(after)])
-  const { stdout } = await promisify(execFile)(process.execPath, [...process.execArgv, child, argument], {
+  const { stdout } = await promisify(execFile)(process.execPath, [child, argument], {
     maxBuffer: 1 << 24,
   })
   const map = buildClusterMap(after, buildClusterMap(before))

@@ -10,12 +10,12 @@ if (!/^\d+(\.\d+)?$/.test(values.minutes) || (values.seed !== undefined && !whol
   process.exit(2)
 }
 const root = join(import.meta.dirname, '..', '..')
-const tap = join(root, 'node_modules', '.bin', 'tap')
-const child = spawn(tap, ['run', '--disable-coverage', '--timeout=0', 'test/long/soak.test.ts'], {
+const child = spawn(process.execPath, ['--enable-source-maps', join(root, 'dist/test/long/soak.test.js')], {
   cwd: root,
   stdio: 'inherit',
   env: {
     ...process.env,
+    TAP_TIMEOUT: '0',
     HOLDFAST_TEST_SOAK_MINUTES: values.minutes,
     ...(values.seed === undefined ? {} : { HOLDFAST_TEST_SEED: values.seed }),
   },

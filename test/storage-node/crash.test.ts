@@ -4,7 +4,6 @@ import { once } from 'node:events'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { wirePath } from '../../shared/wire.ts'
 import { type CrashPoint, crashPoints } from '../../storage-node/crash-point.ts'
@@ -20,9 +19,10 @@ import {
   testReference,
   uploadId,
 } from './fixtures.ts'
+import { builtFile } from '../support/paths.ts'
 
 // Tap may run this file in place or from its own build folder; the built program is found from the working directory.
-const program = fileURLToPath(new URL(`file://${process.cwd()}/dist/cli/main.js`))
+const program = builtFile('cli/main.ts')
 
 interface Child {
   readonly process: ChildProcess

@@ -3,6 +3,7 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { builtFile } from './paths.ts'
 
 export interface ProcessOptions {
   readonly name: string
@@ -16,15 +17,12 @@ export interface ProcessOptions {
 }
 
 /** HOLDFAST_TEST_MAIN tests another build than this tree's: an older release, an installed package. */
-export const mainFile = process.env['HOLDFAST_TEST_MAIN'] ?? join(import.meta.dirname, '../../dist/cli/main.js')
+export const mainFile = process.env['HOLDFAST_TEST_MAIN'] ?? builtFile('cli/main.ts')
 
 const setpriv = (process.env['PATH'] ?? '')
   .split(':')
   .map(folder => join(folder, 'setpriv'))
   .find(existsSync)
-
-/** tap makes every process that a test starts load its instruments, three times as slow to start and half as large again. */
-export const uninstrumented: readonly string[] = ['env', '-u', 'NODE_OPTIONS']
 
 export class TestProcess {
   readonly name: string
@@ -70,16 +68,7 @@ export class TestProcess {
     const output = openSync(logFile, 'a')
     // A test that is killed takes its processes along, also those it had stopped.
     const prefix = setpriv === undefined ? [] : [setpriv, '--pdeathsig', 'KILL', '--']
-    const command = [
-      ...prefix,
-      ...uninstrumented,
-      ...wrapper,
-      process.execPath,
-      '--enable-source-maps',
-      mainFile,
-      ...args,
-      ...extra,
-    ]
+    const command = [...prefix, ...wrapper, process.execPath, '--enable-source-maps', mainFile, ...args, ...extra]
     const child = spawn(command[0] as string, command.slice(1), {
       env: { PATH: process.env['PATH'] ?? '', ...env },
       stdio: ['ignore', output, output, 'ipc'],

@@ -3,7 +3,6 @@ import { Redis } from 'ioredis'
 import { fork } from 'node:child_process'
 import { readFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { openCoordinator } from '../../../proxy/coordination/open-coordinator.ts'
 import { defaultTimings } from '../../../proxy/coordination/timings.ts'
@@ -12,10 +11,11 @@ import { startTestRedis } from '../../support/redis.ts'
 import type { WorkerSetup } from './cache-worker.ts'
 import { execute, opener, postgresCluster, redisCluster, type Cluster } from './cluster.ts'
 import { eventually, fastTimings, member, recordTold, silentLog, type OpenWorker } from './contract.ts'
+import { builtFile } from '../../support/paths.ts'
 
 const postgres = await startTestPostgres(t)
 const redis = await startTestRedis(t)
-const program = fileURLToPath(new URL('../../../dist/test/proxy/coordination/cache-worker.js', import.meta.url))
+const program = builtFile('test/proxy/coordination/cache-worker.ts')
 
 async function timed(work: Promise<unknown>): Promise<number> {
   const from = performance.now()

@@ -7,20 +7,20 @@ import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { startTestPostgres, type TestPostgres } from '../../support/postgres.ts'
 import { startTestRedis, type TestRedis } from '../../support/redis.ts'
 import { randomOf, type WorkerEvent, type WorkerSetup } from './cache-worker.ts'
 import { execute, postgresCluster, redisCluster, type Cluster } from './cluster.ts'
 import { eventually, fastTimings, member } from './contract.ts'
+import { builtFile } from '../../support/paths.ts'
 
 const seconds = Number(process.env['HOLDFAST_TEST_SECONDS'] ?? 12)
 const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Math.floor(Math.random() * 2 ** 31))
 const keys = 6
 /** Marks outlive what a frozen writer may spend between prepare and commit, as they do in the product. */
 const timings = { ...fastTimings, markMs: 6_000 }
-const program = fileURLToPath(new URL('../../../dist/test/proxy/coordination/cache-worker.js', import.meta.url))
+const program = builtFile('test/proxy/coordination/cache-worker.ts')
 
 type Seen = Extract<WorkerEvent, { version: number }>
 interface Fault {

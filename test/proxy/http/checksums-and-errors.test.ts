@@ -2,9 +2,11 @@ import t from 'tap'
 import fc from 'fast-check'
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { compareChecksums, parseDeclaredChecksums } from '../../../proxy/http/checksums.ts'
 import { errorBody, errorHeaders, httpStatus } from '../../../proxy/http/http-errors.ts'
 import { errorCodes, HoldfastError, isHoldfastError } from '../../../shared/errors.ts'
+import { projectFolder } from '../../support/paths.ts'
 
 const digest = (algorithm: string, encoding: 'hex' | 'base64'): string =>
   createHash(algorithm).update('holdfast').digest(encoding)
@@ -99,7 +101,7 @@ t.test('every error code has a status, and 404 is said only of what clients ask 
     errorCodes.filter(code => httpStatus[code] === 404),
     ['NOT_FOUND', 'REPOSITORY_NOT_FOUND', 'ARTIFACT_NOT_FOUND'],
   )
-  const source = readFileSync(new URL('../../../shared/errors.ts', import.meta.url), 'utf8')
+  const source = readFileSync(join(projectFolder, 'shared/errors.ts'), 'utf8')
   const wire = source.slice(source.indexOf('// between proxy and storage node'), source.indexOf('// start-up'))
   for (const [, code = ''] of wire.matchAll(/'([A-Z_]+)'/g)) t.ok(httpStatus[code as 'INTERNAL'] >= 500, code)
 })

@@ -6,6 +6,7 @@ import type { Migration } from '../../../proxy/metadata/migrations/migration.ts'
 import { checksumOf, planMigrations } from '../../../proxy/metadata/migrate.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { commit, connect, open, put } from './fixtures.ts'
+import { builtFile } from '../../support/paths.ts'
 
 function migration(number: number, change: Partial<Migration> = {}): Migration {
   return { number, name: `m${number}`, schema: 1, phase: 'expand', sql: `CREATE TABLE t${number} ()`, ...change }
@@ -37,7 +38,7 @@ t.test('against a server', async t => {
 
   t.test('four processes that start at once apply each step once', async t => {
     const url = await server.createDatabase()
-    const children = Array.from({ length: 4 }, () => fork(new URL('./open-once.ts', import.meta.url), [url]))
+    const children = Array.from({ length: 4 }, () => fork(builtFile('test/proxy/metadata/open-once.ts'), [url]))
     const answers = await Promise.all(children.map(child => once(child, 'message')))
     t.same(
       answers.map(([answer]: unknown[]) => (answer as { error?: string }).error),

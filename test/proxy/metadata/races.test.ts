@@ -6,6 +6,7 @@ import { newGeneration } from '../../../shared/ids.ts'
 import type { CommitResult, Metadata } from '../../../proxy/metadata/types.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { blob, commit, connect, digestOf, done, open } from './fixtures.ts'
+import { builtFile } from '../../support/paths.ts'
 
 const server = await startTestPostgres(t)
 const url = await server.createDatabase()
@@ -192,7 +193,7 @@ t.test('I27: a leader stopped in the middle of its transactions changes nothing 
   const old = await one.issueToken('primary', 'old')
   await one.addRepairs([{ kind: 'reference', partition: 1, key: 'r/y', version: 1, missing: ['s'], handoffs: [] }])
   const [entry] = (await one.dueRepairs(100)).filter(repair => repair.key === 'r/y')
-  const child = fork(new URL('./stopped-leader.ts', import.meta.url), [url, String(entry!.id), String(old)])
+  const child = fork(builtFile('test/proxy/metadata/stopped-leader.ts'), [url, String(entry!.id), String(old)])
   t.teardown(() => child.kill('SIGKILL'))
   await once(child, 'message') // it is at work
   const client = await connect(t, url)

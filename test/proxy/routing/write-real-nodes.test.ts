@@ -11,8 +11,9 @@ import { HealthChecker } from '../../../proxy/routing/health-checker.ts'
 import type { WrittenBlob } from '../../../proxy/routing/types.ts'
 import { testSecret } from '../../support/fake-write-node.ts'
 import { writeSide } from '../../support/write-cluster.ts'
+import { builtFile } from '../../support/paths.ts'
 
-const main = join(import.meta.dirname, '../../../dist/cli/main.js')
+const main = builtFile('cli/main.ts')
 const mib = 1024 * 1024
 
 interface RealNode {
