@@ -8,7 +8,7 @@ import { drill } from './drill.ts'
 import { awaitRun, humanTime, runText } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
-export const backupUsage = `holdfast backup create                        (runs by itself each night)
+export const backupUsage = `holdfast backup create [--anew]               (runs by itself each night)
 holdfast backup list
 holdfast backup verify [<id>] [--percent <n>] [--repair]
 holdfast backup prune --keep <n>
@@ -25,12 +25,17 @@ export const backupOptions = {
     default: false,
     doc: 'verify removes what is damaged: the next backup copies it again, if the cluster has it still.',
   },
+  anew: {
+    kind: 'bool',
+    default: false,
+    doc: 'create accepts an empty target that had backups before, and begins with a full one.',
+  },
 } as const satisfies Options
 
 type Command = ClientCommand<typeof backupOptions>
 
 const verbs: Readonly<Record<string, (command: Command, word: string | undefined) => Promise<number>>> = {
-  create: command => runTask(command, '/backups', {}),
+  create: command => runTask(command, '/backups', command.config.anew ? { anew: true } : {}),
   list: async ({ client, print }) => {
     const list = (await client.call('GET', '/backups')) as { backups: readonly BackupSummary[]; damaged: number }
     const text = textTable(['BACKUP', 'AGE', 'ARTIFACTS', 'BLOBS', 'BYTES', 'NEW', 'MISSING'], list.backups.map(row))

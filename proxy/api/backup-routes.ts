@@ -69,7 +69,8 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
       },
     )
   }
-  start('/backups', 'backup', 'Back up now', Type.Object({}, closed), () => ({}))
+  const anew = Type.Optional(Type.Boolean({ description: 'The target may be empty although it was used before' }))
+  start('/backups', 'backup', 'Back up now', Type.Object({ anew }, closed), body => body)
   start(
     '/backups/prune',
     'backup',

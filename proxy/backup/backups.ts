@@ -10,37 +10,45 @@ import type { BackupSummary, BackupTallies } from './types.ts'
 export interface Backups {
   readonly hasTarget: boolean
   readonly tallies: BackupTallies
-  /** The target's backups; CONFLICT if none is configured, and what `BackupStore.openOrClaim` rejects with. */
-  readonly openStore: () => Promise<BackupStore>
+  /**
+   * The target's backups; CONFLICT if none is configured, and what `BackupStore.openOrClaim` rejects with. `anew`: the target may be
+   * empty although it was used before.
+   */
+  readonly openStore: (anew?: boolean) => Promise<BackupStore>
   /** Complete backups, newest first; a summary that cannot be read is left out and counted. */
   readonly list: () => Promise<{ readonly backups: readonly BackupSummary[]; readonly damaged: number }>
 }
 
 export function backupsOf(
   config: Pick<ProxyConfig, 'backupTarget' | 'backupPassphrase'> & Partial<CredentialConfig>,
-  metadata: Pick<Metadata, 'clusterId'>,
+  metadata: Pick<Metadata, 'clusterId' | 'backupTargets'>,
 ): Backups {
   const { backupTarget, backupPassphrase } = config
-  let opened: Promise<BackupStore> | undefined
-  const openStore = (): Promise<BackupStore> => {
+  let opened: BackupStore | undefined
+  let opening: Promise<BackupStore> | undefined
+  const open = async (anew: boolean): Promise<BackupStore> => {
     if (backupTarget === undefined) {
       throw new HoldfastError('CONFLICT', 'no backup target is configured: set HOLDFAST_BACKUP_TARGET on every proxy')
     }
+    const { clusterId, backupTargets } = metadata
+    const target = openBackupTarget(backupTarget, config)
+    const wasUsed = async (): Promise<boolean> => !anew && (await backupTargets.isKnown(target.label))
+    const store = await BackupStore.openOrClaim(target, backupPassphrase, clusterId, wasUsed)
+    await backupTargets.remember(target.label)
+    return store
+  }
+  const openStore = async (anew = false): Promise<BackupStore> => {
+    // The disk may be unmounted since.
+    if (opened !== undefined && (await opened.isClaimed())) return opened
+    opened = undefined
     // The key of an encrypted target takes 0.4 s to derive; whoever failed tries again.
-    opened ??= BackupStore.openOrClaim(
-      openBackupTarget(backupTarget, config),
-      backupPassphrase,
-      metadata.clusterId,
-    ).catch((error: unknown) => {
-      opened = undefined
-      throw error
-    })
-    return opened
+    opening ??= open(anew).finally(() => (opening = undefined))
+    return (opened = await opening)
   }
   return {
     hasTarget: backupTarget !== undefined,
     tallies: { copiedBlobs: 0, copiedBytes: 0, lastBytes: 0, lastTime: 0 },
-    openStore: async () => openStore(),
+    openStore,
     list: async () => {
       const store = await openStore()
       const found: BackupSummary[] = []

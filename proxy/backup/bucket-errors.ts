@@ -39,6 +39,7 @@ function meaningOf(
     case 'NoSuchKey':
       return ['NOT_FOUND', 'it is not there']
     case 'InvalidAccessKeyId':
+    case 'XAdminUserNotFound':
     case 'InvalidToken':
     case 'ExpiredToken':
       return ['CONFIG_INVALID', 'the access key is unknown there, or has expired']

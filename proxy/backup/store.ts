@@ -6,7 +6,7 @@
  *   manifests/<id>            what is in a backup (manifest.ts)
  *   backups/<id>              its summary, written last: a backup is there once this is
  */
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { type Digest, parseDigest } from '../../shared/ids.ts'
 import { decodeManifest, encodeManifest, type ManifestEntry } from './manifest.ts'
 import { deriveMasterKey, newSealParameters, seal, type SealParameters, unseal } from './seal.ts'
@@ -29,9 +29,11 @@ const blobName = (digest: Digest): string => `blobs/${digest.slice(0, 2)}/${dige
 export class BackupStore {
   readonly target: BackupTarget
   readonly clusterId: string
+  readonly #claim: Buffer
   readonly #key: Buffer | undefined
 
-  private constructor(target: BackupTarget, clusterId: string, key: Buffer | undefined) {
+  private constructor(target: BackupTarget, clusterId: string, claim: Buffer, key: Buffer | undefined) {
+    this.#claim = claim
     this.target = target
     this.clusterId = clusterId
     this.#key = key
@@ -42,25 +44,46 @@ export class BackupStore {
    * CONFLICT if they are another cluster's than `clusterId`.
    */
   static async open(target: BackupTarget, passphrase: string | undefined, clusterId?: string): Promise<BackupStore> {
-    const claim = parseDocument<Claim>(await readDocument(target, claimName), claimName)
+    const bytes = await readDocument(target, claimName)
+    const claim = parseDocument<Claim>(bytes, claimName)
     if (clusterId !== undefined && claim.clusterId !== clusterId) {
       throw new HoldfastError('CONFLICT', `${target.label} has the backups of another cluster (${claim.clusterId})`)
     }
-    return new BackupStore(target, claim.clusterId, await keyOf(target, claim, passphrase))
+    return new BackupStore(target, claim.clusterId, bytes, await keyOf(target, claim, passphrase))
   }
 
-  /** The same; an empty target becomes this cluster's, encrypted if there is a passphrase. */
+  /**
+   * The same; an empty target becomes this cluster's, encrypted if there is a passphrase. CONFLICT if it `wasUsed` and is empty now: its
+   * disk is not mounted, or somebody emptied it, which only they can tell apart.
+   */
   static async openOrClaim(
     target: BackupTarget,
     passphrase: string | undefined,
     clusterId: string,
+    wasUsed: () => Promise<boolean> = async () => false,
   ): Promise<BackupStore> {
     const taken = await target.list('target')
     if (!taken.includes('cluster')) {
+      if (await wasUsed()) {
+        throw new HoldfastError(
+          'CONFLICT',
+          `${target.label} had backups of this cluster, and now has none: is it mounted? If it is meant to be empty: backup create --anew`,
+        )
+      }
       const claim: Claim = { format: 1, clusterId, encryption: await newEncryption(passphrase) }
       await target.put(claimName, one(Buffer.from(JSON.stringify(claim) + '\n')))
     }
     return BackupStore.open(target, passphrase, clusterId)
+  }
+
+  /** Costs one small read. False: it is gone, unmounted, or another one's by now. */
+  async isClaimed(): Promise<boolean> {
+    try {
+      return (await readDocument(this.target, claimName)).equals(this.#claim)
+    } catch (error) {
+      if (!isHoldfastError(error, 'NOT_FOUND')) throw error
+      return false
+    }
   }
 
   get encrypted(): boolean {

@@ -29,6 +29,7 @@ import { pendingOutbox, settleOutbox } from './outbox.ts'
 import { type IssuedVersions, loadIssued, RecoveryTables } from './recovery.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
+import { BackupTargets } from './backup-targets.ts'
 import { Restores } from './restores.ts'
 import { readSnapshot } from './snapshot.ts'
 import { TrashTables } from './trash.ts'
@@ -90,6 +91,7 @@ class PostgresMetadata implements types.Metadata {
   readonly collection: CollectionTables
   readonly trash: TrashTables
   readonly restores: Restores
+  readonly backupTargets: BackupTargets
   readonly cleanup: CleanupTables
   readonly recovery: RecoveryTables
   readonly #admit: MetadataOptions['admit']
@@ -121,6 +123,7 @@ class PostgresMetadata implements types.Metadata {
     this.cleanup = new CleanupTables(this.#database)
     this.trash = new TrashTables(this.#database, () => this.incarnation)
     this.restores = new Restores(this.#database)
+    this.backupTargets = new BackupTargets(this.#database)
     this.recovery = new RecoveryTables(this.#database)
     this.#commits = new CommitQueue({
       database: { query: (sql, values) => this.#database.commit(sql, values) },

@@ -193,6 +193,13 @@ export interface RestoreStore {
   end(): Promise<void>
 }
 
+/** Where this cluster has kept backups: such a place that is empty some day is one that is not mounted. */
+export interface BackupTargetStore {
+  /** `label`: of a BackupTarget. */
+  isKnown(label: string): Promise<boolean>
+  remember(label: string): Promise<void>
+}
+
 /** What a backup needs, all of one moment. */
 export interface MetadataSnapshot {
   /** When it was taken, by PostgreSQL's clock. */
@@ -318,6 +325,7 @@ export interface Metadata {
   readonly jobs: JobStore
   /** What a restore from a backup needs. */
   readonly restores: RestoreStore
+  readonly backupTargets: BackupTargetStore
   /** Which blobs are unused, and their end. */
   readonly collection: CollectionStore
   /** What was deleted and can be restored. */

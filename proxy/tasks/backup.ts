@@ -35,7 +35,7 @@ const missingTold = 50
 export interface BackupJobDeps extends BlobSourceDeps {
   readonly metadata: Pick<Metadata, 'snapshot' | 'findBlob' | 'clusterId' | 'incarnation'>
   /** CONFLICT if there is no target. */
-  readonly openStore: () => Promise<BackupStore>
+  readonly openStore: (anew: boolean) => Promise<BackupStore>
   readonly hasTarget: boolean
   /** After each backup older ones are pruned but for so many; 0: never by itself. */
   readonly keep: number
@@ -65,6 +65,8 @@ type Checkpoint = Making | { readonly phase: 'prune'; readonly missing: number }
 
 interface Params {
   readonly prune: number | undefined
+  /** The target may be empty although it was used before. */
+  readonly anew: boolean
 }
 
 /** `defaultSchedule` null without a target. */
@@ -81,6 +83,7 @@ export function backup(deps: BackupJobDeps): Job<Checkpoint> {
 class BackupRun {
   readonly #deps: BackupJobDeps
   readonly #context: JobContext<Checkpoint>
+  readonly #told = new Set<Digest>()
 
   constructor(deps: BackupJobDeps, context: JobContext<Checkpoint>) {
     this.#deps = deps
@@ -88,12 +91,12 @@ class BackupRun {
   }
 
   async run(): Promise<void> {
-    const { prune } = paramsOf(this.#context.params)
-    const store = await this.#deps.openStore()
+    const { prune, anew } = paramsOf(this.#context.params)
+    const store = await this.#deps.openStore(anew)
     if (prune !== undefined) return this.#prune(store, prune)
     let at = this.#context.checkpoint ?? (await this.#snapshot(store))
     if (at.phase === 'copy') {
-      const made = await this.#copy(store, at)
+      const made = await this.#complete(store, await this.#copy(store, at))
       await this.#publish(store, made)
       at = { phase: 'prune', missing: made.missing }
       await this.#context.save(at)
@@ -185,6 +188,12 @@ class BackupRun {
     return at
   }
 
+  /** `verify --repair` may have removed, as damaged, what was found on the target: it is copied once more. */
+  async #complete(store: BackupStore, made: Making): Promise<Making> {
+    const again = await this.#copy(store, { ...made, after: '', done: { blobs: 0, bytes: 0 }, missing: 0 })
+    return { ...made, copied: again.copied, missing: again.missing }
+  }
+
   async #copyBatch(
     store: BackupStore,
     at: Making,
@@ -195,8 +204,10 @@ class BackupRun {
     const outcomes = await atMost(copiedAtOnce, wanted, async blob => this.#copyOne(store, blob))
     const copied = wanted.filter((_, index) => outcomes[index] === 'copied')
     const missing = wanted.filter((_, index) => outcomes[index] === 'missing')
-    if (at.missing < missingTold) {
-      for (const { digest, bytes } of missing) this.#context.log(`no replica gives ${digest} (${bytes} bytes)`)
+    for (const { digest, bytes } of missing) {
+      if (this.#told.size >= missingTold || this.#told.has(digest)) continue
+      this.#told.add(digest)
+      this.#context.log(`no replica gives ${digest} (${bytes} bytes)`)
     }
     const next: Making = {
       ...at,
@@ -291,10 +302,13 @@ function plus(amount: Amount, blobs: readonly { readonly bytes: number }[]): Amo
   }
 }
 
-function paramsOf({ prune, ...unknown }: JobParams): Params {
+function paramsOf({ prune, anew = false, ...unknown }: JobParams): Params {
   const good = prune === undefined || (typeof prune === 'number' && Number.isInteger(prune) && prune >= 1)
-  if (Object.keys(unknown).length > 0 || !good) {
-    throw new HoldfastError('BAD_REQUEST', 'the only parameter is prune: how many backups are kept, 1 at least')
+  if (Object.keys(unknown).length > 0 || !good || typeof anew !== 'boolean') {
+    throw new HoldfastError(
+      'BAD_REQUEST',
+      'the parameters are prune (how many backups are kept, 1 at least) and anew (true, false)',
+    )
   }
-  return { prune }
+  return { prune, anew }
 }
