@@ -13,6 +13,9 @@ import type { ApiClient } from './client.ts'
 const triesMax = 6
 const retryMs = 500
 const userPage = 50
+const historyPage = 100
+/** The API takes 64 KiB. */
+const historyBytes = 60 * 1024
 /** Digests that were sent before, and need no second sending; 64 bytes each and some. */
 const sentMax = 200_000
 const toldMax = 50
@@ -98,6 +101,7 @@ class Restore {
     }
     await Promise.all(running)
     if (failure !== undefined) throw failure.error
+    await this.#restoreHistory()
     for (const repository of repositories) await this.#finishRepository(repository)
     const added = await this.#addUsers(users)
     await client.call('POST', '/restore/end', {})
@@ -111,6 +115,31 @@ class Restore {
       bytes: this.#bytes,
       missing: this.#missing,
     }
+  }
+
+  /** When and by whom each was written, once all bytes are there. Repeated as a whole by a restore that is resumed. */
+  async #restoreHistory(): Promise<void> {
+    const { client, store, signal } = this.#deps
+    let page: object[] = []
+    let bytes = 0
+    const flush = async (): Promise<void> => {
+      signal.throwIfAborted()
+      if (page.length > 0) await client.call('POST', '/restore/history', { artifacts: page })
+      page = []
+      bytes = 0
+    }
+    for await (const entry of store.readManifest(this.#backup)) {
+      if (entry.kind !== 'artifact') continue
+      const { repository, path, digest, createdBy, createdAt, updatedAt } = entry
+      // PostgreSQL has microseconds, the API has not.
+      const times = { createdAt: Math.floor(createdAt), updatedAt: Math.floor(updatedAt) }
+      const history = { repository, path, digest, createdBy, ...times }
+      const more = Buffer.byteLength(JSON.stringify(history)) + 1
+      if (page.length >= historyPage || bytes + more > historyBytes) await flush()
+      page.push(history)
+      bytes += more
+    }
+    await flush()
   }
 
   /** Open for writing until all is there: what it may refuse (a policy, a limit) was accepted once. */

@@ -50,7 +50,7 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   const lines = [
     `backup ${id}: ${artifacts} artifacts (${skipped} were there), ${repositories} repositories, ${users} users`,
     `${humanBytes(bytes)} sent in ${humanTime(performance.now() - startedAt)}`,
-    'not kept: when and by whom artifacts were written (now, by you), their version numbers, passwords of users that were here',
+    'not kept: version numbers of artifacts, passwords of users that were here',
     ...(missing === 0 ? [] : [`${missing} artifacts are missing: the backup does not have their bytes`]),
   ]
   print(lines.join('\n'), { ...restored, ms: Math.round(performance.now() - startedAt) })

@@ -1,10 +1,12 @@
 import { Type } from 'typebox'
+import type { Digest } from '../../shared/ids.ts'
 import { userKey } from '../access/authenticator.ts'
 import type { Api } from './build-api.ts'
 import { errorAnswer, nothing } from './schemas.ts'
 import type { ApiDeps } from './types.ts'
 
 const closed = { additionalProperties: false } as const
+const moment = Type.Integer({ minimum: 0, maximum: 8.64e15, description: 'Milliseconds since 1970' })
 const tags = ['backups']
 const admin = { access: { demands: [{ action: 'admin' }] } } as const
 
@@ -53,6 +55,42 @@ export function addRestoreRoutes(app: Api, { restores, announce }: ApiDeps): voi
       const added = await restores.addUsers(request.body.users)
       await announce(added.map(userKey))
       return { added: [...added] }
+    },
+  )
+  app.post(
+    '/restore/history',
+    {
+      config: { ...admin, audit: 'restore.history' },
+      schema: {
+        tags,
+        summary: 'Say when and by whom restored artifacts were written; those with other bytes stay as they are',
+        body: Type.Object(
+          {
+            artifacts: Type.Array(
+              Type.Object(
+                {
+                  repository: Type.String({ minLength: 1, maxLength: 255 }),
+                  path: Type.String({ minLength: 1, maxLength: 4_096 }),
+                  digest: Type.String({ pattern: '^[0-9a-f]{64}$' }),
+                  createdBy: Type.String({ maxLength: 255 }),
+                  createdAt: moment,
+                  updatedAt: moment,
+                },
+                closed,
+              ),
+              { maxItems: 100 },
+            ),
+          },
+          closed,
+        ),
+        response: { 200: Type.Object({ changed: Type.Integer() }), default: errorAnswer },
+      },
+    },
+    async request => {
+      const artifacts = request.body.artifacts.map(one => ({ ...one, digest: one.digest as Digest }))
+      const changed = await restores.setHistory(artifacts)
+      await announce(artifacts.map(({ repository, path }) => `${repository}/${path}`))
+      return { changed }
     },
   )
   app.post(

@@ -1,7 +1,8 @@
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Database } from './database.ts'
 import { statement } from './statement.ts'
-import type { RestoreStore, User } from './types.ts'
+import type { ArtifactHistory, RestoreStore, User } from './types.ts'
+import { bytea } from './value-parsers.ts'
 
 /** What every new cluster has (first-start.ts), and what a cluster keeps for itself, is as good as nothing. */
 const contents = statement<{ artifacts: boolean; repositories: boolean; users: boolean }>(
@@ -22,6 +23,17 @@ const addUsers = statement<{ name: string }>(
   'restore-users',
   `INSERT INTO users (name, password_hash, admin) SELECT * FROM unnest($1::text[], $2::text[], $3::boolean[])
   ON CONFLICT (name) DO NOTHING RETURNING name`,
+)
+
+const setHistory = statement(
+  'restore-history',
+  `UPDATE artifacts a SET created_by = h.created_by, created_at = least(to_timestamp(h.created_at / 1000), now()),
+    updated_at = least(to_timestamp(h.updated_at / 1000), now())
+  FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[], $5::double precision[], $6::double precision[])
+      AS h (repository, path, digest, created_by, created_at, updated_at)
+    JOIN repositories r ON r.name = h.repository
+  WHERE a.repository_id = r.id AND a.path = h.path AND a.digest = h.digest
+  RETURNING 1`,
 )
 
 export class Restores implements RestoreStore {
@@ -57,6 +69,19 @@ export class Restores implements RestoreStore {
       users.map(user => user.admin),
     ])
     return rows.map(({ name }) => name)
+  }
+
+  async setHistory(artifacts: readonly ArtifactHistory[]): Promise<number> {
+    if ((await this.#current()) === undefined) throw new HoldfastError('CONFLICT', 'no restore is under way')
+    const rows = await this.#database.query(setHistory, [
+      artifacts.map(({ repository }) => repository),
+      artifacts.map(({ path }) => path),
+      artifacts.map(({ digest }) => bytea(digest)),
+      artifacts.map(({ createdBy }) => createdBy),
+      artifacts.map(({ createdAt }) => createdAt),
+      artifacts.map(({ updatedAt }) => updatedAt),
+    ])
+    return rows.length
   }
 
   async end(): Promise<void> {

@@ -184,12 +184,23 @@ export interface RepairEntry {
   readonly attempts: number
 }
 
+/** What a backup knows of how an artifact came about. */
+export interface ArtifactHistory extends Pick<Artifact, 'path' | 'createdBy' | 'createdAt' | 'updatedAt'> {
+  readonly repository: string
+  readonly digest: Digest
+}
+
 /** A restore fills an empty cluster. Which one is under way stands in the database, so that it can be resumed, and no other begun. */
 export interface RestoreStore {
   /** CONFLICT if the cluster is not empty, or another backup is being restored. 'resumed': this one was begun before. */
   begin(backup: string): Promise<'begun' | 'resumed'>
   /** Adds those that are not there yet; resolves with their names. CONFLICT if no restore is under way. */
   addUsers(users: readonly User[]): Promise<readonly string[]>
+  /**
+   * Gives artifacts that have these bytes the moments and the writer they had; none lies in the future. Resolves with how many there
+   * were. Their references on the shards still say when they were restored. CONFLICT if no restore is under way.
+   */
+  setHistory(artifacts: readonly ArtifactHistory[]): Promise<number>
   end(): Promise<void>
 }
 

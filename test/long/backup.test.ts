@@ -137,7 +137,8 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
     for (const path of paths) {
       const [was, now] = [await client.get(path), await writer.get(path)]
       t.equal(now.status, 200, path)
-      t.same([now.headers['etag'], now.headers['content-type']], [was.headers['etag'], was.headers['content-type']])
+      for (const name of ['etag', 'content-type', 'last-modified'])
+        t.same(now.headers[name], was.headers[name], `${path}: ${name}`)
     }
     for (const path of ['raw/gone', 'raw/d/huge', 'raw/in-the-way']) t.equal((await writer.get(path)).status, 404, path)
     t.equal((await writer.put('once/typed', Buffer.from('other'))).status, 409, 'settings hold again')

@@ -168,6 +168,7 @@ export async function setUp(t: Test): Promise<World> {
     restores: {
       begin: async () => 'begun',
       addUsers: async added => added.map(({ name }) => name),
+      setHistory: async artifacts => artifacts.length,
       end: async () => undefined,
     },
     backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },

@@ -92,3 +92,28 @@ t.test('a snapshot shows one moment, whatever is committed while it is read', as
     ['a', 'c', 'e'],
   )
 })
+
+t.test('a restore gives artifacts the moments and the writer they had, if they have the bytes they had', async t => {
+  const url = await server.createDatabase()
+  const metadata = await open(t, url)
+  const id = '20260301t023000z-1'
+  const old = { repository: 'r', createdBy: 'ann', createdAt: 86_400_000, updatedAt: 172_800_000 }
+  const named = [
+    { ...old, path: 'same', digest: blob('same').digest },
+    { ...old, path: 'other', digest: blob('what it was').digest },
+    { ...old, path: 'future', digest: blob('future').digest, updatedAt: Date.now() + 1e9 },
+    { ...old, path: 'absent', digest: blob('absent').digest },
+  ]
+  await t.rejects(metadata.restores.setHistory(named), { code: 'CONFLICT' }, 'only while a restore is under way')
+  await metadata.restores.begin(id)
+  const repository = await metadata.createRepository({ name: 'r' })
+  for (const path of ['same', 'other', 'future']) await put(metadata, commit(repository, path, { blob: blob(path) }))
+  t.equal(await metadata.restores.setHistory(named), 2)
+  const found = await metadata.snapshot(snapshot => snapshot.artifacts({ repositoryId: 0, path: '' }, 10))
+  const by = new Map(found.map(one => [one.path, one]))
+  t.match(by.get('same'), { createdBy: 'ann', createdAt: 86_400_000, updatedAt: 172_800_000 })
+  t.match(by.get('other'), { createdBy: 'alice' })
+  t.ok(by.get('future')!.updatedAt <= Date.now() + 60_000, 'nothing lies in the future')
+  await metadata.restores.end()
+  await t.rejects(metadata.restores.setHistory(named), { code: 'CONFLICT' })
+})

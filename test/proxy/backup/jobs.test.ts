@@ -183,6 +183,9 @@ t.test('encrypted: made, verified, restored, and closed to another passphrase', 
     t.match(await restoreBackup(cluster.deps(store), id), { artifacts: 2, missing: 0 })
     t.ok(cluster.artifacts.get('/repository/raw/d/plain')?.equals(plain), what)
     t.equal(cluster.artifacts.get('/repository/raw/d/empty')?.length, 0)
+    const history = cluster.calls.find(([path]) => path === '/restore/history')?.[1]
+    const times = { createdBy: 'ann', createdAt: day, updatedAt: 2 * day }
+    t.match(history, { artifacts: [{ path: 'd/empty', ...times }, { path: 'd/plain', digest: hash('sha256', plain), ...times }] }) // prettier-ignore
   }
 })
 
