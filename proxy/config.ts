@@ -1,7 +1,7 @@
 import { readConfig, type ConfigOf, type ConfigSource } from '../shared/config.ts'
 import { isHoldfastError } from '../shared/errors.ts'
-import { parseBucketUrl } from './backup/bucket-url.ts'
 import { credentialOptions } from './backup/credentials.ts'
+import { openBackupTarget } from './backup/open-target.ts'
 import { badNetworks } from './http/client-address.ts'
 
 const MiB = 2 ** 20
@@ -141,7 +141,6 @@ export const proxyOptions = {
   },
   backupTarget: {
     kind: 'string',
-    pattern: [/^((file:\/\/)?\/|s3:\/\/)./, 'must be file:///folder or s3://bucket/prefix'],
     doc: 'Where backups go, the same for all proxies: file:///folder on another disk or host, or s3://bucket/prefix?endpoint=https://host&region=name.',
   },
   ...credentialOptions,
@@ -231,7 +230,7 @@ export function readProxyConfig(source: ConfigSource): ProxyConfig {
     if (config.uploadsMax > config.requestsMax) problems.push('uploadsMax must not be above requestsMax')
     if (!/^(postgres(ql)?:\/\/|pglite:)/.test(config.postgresUrl))
       problems.push('HOLDFAST_POSTGRES_URL must begin with postgres://')
-    if (config.backupTarget?.startsWith('s3://') === true) problems.push(...bucketProblems(config.backupTarget))
+    if (config.backupTarget !== undefined) problems.push(...targetProblems(config.backupTarget))
     if (config.redisUrl !== undefined && !/^rediss?:\/\//.test(config.redisUrl)) {
       problems.push('HOLDFAST_REDIS_URL must begin with redis:// or rediss://')
     }
@@ -239,9 +238,10 @@ export function readProxyConfig(source: ConfigSource): ProxyConfig {
   })
 }
 
-function bucketProblems(url: string): readonly string[] {
+/** A pattern would repeat what it refuses, which may have a key in it. */
+function targetProblems(url: string): readonly string[] {
   try {
-    parseBucketUrl(url)
+    openBackupTarget(url, {})
     return []
   } catch (error) {
     if (!isHoldfastError(error)) throw error

@@ -143,6 +143,29 @@ t.test('the proxy: what it needs, and relations between options', async t => {
   t.notMatch(problems.join(), 'p4ssword')
 })
 
+t.test('the proxy: where backups go, and that no key stands in it', async t => {
+  const args = ['--state-folder', '/tmp/x', '--storage-nodes', 'http://a:1']
+  const read = (target: string) =>
+    readProxyConfig({ args, env: { ...secrets, HOLDFAST_BACKUP_TARGET: target, HOLDFAST_BACKUP_SECRET_ACCESS_KEY: 'p4ssword' } }) // prettier-ignore
+  for (const target of ['/folder', 'file:///folder', 's3://backups/a?endpoint=https://host:1&region=x']) {
+    t.equal(read(target).backupTarget, target)
+    t.notMatch(JSON.stringify(read(target)), 'p4ssword')
+  }
+  for (const target of [
+    'folder',
+    'file://',
+    'https://key:p4ssword@host',
+    's3://key:p4ssword@host',
+    's3://b?secret=p4ssword',
+  ]) {
+    const problems = problemsOf(() => read(target))
+    t.match(problems, [/the backup target must be/], target)
+    t.notMatch(problems.join(), 'p4ssword')
+  }
+  const flag = () => readProxyConfig({ args: [...args, '--backup-secret-access-key', 'p4ssword'], env: secrets })
+  t.match(problemsOf(flag), [/would show a secret to everybody/])
+})
+
 t.test('a storage node: shards, and no two of them in one place', async t => {
   const args = ['--node', 'n1', '--zone', 'a', '--state-folder', '/s']
   const { config } = readStorageNodeConfig({
