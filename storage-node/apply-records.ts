@@ -3,8 +3,9 @@
  * of the log again, in its order, ends in the same index.
  */
 import { crc32 } from 'node:zlib'
-import type { DropRecord, ReferencedBlob, ReferenceRecord, ShardRecord } from '../shared/record.ts'
+import type { DropRecord, ReferenceRecord, ShardRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
+import { blobName } from './blob-name.ts'
 import {
   type BlobLocation,
   blobKey,
@@ -37,11 +38,6 @@ export interface IndexPlan {
   readonly lossDelta: number
   /** The newest reference of the shard, if these records have it. */
   readonly newest: NewestReference | undefined
-}
-
-/** `<ppp>/<digest>.<generation>`: how a blob is called within its shard, in file names, URLs and keys. */
-export function blobName(blob: Pick<DropRecord | ReferencedBlob, 'partition' | 'digest' | 'generation'>): string {
-  return `${partitionName(blob.partition)}/${blob.digest}.${blob.generation}`
 }
 
 /** The reference's own key: repository names have no slash, so two paths never share one. */

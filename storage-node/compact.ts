@@ -15,7 +15,8 @@
 import { setImmediate } from 'node:timers/promises'
 import type { DropRecord, ShardRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
-import { blobName, pathKey } from './apply-records.ts'
+import { pathKey } from './apply-records.ts'
+import { blobName } from './blob-name.ts'
 import { crashPoint } from './crash-point.ts'
 import {
   blobKey,
@@ -25,12 +26,12 @@ import {
   referenceKey,
   unconfirmedKey,
 } from './index.ts'
-import { segmentPath } from './log.ts'
+import { newRecord, segmentPath } from './log.ts'
 import { findNonce, type LoggedRecord, nonceBytes, scanSegment, segmentHeadBytes } from './log-segment.ts'
 import { Pace } from './pace.ts'
 import { listSegments } from './replay.ts'
 import { eachLocation } from './segment-use.ts'
-import { newRecord, type Shard } from './shard.ts'
+import type { Shard } from './shard.ts'
 import { readFully, type StoreFs } from './store-fs.ts'
 
 export interface CompactionDeps {
@@ -152,6 +153,7 @@ export class Compaction {
     if ((bytes - survey.bytes) / bytes < shard.limits.compactDeadRatioMin) return true
     const room = await this.#roomFor(survey.bytes, bytes)
     if (room === 'none') return false
+    await shard.raiseFormat(2)
     const copier = new Copier(this.#deps, segment, await this.#oldestOther(segment), room)
     await this.#scan(segment, copier)
     crashPoint('compact.afterCopy')
@@ -307,7 +309,7 @@ class Copier {
     const needed = batch.filter((item, at) => this.#isNeeded(item, values[at], losses.has(item)))
     for (const { bytes } of needed) this.bytes += bytes
     if (this.#mode === 'count') return 0
-    await Promise.all(needed.map(item => this.#copy(item, losses.has(item))))
+    await Promise.all(needed.map(item => this.#copy(item)))
     return needed.reduce((sum, { bytes }) => sum + bytes, 0)
   }
 
@@ -330,16 +332,19 @@ class Copier {
     return 'frameOffset' in location ? location.frameOffset === frameOffset : location.offset === payloadOffset
   }
 
-  async #copy(item: Copied, isLoss: boolean): Promise<void> {
+  async #copy(item: Copied): Promise<void> {
     const { shard } = this.#deps
     const { record } = item
     if (record.kind === 'reference') return this.#append(record)
-    if (record.kind === 'drop') {
-      // A loss that is over must not come back.
-      const reason = record.reason === 'corrupt' && !isLoss ? 'deleted' : record.reason
-      return this.#append({ ...record, reason, before: record.before ?? this.#segment })
-    }
     const name = blobName(record)
+    if (record.kind === 'drop') {
+      return shard.exclusively(name, async () => {
+        // A loss that is over, perhaps since a moment ago, must not come back.
+        const isOver = record.reason === 'corrupt' && !(await shard.isLost(name))
+        const reason = isOver ? 'deleted' : record.reason
+        await this.#append({ ...record, reason, before: record.before ?? this.#segment })
+      })
+    }
     // Nobody drops it while it is being moved: the copy behind the drop would bring it back.
     await shard.exclusively(name, async () => {
       const value = await shard.lookUp(index => index.get(blobKey(name)))

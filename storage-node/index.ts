@@ -12,11 +12,12 @@
  * A power cut may take any of the entries since the last flushed batch, even some in the middle. The checkpoint is
  * therefore only moved by a flushed batch, and a start replays the log from there: replaying an entry twice is harmless.
  */
+import { join } from 'node:path'
 import { ClassicLevel } from 'classic-level'
 import { HoldfastError } from '../shared/errors.ts'
 import { blockBytes } from '../shared/record.ts'
-import { errnoOf } from './store-fs.ts'
 import type { LogPosition } from './log.ts'
+import { errnoOf, type StoreFs } from './store-fs.ts'
 
 export interface BlobLocation {
   readonly kind: 'inline' | 'file'
@@ -73,13 +74,17 @@ const MiB = 1024 * 1024
 
 export class ShardIndex {
   readonly #level: ClassicLevel<string, Buffer>
+  readonly #folder: string
+  readonly #fs: StoreFs
 
-  private constructor(level: ClassicLevel<string, Buffer>) {
+  private constructor(level: ClassicLevel<string, Buffer>, folder: string, fs: StoreFs) {
     this.#level = level
+    this.#folder = folder
+    this.#fs = fs
   }
 
   /** Opens it, empty if it was not there. Rejects with DATA_IN_USE when another process has it, else with LevelDB's error. */
-  static async open(folder: string): Promise<ShardIndex> {
+  static async open(folder: string, fs: StoreFs): Promise<ShardIndex> {
     const level = new ClassicLevel<string, Buffer>(folder, { keyEncoding: 'utf8', valueEncoding: 'buffer' })
     try {
       await level.open({ writeBufferSize: 8 * MiB, cacheSize: 16 * MiB, maxOpenFiles: 256 })
@@ -87,7 +92,7 @@ export class ShardIndex {
       await level.close()
       throw inUse(error) ? new HoldfastError('DATA_IN_USE', 'another process has this folder', { folder }) : error
     }
-    return new ShardIndex(level)
+    return new ShardIndex(level, folder, fs)
   }
 
   /** Removes it with all its files. */
@@ -132,7 +137,18 @@ export class ShardIndex {
     value.writeUInt32LE(segment, 0)
     value.writeUIntLE(offset, 4, 6)
     nonce.copy(value, 10)
+    await this.#flushLogs()
     await this.#level.put(checkpointKey, value, { sync: true })
+  }
+
+  /**
+   * LevelDB flushes the log it writes to, but never the one before: of the entries that are not sorted into a table yet, a power cut
+   * could take those that came first, and leave a checkpoint that says they are there.
+   */
+  async #flushLogs(): Promise<void> {
+    const logs = (await this.#fs.list(this.#folder)).filter(name => /^\d+\.log$/.test(name))
+    for (const name of logs) await flushIfThere(this.#fs, join(this.#folder, name))
+    if (logs.length > 0) await this.#fs.syncFolder(this.#folder)
   }
 
   async newest(): Promise<NewestReference | undefined> {
@@ -222,6 +238,22 @@ export function encodeNewest({ incarnation, version }: NewestReference): Buffer 
 
 export function decodeNewest(value: Buffer): NewestReference {
   return JSON.parse(value.toString('utf8')) as NewestReference // written above
+}
+
+async function flushIfThere(fs: StoreFs, path: string): Promise<void> {
+  let file
+  try {
+    file = await fs.open(path, 'read')
+  } catch (error) {
+    // Sorted into a table meanwhile, which is durable.
+    if (errnoOf(error) === 'ENOENT') return
+    throw error
+  }
+  try {
+    await file.datasync()
+  } finally {
+    await file.close()
+  }
 }
 
 function inUse(error: unknown): boolean {

@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isBlobFileName } from './blob-name.ts'
 import type { Shard } from './shard.ts'
 
 const pauseMs = 5
-const namePattern = /^[0-9a-f]{64}\.[0-9a-z]{12}$/
 
 /**
  * Blob files without a record: a crash came between rename and record, or between the record of a drop and the move. Nobody was
@@ -22,7 +22,7 @@ export class Leftovers {
     for (const partition of await this.#shard.files.blobFolders()) {
       for (const file of await this.#shard.files.blobsIn(partition)) {
         if (this.#shard.health.state !== 'ok' && this.#shard.health.state !== 'full') return
-        if (namePattern.test(file) && (await this.#shard.discardLeftover(`${partition}/${file}`))) count += 1
+        if (isBlobFileName(file) && (await this.#shard.discardLeftover(`${partition}/${file}`))) count += 1
       }
       // A large shard has thousands of folders; requests come first.
       await sleep(pauseMs, undefined, { ref: false })

@@ -3,18 +3,23 @@ import { HoldfastError } from '../shared/errors.ts'
 import { decodeRecord, type ReferenceRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
 import type { BlobListing, LossListing, ReferenceListing, UnconfirmedAnswer } from '../shared/wire.ts'
-import { blobName } from './apply-records.ts'
+import { blobName, parseBlobName } from './blob-name.ts'
 import {
   blobKey,
   decodeBlobLocation,
   decodeLoss,
   decodeReferenceLocation,
   type ListRange,
+  type ReferenceLocation,
   referenceKey,
   timeText,
 } from './index.ts'
-import { parseBlobName, type Shard } from './shard.ts'
-import { readFully } from './store-fs.ts'
+import { readError } from './read-blob.ts'
+import type { Shard } from './shard.ts'
+import { errnoOf, readFully } from './store-fs.ts'
+
+/** Records of a page, in the log: they may be 32 KiB each. */
+const pageBytesMax = 4 * 1024 * 1024
 
 export interface Page {
   /** `next` of the page before. */
@@ -30,17 +35,19 @@ export async function findReference(shard: Shard, partition: number, key: string
   if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
   const record = await readReference(shard, value)
   if (record !== undefined) return record
-  await forgetReference(shard, indexKey)
+  if (!(await forgetReference(shard, indexKey, value))) return findReference(shard, partition, key)
   throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
 }
 
-/** The record of this reference is damaged: the index forgets it, so that the comparison with other shards finds it missing. */
-export async function forgetReference(shard: Shard, indexKey: string): Promise<void> {
-  const forgotten = [{ type: 'del', key: indexKey }] as const
-  await shard.lookUp(index => index.write(forgotten))
-  shard.summaries.changed(forgotten)
+/**
+ * The record of this reference is damaged: the index forgets it, so that the comparison with other shards finds it missing. False if
+ * the index has another one since.
+ */
+export async function forgetReference(shard: Shard, indexKey: string, value: Buffer): Promise<boolean> {
+  if (!(await shard.forget(indexKey, value))) return false
   shard.damagedCount += 1
   shard.log.error({ key: indexKey }, 'damaged reference record')
+  return true
 }
 
 /** Copies that were found corrupt or missing, and are not back. */
@@ -56,12 +63,23 @@ export async function listReferences(shard: Shard, partition: number | 'all', pa
   const prefix = partition === 'all' ? 'r/' : referenceKey(partitionName(partition), '')
   const entries = await listEntries(shard, { prefix }, page)
   const references: ReferenceRecord[] = []
+  let bytes = 0
   for (const [key, value] of entries) {
-    const record = await readReference(shard, value)
+    const record = await readEntry(shard, key, value)
     if (record !== undefined) references.push(record)
     else shard.log.error({ key }, 'damaged reference record')
+    bytes += decodeReferenceLocation(value)?.frameBytes ?? 0
+    if (bytes >= pageBytesMax) return { references, next: key.slice(prefix.length) }
   }
   return { references, ...nextPage(entries, page, prefix) }
+}
+
+/** The record of this entry, or of what is in its place by now: a compaction may have moved it. Undefined if it is damaged. */
+async function readEntry(shard: Shard, indexKey: string, value: Buffer): Promise<ReferenceRecord | undefined> {
+  const record = await readReference(shard, value)
+  if (record !== undefined) return record
+  const now = await shard.lookUp(index => index.get(indexKey))
+  return now === undefined || now.equals(value) ? undefined : readEntry(shard, indexKey, now)
 }
 
 export async function listBlobs(shard: Shard, partition: number, page: Page): Promise<BlobListing> {
@@ -104,14 +122,25 @@ function nextPage(entries: readonly [string, Buffer][], { limit }: Page, prefix:
   return last === undefined || entries.length < limit ? {} : { next: last[0].slice(prefix.length) }
 }
 
-/** The record from the log, or undefined if it is damaged. */
+/** The record from the log, or undefined if it is damaged or its segment is gone. Rejects with SHARD_FAILED. */
 export async function readReference(shard: Shard, value: Buffer): Promise<ReferenceRecord | undefined> {
   const location = decodeReferenceLocation(value)
   if (location === undefined) return undefined
-  const open = await shard.openFiles.open(shard.segmentPath(location.segment))
   try {
-    const frame = Buffer.allocUnsafe(location.frameBytes)
-    const bytes = await readFully(open.file, frame, location.frameOffset)
+    return await readRecord(shard, location)
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw readError(shard, error)
+    await shard.checkMarker()
+    shard.health.checkReadable()
+    return undefined
+  }
+}
+
+async function readRecord(shard: Shard, { segment, frameOffset, frameBytes }: ReferenceLocation) {
+  const open = await shard.openFiles.open(shard.segmentPath(segment))
+  try {
+    const frame = Buffer.allocUnsafe(frameBytes)
+    const bytes = await readFully(open.file, frame, frameOffset)
     const decoded = decodeRecord(frame.subarray(0, bytes))
     return typeof decoded === 'string' || decoded.record.kind !== 'reference' ? undefined : decoded.record
   } finally {

@@ -9,7 +9,7 @@
 import { join } from 'node:path'
 import { crashPoint } from './crash-point.ts'
 import { HoldfastError } from '../shared/errors.ts'
-import type { ShardRecord } from '../shared/record.ts'
+import { encodeRecord, type ShardRecord } from '../shared/record.ts'
 import { encodeSegmentHead, type LoggedRecord, newNonce, nonceBytes, segmentHeadBytes } from './log-segment.ts'
 import { errnoOf, type StoreFile, type StoreFs } from './store-fs.ts'
 
@@ -265,6 +265,12 @@ class SyncError extends Error {
   constructor(cause: unknown) {
     super('fsync failed', { cause })
   }
+}
+
+/** A record of our own making, encoded. */
+export function newRecord(record: ShardRecord, payload?: Buffer): NewRecord {
+  const frame = encodeRecord(record, payload)
+  return { record, frame, payloadOffset: frame.length - (payload?.length ?? 0) }
 }
 
 export function segmentPath(folder: string, number: number): string {

@@ -69,7 +69,7 @@ export class NodeState {
   async start(): Promise<void> {
     await mkdir(this.#folder, { recursive: true, mode: 0o700 })
     // Node has no flock; LevelDB has one that the kernel gives back when the process dies, so an empty database is our lock.
-    this.#lock = await ShardIndex.open(join(this.#folder, 'lock'))
+    this.#lock = await ShardIndex.open(join(this.#folder, 'lock'), this.#fs)
     const record = await this.#read('node.json')
     if (record !== undefined) this.#record = openEnvelope(record, 'node.json') as NodeRecord
     await this.#readMap()

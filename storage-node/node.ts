@@ -222,6 +222,7 @@ async function recover({ shard }: ServedShard): Promise<void> {
   if (shard.health.state === 'failed') return shard.reopen()
   await shard.checkMarker()
   if (shard.health.state === 'read-only') await shard.probe()
+  await shard.retryQuarantine()
 }
 
 async function expire({ uploads, trash, leftovers, scrub }: ServedShard): Promise<void> {

@@ -88,9 +88,9 @@ function sendInline(request: BlobRequest, location: BlobLocation, range: ByteRan
   const open = shard.openFiles.use(path)
   if (open !== undefined) readInline(request, location, range, open)
   else {
-    shard.openFiles.open(path).then(
+    openSegmentOf(request, location).then(
       opened => readInline(request, location, range, opened),
-      (error: unknown) => fail(request, readError(shard, error)),
+      (error: unknown) => fail(request, error),
     )
   }
 }
@@ -128,13 +128,34 @@ export async function openBlobFile(shard: Shard, name: string): Promise<OpenFile
   try {
     return await shard.openFiles.open(shard.files.blob(name))
   } catch (error) {
-    if (errnoOf(error) !== 'ENOENT') throw readError(shard, error)
-    await shard.checkMarker()
-    shard.health.checkReadable()
-    // Dropped while it was being looked up: nothing is wrong.
-    if ((await shard.locate(name)) !== undefined && !shard.isBusy(name)) void shard.quarantine(name, 'file is missing')
-    throw notFound()
+    throw await openError({ shard, name }, error, 'file is missing', () => true)
   }
+}
+
+/** Opens the log segment in which this copy, or its table, stands. A segment that is gone is a lost copy, in the same way. */
+export async function openSegmentOf(copy: Copy, { segment }: BlobLocation): Promise<OpenFile> {
+  const { shard } = copy
+  try {
+    return await shard.openFiles.open(shard.segmentPath(segment))
+  } catch (error) {
+    throw await openError(copy, error, 'log segment is missing', found => found.segment === segment)
+  }
+}
+
+/** `isSame`: does the index still say that the copy is in the file that could not be opened? */
+async function openError(
+  { shard, name }: Copy,
+  error: unknown,
+  why: string,
+  isSame: (location: BlobLocation) => boolean,
+): Promise<HoldfastError> {
+  if (errnoOf(error) !== 'ENOENT') return readError(shard, error)
+  await shard.checkMarker()
+  shard.health.checkReadable()
+  // Dropped or moved while it was being looked up: nothing is wrong.
+  const location = await shard.locate(name)
+  if (location !== undefined && isSame(location) && !shard.isBusy(name)) void shard.quarantine(name, why)
+  return notFound()
 }
 
 /** The same, and the file is looked for in its folder: a descriptor kept open would not tell that somebody removed it. */
@@ -149,9 +170,7 @@ export async function openPresentFile(shard: Shard, name: string): Promise<OpenF
 /** The table stands in the log, in the blob's record. */
 export async function blockCrcsOf(copy: Copy, location: BlobLocation): Promise<Buffer> {
   const { shard } = copy
-  const open = await shard.openFiles.open(shard.segmentPath(location.segment)).catch((error: unknown) => {
-    throw readError(shard, error)
-  })
+  const open = await openSegmentOf(copy, location)
   try {
     const table = Buffer.alloc(Math.ceil(location.bytes / blockBytes) * 4)
     const read = await readFully(open.file, table, location.offset).catch((error: unknown) => {
@@ -287,7 +306,7 @@ function corrupt({ shard, name }: Copy, why: string): HoldfastError {
 }
 
 /** Nothing is known about the copy when the disk does not answer; the disk is looked at more closely. */
-function readError(shard: Shard, error: unknown): HoldfastError {
+export function readError(shard: Shard, error: unknown): HoldfastError {
   if (error instanceof HoldfastError) return error
   shard.log.error({ err: error }, 'reading failed')
   void shard.checkMarker()

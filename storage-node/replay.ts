@@ -7,8 +7,9 @@
  */
 import type { Logger } from 'pino'
 import type { ShardRecord } from '../shared/record.ts'
-import { blobName, planApply } from './apply-records.ts'
+import { planApply } from './apply-records.ts'
 import type { ShardFiles } from './blob-file.ts'
+import { blobName } from './blob-name.ts'
 import type { ShardIndex } from './index.ts'
 import { type LogPosition, segmentNumber, segmentPath } from './log.ts'
 import { decodeSegmentHead, findNonce, type LoggedRecord, scanSegment, segmentHeadBytes } from './log-segment.ts'

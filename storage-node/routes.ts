@@ -15,7 +15,7 @@ import {
   wireHeader,
 } from '../shared/wire.ts'
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
-import { blobName } from './apply-records.ts'
+import { blobName, isBlobName } from './blob-name.ts'
 import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
 import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
@@ -46,7 +46,6 @@ type Handler = (call: Call) => Promise<void>
 
 /** Their records share a flush of the log. */
 const dropsAtOnce = 64
-const blobNamePattern = /^[0-9a-f]{3}\/[0-9a-f]{64}\.[0-9a-z]{12}$/
 const jsonBytesMax = 4 * 1024 * 1024
 const mapBytesMax = 64 * 1024 * 1024
 const pageDefault = 1000
@@ -185,7 +184,7 @@ async function unconfirmed(call: Call): Promise<void> {
 async function verify(call: Call): Promise<void> {
   const [id, partition, file] = call.parts
   const name = `${partition}/${file}`
-  if (!blobNamePattern.test(name)) throw new HoldfastError('BAD_REQUEST', 'not a blob')
+  if (!isBlobName(name)) throw new HoldfastError('BAD_REQUEST', 'not a blob')
   // Whoever asked and left wants no gigabytes read; whoever is shutting down neither.
   const left = new AbortController()
   call.response.once('close', () => left.abort())

@@ -12,6 +12,7 @@
 import { partitionCount, partitionName } from '../shared/partition.ts'
 import type { ScrubAction, ScrubStatus } from '../shared/wire.ts'
 import { parseQuarantineName } from './blob-file.ts'
+import { isBlobFileName } from './blob-name.ts'
 import { decodeBlobLocation } from './index.ts'
 import { KeyLock } from './key-lock.ts'
 import { forgetReference, readReference } from './lists.ts'
@@ -41,7 +42,6 @@ const pageCount = 100
 /** What looking at a small blob costs beside its bytes. */
 const overheadBytes = 4096
 const quarantineCountMax = 5_000
-const namePattern = /^[0-9a-f]{64}\.[0-9a-z]{12}$/
 
 export class Scrub {
   readonly #deps: ScrubDeps
@@ -215,10 +215,7 @@ export class Scrub {
       // Dropped since it was listed: nothing is wrong.
       return state === 'corrupt' || (state === 'missing' && (shard.isCorrupt(name) || (await shard.isLost(name))))
     } catch (error) {
-      signal.throwIfAborted()
-      const isUnreadable = errnoOf(error) === 'EIO' || errnoOf(causeOf(error)) === 'EIO'
-      await shard.checkMarker()
-      if (!isUnreadable || !isUsable(shard)) throw error
+      await this.#heedUnreadable(error)
       await shard.quarantine(name, 'unreadable')
       return true
     }
@@ -228,7 +225,7 @@ export class Scrub {
     const { shard } = this.#deps
     for (const file of await shard.files.blobsIn(partition)) {
       this.#turn.signal.throwIfAborted()
-      if (!namePattern.test(file) || !(await shard.discardLeftover(`${partition}/${file}`))) continue
+      if (!isBlobFileName(file) || !(await shard.discardLeftover(`${partition}/${file}`))) continue
       shard.log.warn({ blob: `${partition}/${file}` }, 'a file without a record moved to the trash')
       this.#note({ leftovers: (this.#pass()?.leftovers ?? 0) + 1 })
     }
@@ -241,8 +238,7 @@ export class Scrub {
       const from: string = after
       const page = await shard.lookUp(index => index.list({ prefix, after: from, limit: pageCount }))
       for (const [key, value] of page) {
-        if ((await readReference(shard, value)) === undefined && (await this.#isStill(key, value))) {
-          await forgetReference(shard, key)
+        if ((await this.#isDamaged(value)) && (await forgetReference(shard, key, value))) {
           this.#note({ bad: (this.#pass()?.bad ?? 0) + 1 })
         }
         await this.#pace.spent(overheadBytes, this.#turn.signal)
@@ -251,8 +247,21 @@ export class Scrub {
     }
   }
 
-  async #isStill(key: string, value: Buffer): Promise<boolean> {
-    return (await this.#deps.shard.lookUp(index => index.get(key)))?.equals(value) === true
+  async #isDamaged(reference: Buffer): Promise<boolean> {
+    try {
+      return (await readReference(this.#deps.shard, reference)) === undefined
+    } catch (error) {
+      await this.#heedUnreadable(error)
+      return true
+    }
+  }
+
+  /** Resolves if only this place of the disk cannot be read; what says more about the disk than about the copy is thrown again. */
+  async #heedUnreadable(error: unknown): Promise<void> {
+    const { shard } = this.#deps
+    this.#turn.signal.throwIfAborted()
+    await shard.checkMarker()
+    if (!isUsable(shard) || (errnoOf(error) !== 'EIO' && errnoOf(causeOf(error)) !== 'EIO')) throw error
   }
 
   #pass(): Pass | undefined {
@@ -290,7 +299,9 @@ export class Scrub {
 
   async #save(changes: Partial<ScrubState>): Promise<void> {
     const { fs, shard } = this.#deps
-    const state = await this.#load()
+    const loaded = await this.#load()
+    // What another one has saved in between stays.
+    const state = this.#state ?? loaded
     this.#state = { ...state, ...changes, servedMs: this.#servedMs(state) }
     this.#savedAt = shard.clock.monotonic()
     await this.#writes.run('', () => writeScrubState(fs, shard.files.folder, this.#state ?? state))

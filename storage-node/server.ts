@@ -8,14 +8,13 @@ import type { Logger } from 'pino'
 import { Agent } from 'undici'
 import { HoldfastError } from '../shared/errors.ts'
 import { wireAuthorization, wireAuthorized, wireHeader } from '../shared/wire.ts'
+import { blobNameBytes, isBlobName } from './blob-name.ts'
 import { headerOf, sendError } from './http-answer.ts'
 import type { StorageNode } from './node.ts'
 import { sendBlob } from './read-blob.ts'
 import { handleRoute, type RouteContext } from './routes.ts'
 
 const blobPrefix = '/v1/blobs/'
-const blobNamePattern = /^[0-9a-f]{3}\/[0-9a-f]{64}\.[0-9a-z]{12}$/
-const blobNameBytes = 3 + 1 + 64 + 1 + 12
 
 export class WireServer {
   readonly #node: StorageNode
@@ -115,7 +114,7 @@ export class WireServer {
     const slash = url.indexOf('/', blobPrefix.length)
     if (slash < 0 || url.length !== slash + 1 + blobNameBytes) return false
     const name = url.slice(slash + 1)
-    if (!blobNamePattern.test(name)) return false
+    if (!isBlobName(name)) return false
     const served = this.#node.shards.get(url.slice(blobPrefix.length, slash))
     if (served === undefined) {
       this.#onBlobError(response, new HoldfastError('SHARD_UNKNOWN', 'no such shard on this node'))

@@ -56,8 +56,14 @@ export class ShardHealth {
     this.#failed = reason
   }
 
+  /** It was opened, marker and index included. */
   recovered(): void {
     this.#failed = undefined
+    this.#readOnly = undefined
+  }
+
+  /** It can be written to again, which says nothing about why it may have failed meanwhile. */
+  writable(): void {
     this.#readOnly = undefined
   }
 

@@ -6,8 +6,16 @@ import { join } from 'node:path'
 import { HoldfastError } from '../shared/errors.ts'
 import { readSmallFile, replaceFile, type StoreFs } from './store-fs.ts'
 
+/**
+ * How the shard is written. A release refuses a shard of a format that it does not know, rather than read it wrong.
+ *
+ *   1   as the first release wrote it
+ *   2   its log was compacted: drops stand behind copies they do not mean (`DropRecord.before`), which a reader of format 1 would drop
+ */
+export type ShardFormat = 1 | 2
+
 export interface ShardMarker {
-  readonly format: 1
+  readonly format: ShardFormat
   readonly clusterId: string
   readonly node: string
   readonly shard: string
@@ -17,21 +25,33 @@ export interface ShardMarker {
 
 const markerName = 'holdfast.json'
 const markerBytesMax = 4096
+const newestFormat = 2
 
 /** The marker, or undefined if there is none. SHARD_FAILED when it is not readable as one. */
 export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMarker | undefined> {
   const content = await readSmallFile(fs, join(folder, markerName), markerBytesMax)
   if (content === undefined) return undefined
+  let found: unknown
   try {
     const marker = JSON.parse(content.toString('utf8')) as Partial<ShardMarker>
     const { format, clusterId, node, shard, disk } = marker
-    if (format === 1 && typeof clusterId === 'string' && typeof node === 'string' && typeof shard === 'string') {
+    found = format
+    if (
+      (format === 1 || format === 2) &&
+      typeof clusterId === 'string' &&
+      typeof node === 'string' &&
+      typeof shard === 'string'
+    ) {
       return { format, clusterId, node, shard, ...(typeof disk === 'string' ? { disk } : {}) }
     }
   } catch (cause) {
     throw new HoldfastError('SHARD_FAILED', 'marker file is damaged', { folder }, { cause })
   }
-  throw new HoldfastError('SHARD_FAILED', 'marker file is of another format', { folder })
+  const isNewer = typeof found === 'number' && found > newestFormat
+  const why = isNewer
+    ? `the shard has format ${String(found)}, and this release reads up to ${newestFormat}: a newer release has written it`
+    : 'marker file is of another format'
+  throw new HoldfastError('SHARD_FAILED', why, { folder })
 }
 
 export async function writeMarker(fs: StoreFs, folder: string, marker: ShardMarker): Promise<void> {

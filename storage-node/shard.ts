@@ -6,23 +6,24 @@ import { randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
-import type { Digest, Generation, ShardId } from '../shared/ids.ts'
-import { encodeRecord, type ShardRecord } from '../shared/record.ts'
+import type { ShardId } from '../shared/ids.ts'
 import type { BlobKey, ShardStatus } from '../shared/wire.ts'
-import { blobName, planApply } from './apply-records.ts'
+import { planApply } from './apply-records.ts'
 import { ShardFiles } from './blob-file.ts'
+import { blobName } from './blob-name.ts'
 import type { ShardConfig, StorageNodeLimits } from './config.ts'
+import { CorruptCopies } from './corrupt-copies.ts'
 import { crashPoint } from './crash-point.ts'
 import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, type NewestReference, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
-import { type LogPosition, type NewRecord, segmentPath, ShardLog } from './log.ts'
+import { isFull, type LogPosition, type NewRecord, newRecord, segmentPath, ShardLog } from './log.ts'
 import type { LoggedRecord } from './log-segment.ts'
 import { OpenFiles } from './open-files.ts'
 import { indexFits, replayLog } from './replay.ts'
 import { SegmentUse } from './segment-use.ts'
 import { ShardHealth } from './shard-health.ts'
-import { markerProblem, readMarker, type ShardMarker, writeMarker } from './shard-marker.ts'
-import { errnoOf, makeFolders, readFully, type StoreFs } from './store-fs.ts'
+import { markerProblem, readMarker, type ShardFormat, type ShardMarker, writeMarker } from './shard-marker.ts'
+import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
 
 /** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
@@ -58,9 +59,9 @@ export class Shard {
   damagedCount = 0
   readonly #deps: ShardDeps
   readonly #locations: LRUCache<string, BlobLocation>
-  /** Found corrupt, their drop perhaps not yet in the log (it may be unwritable): never served again all the same (I5). */
-  readonly #corrupt = new Set<string>()
-  readonly #quarantining = new Set<Promise<void>>()
+  readonly #corrupt: CorruptCopies
+  /** Changes of the index, one at a time. */
+  readonly #changes = new KeyLock()
   readonly #names = new KeyLock()
   /** As many as the disk has segments of 256 MiB. */
   readonly #segmentPaths = new Map<number, string>()
@@ -73,6 +74,7 @@ export class Shard {
   #checkpointBytes = 0
   #rebuildIndex = false
   #newest: NewestReference | undefined
+  #appliedSegment = 0
   /** Grows with every change of the index: a lookup that began before one is not cached. */
   #changeCount = 0
 
@@ -83,6 +85,7 @@ export class Shard {
     this.files = new ShardFiles(deps.fs, config.folder)
     this.health = new ShardHealth(deps.fs, config.folder, deps.limits)
     this.openFiles = new OpenFiles(deps.fs, deps.limits.openFileCountMax)
+    this.#corrupt = new CorruptCopies(this)
     this.#locations = new LRUCache({ max: deps.limits.locationCountMax })
   }
 
@@ -132,11 +135,14 @@ export class Shard {
 
   /** Lets writes in flight become durable, remembers how far the index goes, frees everything. */
   async close(): Promise<void> {
-    await Promise.all(this.#quarantining)
+    await this.#corrupt.allSettled()
     await this.#log?.close()
-    if (this.health.state !== 'failed') await this.checkpoint()
-    await this.#release()
-    this.health.fail('closed')
+    try {
+      if (this.health.state !== 'failed') await this.checkpoint()
+    } finally {
+      await this.#release()
+      this.health.fail('closed')
+    }
   }
 
   /** Closes and opens the shard again: the way out of 'failed'. */
@@ -149,7 +155,7 @@ export class Shard {
 
   /** The location if it is in memory: the hot path of reads. */
   cachedLocation(name: string): BlobLocation | undefined {
-    return this.#corrupt.size > 0 && this.#corrupt.has(name) ? undefined : this.#locations.get(name)
+    return this.#corrupt.has(name) ? undefined : this.#locations.get(name)
   }
 
   /** Where the blob is, or undefined if this shard does not have it. */
@@ -181,9 +187,9 @@ export class Shard {
     return path
   }
 
-  /** The log segment that is written to: all before it are sealed. */
+  /** The log segment of which something is in the index already: all before it are sealed, and the index has all of them. */
   get currentSegment(): number {
-    return this.#log?.segment ?? 0
+    return this.#appliedSegment
   }
 
   /** What waits to be written to the log. */
@@ -203,6 +209,28 @@ export class Shard {
     return this.#names.run(name, action)
   }
 
+  /**
+   * Notes, durably, that from now on the shard may be written as only `format` allows: releases that do not know it refuse the shard.
+   * Rejects like `append`.
+   */
+  async raiseFormat(format: ShardFormat): Promise<void> {
+    const { fs } = this.#deps
+    const { folder } = this.files
+    this.health.checkWritable('record')
+    const found = await readMarker(fs, folder)
+    if (found === undefined) throw new HoldfastError('SHARD_FAILED', 'marker file is missing', { folder })
+    if (found.format >= format) return
+    const write = () => writeMarker(fs, folder, { ...found, format })
+    try {
+      await write().catch(async (error: unknown) => {
+        if (!isFull(error) || !(await this.health.releaseReserve())) throw error
+        await write()
+      })
+    } catch (error) {
+      throw this.writeError(error)
+    }
+  }
+
   /** Appends a record a second time, for a compaction: also to a full disk, since the first one goes. Rejects like `append`. */
   async appendCopy(item: NewRecord): Promise<void> {
     this.health.checkWritable('record')
@@ -219,8 +247,10 @@ export class Shard {
 
   /** Appends an encoded record. Rejects with SHARD_FAILED, SHARD_READ_ONLY, INSUFFICIENT_STORAGE or OVERLOADED. */
   async append(item: NewRecord): Promise<void> {
-    const { kind } = item.record
-    this.health.checkWritable(kind === 'blob' || kind === 'file' ? 'blob' : 'record', item.frame.length)
+    const { record, frame } = item
+    // A good copy that came before the drop of the corrupt one would leave with it.
+    if (record.kind === 'blob') await this.#corrupt.settled(blobName(record))
+    this.health.checkWritable(record.kind === 'blob' || record.kind === 'file' ? 'blob' : 'record', frame.length)
     if (this.#log === undefined) throw new HoldfastError('SHARD_FAILED', 'the shard is closed')
     await this.#log.append(item)
   }
@@ -257,7 +287,7 @@ export class Shard {
     return this.#names.run(name, async () => {
       const location = await this.locate(name)
       const { partition, digest, generation } = blob
-      if (location === undefined && !(await this.isLost(name))) return 'missing'
+      if (location === undefined && !this.#corrupt.has(name) && !(await this.isLost(name))) return 'missing'
       // Of a lost copy too: whoever wants it gone wants no other brought in its place.
       await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason, time: this.clock.now() }))
       crashPoint('drop.afterRecord')
@@ -277,52 +307,20 @@ export class Shard {
     })
   }
 
-  /** The copy is corrupt: from this call on it is never served; it leaves the index, and its file goes to quarantine. */
+  /** The copy is corrupt: from this call on it is never served; it leaves the index, and its bytes go to quarantine. Never rejects. */
   quarantine(name: string, why: string): Promise<void> {
-    if (this.#corrupt.has(name)) return Promise.resolve()
-    this.#corrupt.add(name)
     this.#locations.delete(name)
-    this.damagedCount += 1
-    this.log.error({ blob: name, why }, 'blob quarantined')
-    const quarantining = this.#names
-      .run(name, async () => {
-        const { partition, digest, generation } = parseBlobName(name)
-        const time = this.clock.now()
-        await this.#keepEvidence(name, new Date(time))
-        await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason: 'corrupt', time, why }))
-        this.openFiles.forget(this.files.blob(name))
-        await this.files.quarantine(name, new Date(time))
-      })
-      .catch((error: unknown) => {
-        this.log.warn({ err: error, blob: name }, 'quarantine is not durable yet; the copy is kept back in memory')
-      })
-      .finally(() => this.#quarantining.delete(quarantining))
-    this.#quarantining.add(quarantining)
-    return quarantining
+    return this.#corrupt.quarantine(name, why)
+  }
+
+  /** Corrupt copies whose drop could not be written at the time are tried again, if it can be now. */
+  async retryQuarantine(): Promise<void> {
+    if (this.health.state === 'ok' || this.health.state === 'full') await this.#corrupt.retry()
   }
 
   /** Was this copy found corrupt or missing, and is not back? */
   async isLost(name: string): Promise<boolean> {
     return this.lossCount > 0 && (await this.lookUp(index => index.get(lossKey(name)))) !== undefined
-  }
-
-  /** What a corrupt small blob looks like is saved from the log, which will be compacted. */
-  async #keepEvidence(name: string, time: Date): Promise<void> {
-    const value = await this.lookUp(index => index.get(blobKey(name)))
-    const location = value === undefined ? undefined : decodeBlobLocation(value)
-    if (location?.kind !== 'inline') return
-    try {
-      const open = await this.openFiles.open(this.segmentPath(location.segment))
-      try {
-        const bytes = Buffer.alloc(location.bytes)
-        await readFully(open.file, bytes, location.offset)
-        await this.files.keepInQuarantine(name, bytes, time)
-      } finally {
-        this.openFiles.release(open)
-      }
-    } catch (error) {
-      this.log.warn({ err: error, blob: name }, 'the bytes of a corrupt blob could not be kept')
-    }
   }
 
   /** Makes the index durable up to what it has applied, so that the next start need not replay it. */
@@ -332,6 +330,20 @@ export class Shard {
     this.#checkpoint = undefined
     this.#checkpointBytes = 0
     await this.lookUp(index => index.setCheckpoint(position))
+  }
+
+  /** Takes an entry out of the index, if it still has this value: what was written since stays. True if it was taken out. */
+  forget(key: string, value: Buffer): Promise<boolean> {
+    return this.#changes.run('', async () => {
+      const forgotten = [{ type: 'del', key }] as const
+      const isThere = await this.lookUp(async index => {
+        if ((await index.get(key))?.equals(value) !== true) return false
+        await index.write(forgotten)
+        return true
+      })
+      if (isThere) this.summaries.changed(forgotten)
+      return isThere
+    })
   }
 
   /** Compares the marker on disk; another one, or none, fails the shard at once. */
@@ -362,7 +374,7 @@ export class Shard {
   async probe(): Promise<void> {
     await this.health.probe()
     await this.#log?.revive()
-    this.health.recovered()
+    this.health.writable()
     this.log.info('shard takes writes again')
   }
 
@@ -412,6 +424,7 @@ export class Shard {
         this.log.error({ err: error }, 'writing the log failed')
       },
     }
+    this.#appliedSegment = replayed.segment
     this.#log = new ShardLog(deps, replayed.segment, limits)
     if (replayed.resume !== undefined) await this.#log.resume(replayed.resume.nonce, replayed.resume.offset)
     // Without a reserve a full disk takes no deletes, but until then everything works.
@@ -430,7 +443,7 @@ export class Shard {
       const problem = markerProblem(found, marker)
       if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })
       // Markers of the first release name no disk, and one that cannot be written to stays without.
-      this.#disk = found?.disk ?? (await this.#nameDisk(marker).catch(() => undefined))
+      this.#disk = found?.disk ?? (await this.#nameDisk(found ?? marker).catch(() => undefined))
       return
     }
     await this.#nameDisk(marker)
@@ -447,7 +460,7 @@ export class Shard {
     const { fs, log } = this.#deps
     const folder = this.files.index
     try {
-      const index = await ShardIndex.open(folder)
+      const index = await ShardIndex.open(folder, fs)
       if (!this.#rebuildIndex && (await indexFits({ fs, files: this.files, index })) && (await tellsNewest(index)))
         return index
       await index.close()
@@ -458,25 +471,28 @@ export class Shard {
     log.warn('rebuilding the index from the log')
     await ShardIndex.destroy(folder)
     this.#rebuildIndex = false
-    return ShardIndex.open(folder)
+    return ShardIndex.open(folder, fs)
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs, uses, lossDelta, newest } = await this.lookUp(async index => {
-      const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
-      await index.write(plan.changes)
-      return plan
-    })
+    const { changes, blobs, uses, lossDelta, newest } = await this.#changes.run('', () =>
+      this.lookUp(async index => {
+        const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
+        await index.write(plan.changes)
+        return plan
+      }),
+    )
     this.#changeCount += 1
     this.summaries.changed(changes)
     this.use.applied(uses)
     this.lossCount += lossDelta
     this.#newest = newest ?? this.#newest
     for (const [name, location] of blobs) {
-      this.#corrupt.delete(name)
+      this.#corrupt.forget(name)
       if (location === undefined) this.#locations.delete(name)
       else this.#locations.set(name, location)
     }
+    this.#appliedSegment = end.segment
     this.#checkpoint = end
     this.#checkpointBytes += records.reduce((sum, record) => sum + record.frameBytes, 0)
     if (changes.length > 0 && this.#checkpointBytes > this.limits.checkpointBytes) await this.checkpoint()
@@ -504,19 +520,4 @@ async function tellsNewest(index: ShardIndex): Promise<boolean> {
 function isCorruption(error: unknown): boolean {
   const code = errnoOf(error) ?? (error instanceof Error ? errnoOf(error.cause) : undefined)
   return code === 'LEVEL_CORRUPTION'
-}
-
-/** A record of our own making, encoded. */
-export function newRecord(record: ShardRecord, payload?: Buffer): NewRecord {
-  const frame = encodeRecord(record, payload)
-  return { record, frame, payloadOffset: frame.length - (payload?.length ?? 0) }
-}
-
-/** Takes `<ppp>/<digest>.<generation>` apart; the name was checked before. */
-export function parseBlobName(name: string): BlobKey {
-  return {
-    partition: Number.parseInt(name.slice(0, 3), 16),
-    digest: name.slice(4, 68) as Digest,
-    generation: name.slice(69) as Generation,
-  }
 }

@@ -1,7 +1,7 @@
 import { crc32 } from 'node:zlib'
 import type { TouchAnswer } from '../shared/wire.ts'
 import type { BlobLocation } from './index.ts'
-import { openPresentFile } from './read-blob.ts'
+import { openPresentFile, openSegmentOf } from './read-blob.ts'
 import type { Shard } from './shard.ts'
 import { readFully } from './store-fs.ts'
 
@@ -21,7 +21,7 @@ export async function touchBlob(shard: Shard, name: string): Promise<TouchAnswer
 }
 
 async function holdsInline(shard: Shard, name: string, location: BlobLocation): Promise<boolean> {
-  const open = await shard.openFiles.open(shard.segmentPath(location.segment))
+  const open = await openSegmentOf({ shard, name }, location)
   try {
     const blob = Buffer.allocUnsafe(location.bytes)
     const read = await readFully(open.file, blob, location.offset)

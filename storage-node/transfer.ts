@@ -9,9 +9,10 @@ import { atMost } from '../shared/at-most.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
 import { type TransferAnswer, type TransferRequest, wirePath } from '../shared/wire.ts'
-import { blobName } from './apply-records.ts'
+import { blobName } from './blob-name.ts'
 import { toWireError } from './http-answer.ts'
-import { newRecord, type Shard } from './shard.ts'
+import { newRecord } from './log.ts'
+import type { Shard } from './shard.ts'
 import type { Uploads } from './uploads.ts'
 
 export interface TransferDeps {

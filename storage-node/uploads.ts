@@ -5,10 +5,10 @@
 import type { IncomingMessage } from 'node:http'
 import { HoldfastError } from '../shared/errors.ts'
 import type { BlobKey, UploadAnswer } from '../shared/wire.ts'
-import { blobName } from './apply-records.ts'
+import { blobName } from './blob-name.ts'
 import type { Shard } from './shard.ts'
 import { type FinishedFile, StagedFile } from './staged-file.ts'
-import type { StoreFs } from './store-fs.ts'
+import { errnoOf, type StoreFs } from './store-fs.ts'
 
 interface Upload {
   readonly staged: StagedFile
@@ -132,12 +132,14 @@ export class Uploads {
   async #begin(id: string, expectedBytes: number | undefined): Promise<Upload> {
     this.#checkLength(expectedBytes ?? 0)
     this.#shard.health.checkWritable('blob', expectedBytes)
-    if (this.#uploads.has(id)) throw new HoldfastError('CONFLICT', 'an upload of this id exists', { id })
+    if (this.#uploads.has(id)) throw exists(id)
     if (this.#aborted.has(id)) throw notFound(id)
     let staged
     try {
       staged = await StagedFile.create(this.#fs, this.#shard.files.temporary(id))
     } catch (error) {
+      // Another one of this id is just making its file: a mistake of the caller, and nothing about the disk.
+      if (errnoOf(error) === 'EEXIST') throw exists(id)
       throw this.#shard.writeError(error)
     }
     if (this.#aborted.has(id)) {
@@ -219,6 +221,10 @@ export class Uploads {
 
 function tooLarge(): HoldfastError {
   return new HoldfastError('TOO_LARGE', 'the blob is larger than a shard takes')
+}
+
+function exists(id: string): HoldfastError {
+  return new HoldfastError('CONFLICT', 'an upload of this id exists', { id })
 }
 
 function notFound(id: string): HoldfastError {

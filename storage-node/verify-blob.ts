@@ -4,7 +4,7 @@ import { crc32 } from 'node:zlib'
 import { blockBytes } from '../shared/record.ts'
 import type { VerifyAnswer } from '../shared/wire.ts'
 import type { BlobLocation } from './index.ts'
-import { BlockReader, blockCrcsOf, openPresentFile } from './read-blob.ts'
+import { BlockReader, blockCrcsOf, openPresentFile, openSegmentOf, readError } from './read-blob.ts'
 import type { Shard } from './shard.ts'
 import { isHoldfastError } from '../shared/errors.ts'
 import { readFully } from './store-fs.ts'
@@ -28,17 +28,20 @@ export async function verifyBlob(shard: Shard, name: string, signal: AbortSignal
     await shard.quarantine(name, problem)
     return { state: 'corrupt', bytes, reason: problem }
   } catch (error) {
-    if (isHoldfastError(error, 'BLOB_NOT_FOUND')) return { state: 'missing', reason: 'file is missing' }
+    if (isHoldfastError(error, 'BLOB_NOT_FOUND')) return { state: 'missing', reason: 'its file is missing' }
     if (isHoldfastError(error, 'BLOB_CORRUPT')) return { state: 'corrupt', bytes, reason: String(error.data['why']) }
     throw error
   }
 }
 
-async function checkInline(shard: Shard, { segment, bytes, offset, crc }: BlobLocation, name: string) {
-  const open = await shard.openFiles.open(shard.segmentPath(segment))
+async function checkInline(shard: Shard, location: BlobLocation, name: string) {
+  const { bytes, offset, crc } = location
+  const open = await openSegmentOf({ shard, name }, location)
   try {
     const blob = Buffer.allocUnsafe(bytes)
-    const read = await readFully(open.file, blob, offset)
+    const read = await readFully(open.file, blob, offset).catch((error: unknown) => {
+      throw readError(shard, error)
+    })
     if (read !== bytes || crc32(blob) !== crc) return 'checksum of the blob'
     return createHash('sha256').update(blob).digest('hex') === digestIn(name) ? undefined : 'sha256 of the blob'
   } finally {
