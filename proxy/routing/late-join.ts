@@ -1,5 +1,6 @@
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ReplicaUpload } from './replica-upload.ts'
+import { wireErrorOf } from './wire-errors.ts'
 import type { NodeUplink } from './write-context.ts'
 import type { WriteTarget } from './write-plan.ts'
 
@@ -7,6 +8,8 @@ import type { WriteTarget } from './write-plan.ts'
 const progressMsMax = { frozen: 10_000, lively: 25_000 }
 /** A source or a joiner that is silent for so long is left for another one. A lively one (see `isLively`) may be busy. */
 const silenceMsMax = { frozen: 3_000, lively: 8_000 }
+/** When no source has the bytes any more: so long one may still become a blob, which is another source. */
+const goneMsMax = 2_000
 const joinerBehindMax = 1024 * 1024
 const notYetMs = 50
 
@@ -30,24 +33,24 @@ export interface CopyOptions {
 
 /**
  * Gives a late joiner the first `bytes` of a body from any replica that has them. False: the joiner failed, another one
- * may be tried. Rejects with QUORUM_NOT_REACHED when no source is left or nothing has moved for 10 s.
+ * may be tried. Rejects with QUORUM_NOT_REACHED when no source is left, nothing has moved for 10 s, or no source has the bytes any more.
  */
 export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Promise<boolean> {
+  const forgotten = new Set<string>()
   let at = 0
   let progressAt = options.now()
   let cause: unknown
   for (let attempt = 0; at < options.bytes; attempt += 1) {
-    const sources = options.sources()
-    const source = sources[attempt % sources.length]
-    const limitMs = sources.some(({ target }) => options.isLively(target)) ? progressMsMax.lively : progressMsMax.frozen
-    const stuck = options.now() - progressAt > limitMs
-    if (source === undefined || stuck) {
-      const data = { at, bytes: options.bytes, sources: sources.length }
+    const known = options.sources()
+    const sources = known.filter(({ path }) => !forgotten.has(path))
+    if (known.length === 0 || options.now() - progressAt > patienceWith(sources, options)) {
+      const data = { at, bytes: options.bytes, sources: known.length, forgotten: forgotten.size }
       throw new HoldfastError('QUORUM_NOT_REACHED', 'no replica could hand over what it has', data, { cause })
     }
+    const source = sources[attempt % sources.length]
     const before = at
     try {
-      for await (const chunk of readFrom(source, at, options)) {
+      for await (const chunk of source === undefined ? [] : readFrom(source, at, options)) {
         joiner.write(chunk)
         at += chunk.length
         progressAt = options.now()
@@ -57,6 +60,7 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
       cause = error
       // Whatever is wrong with this source: the next one, or the same again, until nothing moves any more.
       options.signal.throwIfAborted()
+      if (source !== undefined && hasForgotten(error)) forgotten.add(source.path)
     }
     if (joiner.failed) return false
     // A running upload may not have written as far as it has been sent.
@@ -64,6 +68,15 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
   }
   return !joiner.failed
 }
+
+function patienceWith(sources: readonly ByteSource[], { isLively }: CopyOptions): number {
+  if (sources.length === 0) return goneMsMax
+  return sources.some(({ target }) => isLively(target)) ? progressMsMax.lively : progressMsMax.frozen
+}
+
+/** A node that was started again has forgotten its uploads, and will not remember. */
+const hasForgotten = (error: unknown): boolean =>
+  isHoldfastError(error, 'UPLOAD_NOT_FOUND') || isHoldfastError(error, 'BLOB_NOT_FOUND')
 
 /** Waits until the joiner has taken most of what it got; false when it failed or went silent. */
 async function hasRoom(joiner: ReplicaUpload, options: CopyOptions): Promise<boolean> {
@@ -95,9 +108,9 @@ async function* readFrom(source: ByteSource, from: number, options: CopyOptions)
     headersTimeout: limitMs,
     bodyTimeout: limitMs,
   })
+  if (answer.statusCode === 416) return void (await answer.body.dump()) // not so far yet
   if (answer.statusCode !== 206 && !(answer.statusCode === 200 && from === 0)) {
-    await answer.body.dump()
-    return
+    throw wireErrorOf(await answer.body.text(), answer.statusCode, { node: target.node })
   }
   let left = options.bytes - from
   for await (const chunk of answer.body as AsyncIterable<Buffer>) {

@@ -293,6 +293,26 @@ t.test('staged bytes become further copies of an existing blob, also in another 
   t.ok(await nothingStaysStaged(cluster))
 })
 
+t.test('bytes that nodes have forgotten are asked for once, and are missed soon when nobody has them', async t => {
+  const body = source.subarray(0, 3 * mib)
+  for (const restarted of [1, 3]) {
+    const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c'])
+    const view = cluster.view.current()
+    const other = Array.from({ length: 4096 }, (_, i) => i).find(
+      p => !view.owners(p).some(shard => view.owners(3).includes(shard)),
+    ) as number
+    const staged = await cluster.writer.stage(3, chunksOf(body), options(body.length))
+    for (const node of ownersOf(cluster, 3).slice(0, restarted)) node.uploads.clear()
+    for (const node of cluster.nodes) node.requests.length = 0
+    const commit = staged.commit({ generation: newGeneration(), partition: other })
+    if (restarted === 1) t.equal(holders(cluster, await commit, body).length, 3)
+    else await t.rejects(commit, { code: 'QUORUM_NOT_REACHED', data: { forgotten: 3 } })
+    const asked = cluster.nodes.flatMap(({ requests }) => requests).filter(line => line.startsWith('GET '))
+    t.ok(asked.length <= 6, `${asked.length} requests for bytes`)
+    t.ok(await nothingStaysStaged(cluster))
+  }
+})
+
 t.test('a kept connection that the node had closed costs no replica', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
   const body = source.subarray(0, 300_000)
