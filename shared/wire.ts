@@ -51,6 +51,8 @@ export const wirePath = {
   upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
   commit: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}/commit`,
   unconfirmed: (shard: ShardId) => `/v1/unconfirmed/${shard}`,
+  /** Of nodes that do not know it yet, blobs are asked for one by one. */
+  bundle: (shard: ShardId) => `/v1/bundle/${shard}`,
   verify: (shard: ShardId, { partition, digest, generation }: BlobKey) =>
     `/v1/verify/${shard}/${partitionName(partition)}/${digest}.${generation}`,
   summaries: (shard: ShardId) => `/v1/summaries/${shard}`,
@@ -159,6 +161,11 @@ export interface TransferRequest {
 export interface TransferAnswer {
   /** 'held' = was there already. */
   readonly results: readonly ('copied' | 'held' | WireError)[]
+}
+
+/** POST /v1/bundle/<shard>: small blobs, as one stream (bundle.ts). Larger ones are refused in it with TOO_LARGE. */
+export interface BundleRequest {
+  readonly blobs: readonly BlobKey[]
 }
 
 /** POST /v1/drop (fenced): moves blobs of this shard to its trash. */

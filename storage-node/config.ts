@@ -40,7 +40,9 @@ export interface StorageNodeLimits {
   readonly openFileCountMax: number
   /** Blob locations kept in memory, per shard (about 300 bytes each). */
   readonly locationCountMax: number
+  /** Of the whole node: what it pulls from other nodes at once (a large blob, or a bundle of small ones), and how fast. */
   readonly transferConcurrency: number
+  readonly transferBytesPerSec: number
   /** Preallocated so that references and drops go on when the disk is full; at most 2 % of the disk. */
   readonly reserveBytes: number
   /** Below this part of the disk, or `freeBytesMin` on disks above 40 GiB, whichever is more, new blobs are refused. */
@@ -88,7 +90,8 @@ export const defaultLimits: StorageNodeLimits = {
   connectionCountMax: 4096,
   openFileCountMax: 256,
   locationCountMax: 50_000,
-  transferConcurrency: 4,
+  transferConcurrency: 8,
+  transferBytesPerSec: 512 * MiB,
   reserveBytes: 256 * MiB,
   freeRatioMin: 0.05,
   freeBytesMin: 2048 * MiB,

@@ -14,6 +14,7 @@ import { type Clock, Shard } from './shard.ts'
 import { Scrub } from './scrub.ts'
 import { readMarker, type ShardMarker } from './shard-marker.ts'
 import type { StoreFs } from './store-fs.ts'
+import { TransferLimit } from './transfer-limit.ts'
 import { Trash } from './trash.ts'
 import { Uploads } from './uploads.ts'
 
@@ -43,6 +44,7 @@ export class StorageNode {
   readonly state: NodeState
   readonly shards: ReadonlyMap<string, ServedShard>
   readonly gate = new EpochGate()
+  readonly transfers: TransferLimit
   draining = false
   readonly #deps: StorageNodeDeps
   #clusterId: string | undefined
@@ -52,6 +54,8 @@ export class StorageNode {
     this.config = config
     this.limits = { ...defaultLimits, ...config }
     this.#deps = deps
+    const { transferConcurrency, transferBytesPerSec } = this.limits
+    this.transfers = new TransferLimit(transferConcurrency, transferBytesPerSec, () => deps.clock.monotonic())
     this.state = new NodeState(deps.fs, config.stateFolder, deps.log)
     const shardDeps = { ...deps, limits: this.limits }
     const { load } = new LoadMeter()

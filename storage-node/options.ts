@@ -111,6 +111,21 @@ export const storageNodeOptions = {
     default: defaultLimits.compactBytesPerSec,
     doc: 'How fast the log is compacted, at most, per second and shard.',
   },
+  transferConcurrency: {
+    kind: 'int',
+    min: 1,
+    max: 256,
+    default: defaultLimits.transferConcurrency,
+    doc: 'Large blobs, and bundles of small ones, that the node pulls from other nodes at once.',
+  },
+  transferBytesPerSec: {
+    kind: 'int',
+    unit: 'bytes',
+    min: 64 * 1024,
+    max: 64 * GiB,
+    default: defaultLimits.transferBytesPerSec,
+    doc: 'How fast the node pulls copies from other nodes, at most, per second, for all its shards.',
+  },
   scrubPeriodMs: {
     kind: 'int',
     unit: 'ms',

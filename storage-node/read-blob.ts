@@ -258,7 +258,7 @@ async function sendChunks(
 }
 
 /** Writes that say when their buffer is free again, and whether anybody is still there. */
-class ResponseWriter {
+export class ResponseWriter {
   readonly #response: ServerResponse
   readonly #stallMs: number
   #settle: ((open: boolean) => void) | undefined

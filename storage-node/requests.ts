@@ -1,7 +1,15 @@
 /** JSON bodies of the wire, checked field by field: digests and generations become file names (I40). */
+import { bundleCountMax } from '../shared/bundle.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { parseShardId, type ShardId } from '../shared/ids.ts'
-import type { BlobKey, DropRequest, TouchRequest, TransferRequest, VersionsRequest } from '../shared/wire.ts'
+import type {
+  BlobKey,
+  BundleRequest,
+  DropRequest,
+  TouchRequest,
+  TransferRequest,
+  VersionsRequest,
+} from '../shared/wire.ts'
 import { isBlobKey, pathKeyBytesMax } from './append.ts'
 import { partitionCount } from '../shared/partition.ts'
 import type { CommitOrder } from './uploads.ts'
@@ -33,6 +41,12 @@ export function parseTransfer(fields: Fields): TransferRequest {
     return { ...blobKeyOf(blob), bytes: bytesOf(blob['bytes']), sources }
   })
   return { shard: shardOf(fields['shard']), blobs }
+}
+
+export function parseBundle(fields: Fields): BundleRequest {
+  const blobs = list(fields['blobs']).map(blobKeyOf)
+  if (blobs.length > bundleCountMax) throw bad('list')
+  return { blobs }
 }
 
 export function parseVersions(fields: Fields): VersionsRequest {

@@ -19,7 +19,8 @@ import { blobName, isBlobName } from './blob-name.ts'
 import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
 import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
-import { parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
+import { parseBundle, parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
+import { sendBundle } from './send-bundle.ts'
 import { serveUpload } from './serve-upload.ts'
 import { listNames, versionsOf } from './summaries.ts'
 import { touchBlob } from './touch.ts'
@@ -57,6 +58,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'POST append 0': append,
   'POST touch 0': touch,
   'POST transfer 0': transfer,
+  'POST bundle 1': bundle,
   'POST drop 0': drop,
   'GET cluster-map 0': getClusterMap,
   'PUT cluster-map 0': putClusterMap,
@@ -138,8 +140,15 @@ async function transfer(call: Call): Promise<void> {
   const { shard: id, blobs } = parseTransfer(await readJson(request, jsonBytesMax, node.limits.stallMs))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard, uploads } = shardNamed(node, id)
-  const concurrency = node.limits.transferConcurrency
-  answer(call, await transferBlobs({ shard, uploads, dispatcher, authorization, concurrency, signal }, blobs))
+  const { limits, transfers: limit } = node
+  const deps = { shard, uploads, dispatcher, authorization, signal, limit, concurrency: limits.transferConcurrency }
+  answer(call, await transferBlobs(deps, blobs))
+}
+
+async function bundle(call: Call): Promise<void> {
+  const { node, request, response } = call
+  const { blobs } = parseBundle(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  await sendBundle(shardNamed(node, call.parts[0]).shard, blobs, response, node.state.epoch)
 }
 
 async function drop(call: Call): Promise<void> {

@@ -34,7 +34,7 @@ export class WireServer {
     this.#expected = Buffer.from(authorization, 'latin1')
     const { stallMs, connectionCountMax } = node.limits
     this.#agent = new Agent({
-      connections: 8,
+      connections: 16,
       headersTimeout: 10_000,
       bodyTimeout: 30_000,
       connect: { timeout: 2_000 },

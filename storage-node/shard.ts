@@ -172,6 +172,16 @@ export class Shard {
     return location
   }
 
+  /** The same for many, with one question to the index; nothing of it is kept in memory. */
+  async locateMany(names: readonly string[]): Promise<readonly (BlobLocation | undefined)[]> {
+    this.health.checkReadable()
+    const values = await this.lookUp(index => index.getMany(names.map(blobKey)))
+    return names.map((name, at) => {
+      const value = values[at]
+      return value === undefined || this.#corrupt.has(name) ? undefined : decodeBlobLocation(value)
+    })
+  }
+
   /** Was this copy found corrupt, though the index may still have it? */
   isCorrupt(name: string): boolean {
     return this.#corrupt.has(name)

@@ -1,106 +1,140 @@
 /**
- * Pulls blobs from other nodes onto a shard of this one, under the same rules as an upload: nothing is held before it is
- * durable, and nothing is accepted that does not hash to its digest.
+ * Pulls blobs from other nodes onto a shard of this one, under the same rules as an upload: nothing is held before it is durable, and
+ * nothing is accepted that does not hash to its digest. Small blobs come in bundles, larger ones by themselves, several at a time; slots and
+ * rate are those of the node, whoever asks.
  */
-import { createHash, hash, randomBytes } from 'node:crypto'
-import { crc32 } from 'node:zlib'
-import { type Dispatcher, request } from 'undici'
 import { atMost } from '../shared/at-most.ts'
+import { bundleBytesMax, bundleCountMax } from '../shared/bundle.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
-import { type TransferAnswer, type TransferRequest, wirePath } from '../shared/wire.ts'
+import type { TransferAnswer } from '../shared/wire.ts'
 import { blobName } from './blob-name.ts'
 import { toWireError } from './http-answer.ts'
-import { newRecord } from './log.ts'
-import type { Shard } from './shard.ts'
-import type { Uploads } from './uploads.ts'
+import { isOfSource, pullBlob, type PullDeps, type Source, sourceError, type WantedBlob } from './pull-blob.ts'
+import { pullBundle } from './pull-bundle.ts'
+import type { TransferLimit } from './transfer-limit.ts'
 
-export interface TransferDeps {
-  readonly shard: Shard
-  readonly uploads: Uploads
-  readonly dispatcher: Dispatcher
-  /** The Authorization header of the wire. */
-  readonly authorization: string
+export interface TransferDeps extends PullDeps {
+  /** Of one request. */
   readonly concurrency: number
-  readonly signal: AbortSignal
+  /** Of all transfers of this node. */
+  readonly limit: TransferLimit
 }
-type WantedBlob = TransferRequest['blobs'][number]
-type Source = WantedBlob['sources'][number]
 
-/** Pulls what is missing, a few at a time; results in the order of the request. Never rejects. */
+interface Pull {
+  readonly blob: WantedBlob
+  outcome: 'copied' | 'held' | HoldfastError | undefined
+}
+
+/** Pulls what is missing; results in the order of the request. Never rejects. */
 export async function transferBlobs(deps: TransferDeps, blobs: readonly WantedBlob[]): Promise<TransferAnswer> {
-  const results = await atMost(deps.concurrency, blobs, blob =>
-    transferBlob(deps, blob).catch((error: unknown) => toWireError(toHoldfastError(error))),
-  )
+  const pulls = new Map<string, Pull>(blobs.map(blob => [blobName(blob), { blob, outcome: undefined }]))
+  try {
+    await noteHeld(deps, pulls)
+    const missing = [...pulls.values()].filter(({ outcome }) => outcome === undefined)
+    const isSmall = ({ blob }: Pull): boolean => blob.bytes <= inlineBlobBytesMax
+    await Promise.all([
+      pullSmall(deps, missing.filter(isSmall)),
+      atMost(
+        deps.concurrency,
+        missing.filter(pull => !isSmall(pull)),
+        pull => pullLarge(deps, pull),
+      ),
+    ])
+  } catch (thrown) {
+    const error = toHoldfastError(thrown)
+    for (const pull of pulls.values()) pull.outcome ??= error
+  }
+  const results = blobs.map(blob => {
+    const outcome = pulls.get(blobName(blob))?.outcome
+    return typeof outcome === 'string' ? outcome : toWireError(outcome ?? unnamed())
+  })
   return { results }
 }
 
-async function transferBlob(deps: TransferDeps, blob: WantedBlob): Promise<'copied' | 'held'> {
-  if ((await deps.shard.locate(blobName(blob))) !== undefined) return 'held'
-  let last = new HoldfastError('REPLICAS_UNREACHABLE', 'no source was named')
-  for (const source of blob.sources) {
+async function noteHeld({ shard }: TransferDeps, pulls: ReadonlyMap<string, Pull>): Promise<void> {
+  const locations = await shard.locateMany([...pulls.keys()])
+  for (const [index, pull] of [...pulls.values()].entries()) if (locations[index] !== undefined) pull.outcome = 'held'
+}
+
+/** From the first source of each, then, what did not come, from the second, and so on. */
+async function pullSmall(deps: TransferDeps, pulls: readonly Pull[]): Promise<void> {
+  let open = pulls
+  for (let turn = 0; open.length > 0; turn += 1) {
+    for (const pull of open) if (pull.blob.sources[turn] === undefined) pull.outcome ??= unnamed()
+    const bundles = bundlesOf(open, turn)
+    await atMost(deps.concurrency, bundles, ({ source, items }) => pullTogether(deps, source, items))
+    open = open.filter(({ blob, outcome }) => {
+      return outcome instanceof HoldfastError && isOfSource(outcome) && blob.sources[turn + 1] !== undefined
+    })
+  }
+}
+
+/** Those that a source is asked for with one request. */
+function bundlesOf(pulls: readonly Pull[], turn: number): readonly { source: Source; items: Pull[] }[] {
+  const bundles: { source: Source; items: Pull[] }[] = []
+  const latest = new Map<string, { source: Source; items: Pull[]; bytes: number }>()
+  for (const pull of pulls) {
+    const source = pull.blob.sources[turn]
+    if (source === undefined) continue
+    const key = `${source.shard} ${source.url}`
+    let bundle = latest.get(key)
+    const isFull = (found: NonNullable<typeof bundle>): boolean =>
+      found.items.length >= bundleCountMax || found.bytes + pull.blob.bytes > bundleBytesMax
+    if (bundle === undefined || isFull(bundle)) {
+      bundle = { source, items: [], bytes: 0 }
+      latest.set(key, bundle)
+      bundles.push(bundle)
+    }
+    bundle.items.push(pull)
+    bundle.bytes += pull.blob.bytes
+  }
+  return bundles
+}
+
+async function pullTogether(deps: TransferDeps, source: Source, pulls: readonly Pull[]): Promise<void> {
+  const blobs = pulls.map(({ blob }) => blob)
+  const outcomes = await within(deps, blobs, () => pullBundle(deps, blobs, source))
+  const singles: Pull[] = []
+  for (const [index, pull] of pulls.entries()) {
+    const outcome = outcomes[index]
+    if (outcome === 'single') singles.push(pull)
+    else pull.outcome = outcome
+  }
+  await atMost(deps.concurrency, singles, async pull => {
+    pull.outcome = await pullAlone(deps, pull.blob, source)
+  })
+}
+
+async function pullLarge(deps: TransferDeps, pull: Pull): Promise<void> {
+  for (const source of pull.blob.sources) {
+    pull.outcome = await pullAlone(deps, pull.blob, source)
+    if (pull.outcome === 'copied' || !isOfSource(pull.outcome)) return
+  }
+}
+
+/** Never rejects but when the node shuts down. */
+function pullAlone(deps: TransferDeps, blob: WantedBlob, source: Source): Promise<'copied' | HoldfastError> {
+  return within(deps, [blob], async () => {
     try {
-      await pull(deps, blob, source)
+      await pullBlob(deps, blob, source)
       return 'copied'
     } catch (thrown) {
-      last = sourceError(thrown, source)
-      // Another source would not help a shard that takes nothing.
-      if (last.code !== 'REPLICAS_UNREACHABLE' && last.code !== 'CHECKSUM_MISMATCH') break
+      return sourceError(thrown, source)
     }
-  }
-  throw last
-}
-
-async function pull(deps: TransferDeps, blob: WantedBlob, source: Source): Promise<void> {
-  const { partition, digest, generation, bytes } = blob
-  const url = new URL(wirePath.blob(source.shard, partition, digest, generation), source.url)
-  const { statusCode, headers, body } = await request(url, {
-    headers: { authorization: deps.authorization },
-    dispatcher: deps.dispatcher,
-    signal: deps.signal,
   })
-  if (statusCode !== 200 || headers['content-length'] !== String(bytes)) {
-    await body.dump()
-    throw new HoldfastError('REPLICAS_UNREACHABLE', 'the source does not have the blob', { status: statusCode })
-  }
-  if (bytes <= inlineBlobBytesMax) await keepSmall(deps.shard, blob, Buffer.from(await body.arrayBuffer()))
-  else await keepLarge(deps, blob, body)
 }
 
-async function keepSmall(shard: Shard, blob: WantedBlob, payload: Buffer): Promise<void> {
-  const { partition, digest, generation, bytes } = blob
-  if (payload.length !== bytes || hash('sha256', payload) !== digest) throw mismatch(blob)
-  const fixed = { crc: crc32(payload), time: shard.clock.now(), confirmed: true } as const
-  await shard.append(newRecord({ kind: 'blob', partition, digest, generation, bytes, ...fixed }, payload))
+/** Rejects when the node shuts down. */
+function within<Result>(
+  { limit, signal }: TransferDeps,
+  blobs: readonly WantedBlob[],
+  work: () => Promise<Result>,
+): Promise<Result> {
+  const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+  return limit.run(bytes, signal, work)
 }
 
-async function keepLarge({ uploads }: TransferDeps, blob: WantedBlob, body: AsyncIterable<Buffer>): Promise<void> {
-  const sha256 = createHash('sha256')
-  async function* hashed() {
-    for await (const chunk of body) {
-      sha256.update(chunk)
-      yield chunk
-    }
-  }
-  const id = newUploadId()
-  const { bytes, blockCrcs } = await uploads.receiveFrom(id, hashed(), blob.bytes)
-  if (bytes !== blob.bytes || sha256.digest('hex') !== blob.digest) {
-    await uploads.abort(id)
-    throw mismatch(blob)
-  }
-  await uploads.commit(id, { ...blob, blockCrcs, confirmed: true })
-}
-
-function newUploadId(): string {
-  const digits = '0123456789abcdefghijklmnopqrstuv'
-  return `u${Array.from(randomBytes(25), byte => digits.charAt(byte & 31)).join('')}`
-}
-
-function sourceError(thrown: unknown, { url, shard }: Source): HoldfastError {
-  if (thrown instanceof HoldfastError) return thrown
-  return new HoldfastError('REPLICAS_UNREACHABLE', 'the source broke off', { url, shard }, { cause: thrown })
-}
-
-function mismatch({ digest }: WantedBlob): HoldfastError {
-  return new HoldfastError('CHECKSUM_MISMATCH', 'the source sent other bytes than the digest says', { digest })
+function unnamed(): HoldfastError {
+  return new HoldfastError('REPLICAS_UNREACHABLE', 'no source was named')
 }

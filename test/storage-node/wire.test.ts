@@ -76,6 +76,7 @@ t.test('without the cluster secret every route answers 401 and does nothing', as
     ['POST', wirePath.touch],
     ['POST', wirePath.transfer],
     ['POST', wirePath.drop],
+    ['POST', wirePath.bundle(shardA)],
     ['GET', wirePath.clusterMap],
     ['PUT', wirePath.clusterMap],
     ['GET', wirePath.blob(shardA, blob.partition, blob.digest, blob.generation)],

@@ -1,0 +1,82 @@
+/** One blob from another node, by an ordinary read of it: a large one, or a small one of a node that sends no bundles yet. */
+import { createHash, hash, randomBytes } from 'node:crypto'
+import { crc32 } from 'node:zlib'
+import { type Dispatcher, request } from 'undici'
+import { HoldfastError } from '../shared/errors.ts'
+import { inlineBlobBytesMax } from '../shared/record.ts'
+import { type TransferRequest, wirePath } from '../shared/wire.ts'
+import { newRecord } from './log.ts'
+import type { Shard } from './shard.ts'
+import type { Uploads } from './uploads.ts'
+
+export interface PullDeps {
+  readonly shard: Shard
+  readonly uploads: Uploads
+  readonly dispatcher: Dispatcher
+  /** The Authorization header of the wire. */
+  readonly authorization: string
+  readonly signal: AbortSignal
+}
+export type WantedBlob = TransferRequest['blobs'][number]
+export type Source = WantedBlob['sources'][number]
+
+/** Resolves when the copy is durable. Rejects with the shard's refusal, CHECKSUM_MISMATCH, or what the connection broke with. */
+export async function pullBlob(deps: PullDeps, blob: WantedBlob, source: Source): Promise<void> {
+  const { partition, digest, generation, bytes } = blob
+  const url = new URL(wirePath.blob(source.shard, partition, digest, generation), source.url)
+  const { statusCode, headers, body } = await request(url, {
+    headers: { authorization: deps.authorization },
+    dispatcher: deps.dispatcher,
+    signal: deps.signal,
+  })
+  if (statusCode !== 200 || headers['content-length'] !== String(bytes)) {
+    await body.dump()
+    throw new HoldfastError('REPLICAS_UNREACHABLE', 'the source does not have the blob', { status: statusCode })
+  }
+  if (bytes <= inlineBlobBytesMax) await keepSmall(deps.shard, blob, Buffer.from(await body.arrayBuffer()))
+  else await keepLarge(deps, blob, body)
+}
+
+/** What broke a pull, as the node that asked is told it. */
+export function sourceError(thrown: unknown, { url, shard }: Source): HoldfastError {
+  if (thrown instanceof HoldfastError && thrown.code !== 'RECORD_DAMAGED') return thrown
+  return new HoldfastError('REPLICAS_UNREACHABLE', 'the source broke off', { url, shard }, { cause: thrown })
+}
+
+/** Another source would not help a shard that takes nothing. */
+export function isOfSource({ code }: HoldfastError): boolean {
+  return code === 'REPLICAS_UNREACHABLE' || code === 'CHECKSUM_MISMATCH'
+}
+
+export function mismatch({ digest }: Pick<WantedBlob, 'digest'>): HoldfastError {
+  return new HoldfastError('CHECKSUM_MISMATCH', 'the source sent other bytes than the digest says', { digest })
+}
+
+async function keepSmall(shard: Shard, blob: WantedBlob, payload: Buffer): Promise<void> {
+  const { partition, digest, generation, bytes } = blob
+  if (payload.length !== bytes || hash('sha256', payload) !== digest) throw mismatch(blob)
+  const fixed = { crc: crc32(payload), time: shard.clock.now(), confirmed: true } as const
+  await shard.append(newRecord({ kind: 'blob', partition, digest, generation, bytes, ...fixed }, payload))
+}
+
+async function keepLarge({ uploads }: PullDeps, blob: WantedBlob, body: AsyncIterable<Buffer>): Promise<void> {
+  const sha256 = createHash('sha256')
+  async function* hashed() {
+    for await (const chunk of body) {
+      sha256.update(chunk)
+      yield chunk
+    }
+  }
+  const id = newUploadId()
+  const { bytes, blockCrcs } = await uploads.receiveFrom(id, hashed(), blob.bytes)
+  if (bytes !== blob.bytes || sha256.digest('hex') !== blob.digest) {
+    await uploads.abort(id)
+    throw mismatch(blob)
+  }
+  await uploads.commit(id, { ...blob, blockCrcs, confirmed: true })
+}
+
+function newUploadId(): string {
+  const digits = '0123456789abcdefghijklmnopqrstuv'
+  return `u${Array.from(randomBytes(25), byte => digits.charAt(byte & 31)).join('')}`
+}
