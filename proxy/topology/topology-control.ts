@@ -5,7 +5,7 @@ import { parseShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { planChanges, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
-import { partitionsOf } from '../../shared/placement/transition.ts'
+import { shardPartitions } from '../../shared/placement/transition.ts'
 import type { NodeStatus } from '../../shared/wire.ts'
 import type { JobRun } from '../metadata/job-types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
@@ -85,6 +85,7 @@ export class TopologyControl {
     const zones = new Map<string, string>(map.nodes.map(({ id, zone }) => [id, zone]))
     const { run } = await this.#deps.jobs.get(task)
     const unsettled = this.#deps.view.current().unsettled().length
+    const partitions = shardPartitions(map)
     const known = new Set<string>(map.shards.map(({ id }) => id))
     const reported = this.#deps.health
       .nodes()
@@ -106,7 +107,7 @@ export class TopologyControl {
             },
       run,
       shards: map.shards.map(({ id, node, weight }) => {
-        const { owned, leaving } = partitionsOf(map, id)
+        const { owned = 0, leaving = 0 } = partitions.get(id) ?? {}
         return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving }
       }),
       unassigned: reported.filter(({ shard }) => !known.has(shard)),

@@ -4,8 +4,15 @@ import { HoldfastError } from '../errors.ts'
 import { parseNodeId, parseShardId, parseZone } from '../ids.ts'
 import { partitionCount } from '../partition.ts'
 import { type PlacementReport, verifyTable } from '../placement.ts'
-import type { Topology } from './model.ts'
-import { beginTransition, movesOf, partitionsOf, type PartitionMove } from './transition.ts'
+import { byId, type Topology } from './model.ts'
+import {
+  beginTransition,
+  countedNames,
+  movesOf,
+  partitionsOf,
+  type PartitionMove,
+  shardPartitions,
+} from './transition.ts'
 
 export type TopologyChange =
   | { readonly op: 'add-node'; readonly node: string; readonly zone: string; readonly url: string }
@@ -121,22 +128,24 @@ export function planChanges(map: ClusterMap, changes: readonly TopologyChange[])
   return { epoch: map.epoch, next, moves, report, shards: shardPlans(map, next, moves), zones, problems }
 }
 
+/** One pass over shards and moves: there may be thousands of each, and a worker that serves waits for it. */
 function shardPlans(map: ClusterMap, next: ClusterMap, moves: readonly PartitionMove[]): ShardPlan[] {
-  const ids = [...new Set([...map.shards, ...next.shards].map(({ id }) => id as string))].sort()
-  return ids.map(id => {
-    const shard = next.shards.find(one => one.id === id) ?? map.shards.find(one => one.id === id)
-    const node = next.nodes.find(one => one.id === shard?.node) ?? map.nodes.find(one => one.id === shard?.node)
-    return {
-      shard: id,
-      node: shard?.node ?? '',
-      zone: node?.zone ?? '',
-      weight: next.shards.some(one => one.id === id) ? (shard?.weight ?? 0) : 0,
-      before: partitionsOf(map, id).owned,
-      after: partitionsOf(next, id).owned,
-      gains: moves.filter(({ from, to }) => to.includes(id) && !from.includes(id)).length,
-      losses: moves.filter(({ from, to }) => from.includes(id) && !to.includes(id)).length,
-    }
-  })
+  const nodes = new Map<string, MapNode>([...map.nodes, ...next.nodes].map(node => [node.id, node]))
+  const left = new Set<string>(next.shards.map(({ id }) => id))
+  const gone = map.shards.filter(({ id }) => !left.has(id)).map(shard => ({ ...shard, weight: 0 }))
+  const [before, after] = [shardPartitions(map), shardPartitions(next)]
+  const gains = countedNames(moves.map(({ from, to }) => to.filter(id => !from.includes(id))))
+  const losses = countedNames(moves.map(({ from, to }) => from.filter(id => !to.includes(id))))
+  return [...next.shards, ...gone].sort(byId).map(({ id, node, weight }) => ({
+    shard: id,
+    node,
+    zone: nodes.get(node)?.zone ?? '',
+    weight,
+    before: before.get(id)?.owned ?? 0,
+    after: after.get(id)?.owned ?? 0,
+    gains: gains.get(id) ?? 0,
+    losses: losses.get(id) ?? 0,
+  }))
 }
 
 function fewestZones(map: ClusterMap): number {

@@ -108,12 +108,31 @@ export function movesOf(map: ClusterMap): PartitionMove[] {
   return moves
 }
 
-/** Copies a shard owns, or owned before and has not handed over yet. */
-export function partitionsOf(map: ClusterMap, shard: string): { owned: number; leaving: number } {
-  const place = map.shards.findIndex(({ id }) => id === shard)
-  const count = (table: Uint16Array): number => table.reduce((sum, entry) => sum + (entry === place ? 1 : 0), 0)
-  const leaving = movesOf(map).filter(({ from, to }) => from.includes(shard) && !to.includes(shard)).length
-  return { owned: place < 0 ? 0 : count(map.table), leaving }
+export interface ShardPartitions {
+  /** Copies it owns. */
+  readonly owned: number
+  /** Those it owned before, and has not handed over yet. */
+  readonly leaving: number
+}
+
+/** What each shard of the map owns, and is to hand over: one pass, however many shards there are. */
+export function shardPartitions(map: ClusterMap): ReadonlyMap<string, ShardPartitions> {
+  const owned = new Uint32Array(map.shards.length)
+  for (const place of map.table) owned[place] = (owned[place] ?? 0) + 1
+  const leaving = countedNames(movesOf(map).map(({ from, to }) => from.filter(id => !to.includes(id))))
+  return new Map(map.shards.map(({ id }, place) => [id, { owned: owned[place] ?? 0, leaving: leaving.get(id) ?? 0 }]))
+}
+
+/** Of one shard; nothing where the map does not know it. */
+export function partitionsOf(map: ClusterMap, shard: string): ShardPartitions {
+  return shardPartitions(map).get(shard) ?? { owned: 0, leaving: 0 }
+}
+
+/** How often each name is in the lists. */
+export function countedNames(lists: readonly (readonly string[])[]): ReadonlyMap<string, number> {
+  const counts = new Map<string, number>()
+  for (const names of lists) for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1)
+  return counts
 }
 
 function namesOf(

@@ -148,6 +148,34 @@ t.test('a plan says what it would cost in copies and zones', async t => {
   t.match(shards[0], { shard: 'n0-s0', before: partitionCount, after: 0, losses: partitionCount })
 })
 
+t.test('a plan counts for each shard what it has, gets and gives, also one that is added or removed', async t => {
+  const spec = evenSpec(6, 3)
+  const nodes = spec.nodes.map(node => ({ ...node, weights: [1, 1] }))
+  const drained = planChanges(buildClusterMap(topologyOf({ ...spec, nodes })), [
+    { op: 'weight', shard: 'n1-s0', weight: 0 },
+  ]).next
+  const map = settlePartitions(drained, movesOf(drained).map(({ partition }) => partition)) // prettier-ignore
+  const added = { op: 'add-node', node: 'n9', zone: 'z0', url: 'http://10.0.0.1:9100' } as const
+  const { next, moves, shards } = planChanges(map, [
+    added,
+    { op: 'add-shard', shard: 'n9-s0', node: 'n9', weight: 1 },
+    { op: 'remove-shard', shard: 'n1-s0' },
+  ])
+  t.same(shards.map(({ shard }) => shard), [...next.shards.map(({ id }) => id as string), 'n1-s0'].sort()) // prettier-ignore
+  for (const one of shards) {
+    const counted = {
+      before: partitionsOf(map, one.shard).owned,
+      after: partitionsOf(next, one.shard).owned,
+      gains: moves.filter(({ from, to }) => to.includes(one.shard) && !from.includes(one.shard)).length,
+      losses: partitionsOf(next, one.shard).leaving,
+    }
+    t.match(one, counted, one.shard)
+    t.equal(one.before + one.gains - one.losses, one.after, one.shard)
+  }
+  t.match(shards.find(({ shard }) => shard === 'n9-s0'), { node: 'n9', zone: 'z0', weight: 1, before: 0 })
+  t.match(shards.find(({ shard }) => shard === 'n1-s0'), { node: 'n1', zone: 'z1', weight: 0, before: 0, after: 0 })
+})
+
 t.test('handoffs are found once for each partition, for the old owners too', async t => {
   const map = buildClusterMap(topologyOf(evenSpec(5, 5)))
   const next = planChanges(map, [{ op: 'weight', shard: 'n0-s0', weight: 0 }]).next
