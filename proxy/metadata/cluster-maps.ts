@@ -6,7 +6,10 @@ import { statement } from './statement.ts'
 /** Older maps are kept for people to look at. */
 const mapsKept = 100
 
-const load = statement<{ map: string }>('load-cluster-map', 'SELECT map FROM cluster_maps ORDER BY epoch DESC LIMIT 1')
+const load = statement<{ map: string }>(
+  'load-newer-cluster-map',
+  'SELECT map FROM cluster_maps WHERE epoch > $1 ORDER BY epoch DESC LIMIT 1',
+)
 const publish = statement<{ epoch: number }>(
   'publish-cluster-map',
   `WITH forgotten AS (DELETE FROM cluster_maps WHERE epoch <= $1::bigint - ${mapsKept})
@@ -14,8 +17,9 @@ const publish = statement<{ epoch: number }>(
   RETURNING epoch`,
 )
 
-export async function loadClusterMap(database: Database): Promise<ClusterMap | undefined> {
-  const [row] = await database.query(load)
+/** Only one that is newer than this epoch is fetched and decoded: every worker asks every few seconds. */
+export async function loadClusterMap(database: Database, newerThan: number): Promise<ClusterMap | undefined> {
+  const [row] = await database.query(load, [newerThan])
   return row && decodeClusterMap(row.map)
 }
 

@@ -278,7 +278,7 @@ class PostgresMetadata implements types.Metadata {
 
   issueToken = (role: string, holder: string): Promise<number> => issueToken(this.#database, role, holder)
   newestToken = (role: string): Promise<number> => newestToken(this.#database, role)
-  loadClusterMap = (): Promise<ClusterMap | undefined> => loadClusterMap(this.#database)
+  loadClusterMap = (newerThan = 0): Promise<ClusterMap | undefined> => loadClusterMap(this.#database, newerThan)
   publishClusterMap = (map: ClusterMap, token: number): Promise<boolean> =>
     publishClusterMap(this.#database, map, token)
 

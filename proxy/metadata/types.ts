@@ -322,7 +322,8 @@ export interface Metadata {
   issueToken(role: string, holder: string): Promise<number>
   newestToken(role: string): Promise<number>
 
-  loadClusterMap(): Promise<ClusterMap | undefined>
+  /** The newest map; undefined if there is none of a later epoch than `newerThan` (0 unless told), which costs one look at an index. */
+  loadClusterMap(newerThan?: number): Promise<ClusterMap | undefined>
   /** Compare-and-set on the epoch: false if another map of this epoch or later is there. */
   publishClusterMap(map: ClusterMap, token: number): Promise<boolean>
 

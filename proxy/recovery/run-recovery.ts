@@ -8,7 +8,6 @@ import { wireAuthorization, wirePath } from '../../shared/wire.ts'
 import { loadPasswords } from '../access/passwords.ts'
 import { adminName } from '../first-start.ts'
 import { openMetadata } from '../metadata/open-metadata.ts'
-import type { Metadata } from '../metadata/types.ts'
 import { ReplicatedBlobReader } from '../routing/blob-reader.ts'
 import { ClusterView } from '../routing/cluster-view.ts'
 import { HealthTable } from '../routing/health.ts'
@@ -43,7 +42,7 @@ export async function runRecovery(
   const { found, map } = await findCluster(config, signal)
   const metadata = await openMetadata({ url: config.postgresUrl, log, clusterId: map.clusterId })
   try {
-    const view = new ClusterView((await newerMap(metadata, map)) ?? map)
+    const view = new ClusterView((await metadata.loadClusterMap(map.epoch)) ?? map)
     const password = config.adminPassword ?? randomBytes(15).toString('base64url')
     const newAdmin = async () => ({ name: adminName, passwordHash: await (await loadPasswords()).hash(password) })
     const report = await withNodes(config, view, found, parts =>
@@ -111,9 +110,4 @@ async function mapOf({ secret }: RecoveryConfig, url: string): Promise<ClusterMa
   const answer = await request(url + wirePath.clusterMap, { headers, signal: AbortSignal.timeout(askMs) })
   const text = await answer.body.text()
   return answer.statusCode === 200 ? decodeClusterMap(text) : undefined // a node that never had one
-}
-
-async function newerMap(metadata: Pick<Metadata, 'loadClusterMap'>, map: ClusterMap): Promise<ClusterMap | undefined> {
-  const stored = await metadata.loadClusterMap()
-  return stored !== undefined && stored.epoch > map.epoch ? stored : undefined
 }

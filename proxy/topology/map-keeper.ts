@@ -103,13 +103,13 @@ export class MapKeeper {
   async #look(informant: MapNode | undefined): Promise<void> {
     const { metadata, view, log } = this.#deps
     try {
-      const map = await metadata.loadClusterMap().catch((error: unknown) => {
+      const newer = await metadata.loadClusterMap(view.current().map.epoch).catch((error: unknown) => {
         if (informant === undefined || !isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
         return this.#mapOf(informant)
       })
-      if (map === undefined) return
-      if (view.replace(map)) log.info({ epoch: map.epoch }, 'newer cluster map')
+      if (newer !== undefined && view.replace(newer)) log.info({ epoch: newer.epoch }, 'newer cluster map')
       // What the primary published it has in the view already, and not on its disk.
+      const { map } = view.current()
       if (map.epoch > this.#savedEpoch) await this.#save(map)
     } catch (error) {
       const away = isHoldfastError(error, 'METADATA_UNAVAILABLE') || isHoldfastError(error, 'NODE_UNREACHABLE')

@@ -366,6 +366,8 @@ t.test('cluster maps are published by epoch', async t => {
   const outcomes = await Promise.all([5, 4, 5, 6].map(epoch => metadata.publishClusterMap(clusterMap(epoch), token)))
   t.ok(outcomes.includes(true))
   t.equal((await metadata.loadClusterMap())?.epoch, 6)
+  t.equal((await metadata.loadClusterMap(5))?.epoch, 6)
+  t.equal(await metadata.loadClusterMap(6), undefined, 'what is known is not fetched again')
 })
 
 t.test('unconfirmed blobs are fenced off, or have a row', async t => {

@@ -19,12 +19,13 @@ async function setUp(t: Test, overrides: Partial<MapKeeperDeps> = {}) {
     newer: fakeMap(nodes, 3, 7),
     loads: 0,
     asked: 0,
-    load: async (): Promise<ClusterMap | undefined> => world.newer,
+    load: async (newerThan = 0): Promise<ClusterMap | undefined> =>
+      world.newer.epoch > newerThan ? world.newer : undefined,
     answer: async (): Promise<unknown> => JSON.parse(encodeClusterMap(world.newer)) as unknown,
   }
   const stateFolder = t.testdir()
   const keeper = new MapKeeper({
-    metadata: { loadClusterMap: () => (world.loads++, world.load()) },
+    metadata: { loadClusterMap: newerThan => (world.loads++, world.load(newerThan)) },
     view,
     health: { nodes: () => [] },
     clients: { get: () => ({ requestJson: async <Answer>() => (world.asked++, (await world.answer()) as Answer) }) },
@@ -71,6 +72,23 @@ t.test('many nodes that report it cost one look, and what is known already costs
   t.same([epochOf(view), world.loads, world.asked], [7, 1, 0])
   await keeper.catchUp(informant, 7)
   t.equal(world.loads, 1)
+})
+
+t.test('the newest map is fetched once, and what this proxy published itself comes to its disk all the same', async t => {
+  const { nodes, view, world, keeper, kept } = await setUp(t)
+  const fetched: number[] = []
+  const load = world.load
+  world.load = async newerThan => {
+    const map = await load(newerThan)
+    if (map !== undefined) fetched.push(map.epoch)
+    return map
+  }
+  for (let look = 0; look < 3; look += 1) await keeper.renew()
+  t.same([fetched, await kept()], [[7], 7])
+  world.newer = fakeMap(nodes, 3, 8)
+  view.replace(world.newer)
+  await keeper.renew()
+  t.same([fetched, await kept()], [[7], 8])
 })
 
 t.test('while PostgreSQL is away the map comes from the node that reported it', async t => {
