@@ -78,7 +78,7 @@ async function mapFigures(map: ClusterMap): Promise<Figure[]> {
       'map: decoding with all checks, CPU',
       decoded.cpuMs / 5,
       'ms',
-      'every worker, every 5 s, also when nothing changed',
+      'every worker, when there is a newer one',
     ),
     figure('map: decoded, in memory', maps.bytes / copiesWeighed, 'bytes', 'per worker'),
     figure('view of the map: making it, CPU', made.cpuMs, 'ms'),

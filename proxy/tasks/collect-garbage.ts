@@ -15,11 +15,15 @@ import type { NodeClient } from '../routing/node-client.ts'
 import { databaseDoubt } from '../recovery/judge-database.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
 import { primaryRole, type Term } from './primary.ts'
-import { sweepLeftovers, type SweepDeps } from './sweep-leftovers.ts'
+import { sweepLeftovers, sweepLosses, type SweepDeps } from './sweep-leftovers.ts'
 
 const judgedPage = 5_000
 const condemnedPage = 1_000
 const purgedPage = 1_000
+/** Deletions that are gathered before shards are told: of a thousand, each of thousands of shards would have one. */
+const toldTogether = 10_000
+/** Deletions in one request to a shard. */
+const dropsPerRequest = 1_000
 /** Shards that are told at once. */
 const toldAtOnce = 8
 const dropTimeoutMs = 120_000
@@ -89,6 +93,8 @@ class Collection {
   readonly #params: Params
   /** Shards that did not answer in this phase: one that is frozen costs its time limit once, not with every page. */
   readonly #away = new Set<ShardId>()
+  /** Shards that had lost copies when this run, or the rest of it, began. */
+  readonly #lossy = new Set<ShardId>()
   #at: Checkpoint
 
   constructor(deps: CollectGarbageDeps, context: JobContext<Checkpoint>) {
@@ -162,19 +168,30 @@ class Collection {
 
   async #purge(): Promise<void> {
     for (;;) {
-      await this.#checkNotDisarmed()
-      const { collection, ages } = this.#deps
-      const blobs = await collection.purge(ages.holdMs, purgedPage, this.#context.term.token)
+      const blobs = await this.#doom()
       if (blobs.length === 0) return
       await this.#delete(blobs)
     }
+  }
+
+  /** The next ones that go, from now on for good: as many full pages as are told together. */
+  async #doom(): Promise<readonly DoomedBlob[]> {
+    const { collection, ages } = this.#deps
+    const blobs: DoomedBlob[] = []
+    for (let isFull = true; isFull && blobs.length < toldTogether;) {
+      await this.#checkNotDisarmed()
+      const page = await collection.purge(ages.holdMs, purgedPage, this.#context.term.token)
+      isFull = page.length >= purgedPage
+      blobs.push(...page)
+    }
+    return blobs
   }
 
   /** What an earlier run could not finish, because a node was away or its primary ended. */
   async #finish(): Promise<void> {
     for (;;) {
       await this.#checkNotDisarmed()
-      const blobs = await this.#deps.collection.purging(this.#at.after, purgedPage)
+      const blobs = await this.#deps.collection.purging(this.#at.after, toldTogether)
       const last = blobs.at(-1)
       if (last === undefined) return
       // First: what is saved after the deletion is where it goes on.
@@ -200,36 +217,62 @@ class Collection {
       this.#at = { ...this.#at, partition: from + sweptAtOnce }
       await this.#step('sweeping', this.#at.purged.blobs)
     }
+    for (const shard of this.#lossy) {
+      const losses = view.current().has(shard) ? await sweepLosses(deps, shard, minAgeMs, this.#context.term) : 0
+      if (losses > 0) this.#context.log(`shard ${shard}: ${losses} losses that nobody misses taken off its list`)
+    }
   }
 
-  /** Every shard is told; only when all have answered does the row go: a shard that is away is told by the next run. */
+  /**
+   * The shards that should have the copies are told, those from before a change of topology too. A row goes only when all of its own have
+   * answered: one that is away is told by the next run. Copies elsewhere (handoffs, late repairs) nobody reads any more; the sweep takes them.
+   */
   async #delete(blobs: readonly DoomedBlob[]): Promise<void> {
-    const shards = this.#deps.view.current().map.shards.map(shard => shard.id)
-    const away = (await atMost(toldAtOnce, shards, shard => this.#drop(shard, blobs))).filter(told => !told).length
-    if (away > 0) {
-      this.#context.log(`${away} shards cannot be reached: ${blobs.length} blobs remain to be finished`)
-    } else {
-      await this.#deps.collection.finishPurge(blobs, this.#context.term.token)
-      const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
-      const { purged } = this.#at
-      this.#at = { ...this.#at, purged: { blobs: purged.blobs + blobs.length, bytes: purged.bytes + bytes } }
+    const view = this.#deps.view.current()
+    const perShard = new Map<ShardId, DoomedBlob[]>()
+    for (const blob of blobs) {
+      for (const shard of view.allOwners(blob.partition)) {
+        const own = perShard.get(shard)
+        if (own === undefined) perShard.set(shard, [blob])
+        else own.push(blob)
+      }
     }
+    const remaining = new Set<DoomedBlob>()
+    let away = 0
+    await atMost(toldAtOnce, [...perShard], async ([shard, own]) => {
+      if (await this.#drop(shard, own)) return
+      away += 1
+      for (const blob of own) remaining.add(blob)
+    })
+    if (away > 0) this.#context.log(`${away} shards cannot be reached: ${remaining.size} blobs remain to be finished`)
+    await this.#forget(blobs.filter(blob => !remaining.has(blob)))
     const note = away > 0 ? `deleting blobs, ${away} shards are away` : 'deleting blobs'
     await this.#step(note, this.#at.purged.blobs)
   }
 
+  async #forget(blobs: readonly DoomedBlob[]): Promise<void> {
+    for (let start = 0; start < blobs.length; start += purgedPage) {
+      this.#check()
+      const page = blobs.slice(start, start + purgedPage)
+      await this.#deps.collection.finishPurge(page, this.#context.term.token)
+      const bytes = page.reduce((sum, blob) => sum + blob.bytes, 0)
+      const { purged } = this.#at
+      this.#at = { ...this.#at, purged: { blobs: purged.blobs + page.length, bytes: purged.bytes + bytes } }
+    }
+  }
+
   /** False: not reached, now or before in this phase, or it could not. */
   async #drop(shard: ShardId, blobs: readonly DoomedBlob[]): Promise<boolean> {
-    this.#check()
     if (this.#away.has(shard)) return false
     const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
-    const request: DropRequest = { shard, reason: 'deleted', blobs: keys }
+    const { signal } = this.#context.term
     try {
-      await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, {
-        fence: fenceOf(this.#context.term),
-        signal: this.#context.term.signal,
-        timeoutMs: dropTimeoutMs,
-      })
+      for (let start = 0; start < keys.length; start += dropsPerRequest) {
+        this.#check()
+        const request: DropRequest = { shard, reason: 'deleted', blobs: keys.slice(start, start + dropsPerRequest) }
+        const options = { fence: fenceOf(this.#context.term), signal, timeoutMs: dropTimeoutMs }
+        await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options)
+      }
       return true
     } catch (error) {
       if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
@@ -255,6 +298,7 @@ class Collection {
       if (shard === undefined) continue
       const status = await this.#statusOf(shard.id)
       if (status === undefined || status.shards.some(({ state }) => state === 'failed')) zonesAway.add(node.zone)
+      for (const { id, losses = 0 } of status?.shards ?? []) if (losses > 0) this.#lossy.add(id)
       // After the shards were asked: what is written meanwhile they cannot know.
       const issued = await collection.newestVersion()
       const doubt = databaseDoubt({ incarnation: this.#deps.incarnation(), issued }, status?.shards ?? [])

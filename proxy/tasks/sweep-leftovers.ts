@@ -6,6 +6,7 @@
 import { atMost } from '../../shared/at-most.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import { parseDigest, parseGeneration, type ShardId } from '../../shared/ids.ts'
+import { type LossListing, wirePath } from '../../shared/wire.ts'
 import type { DoomedBlob } from '../metadata/collection-types.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
@@ -68,13 +69,7 @@ async function sweepPartition(
   const swept: DoomedBlob[] = []
   const candidates = [...old.values()]
   for (let at = 0; at < candidates.length; at += chunkSize) {
-    const chunk = candidates.slice(at, at + chunkSize)
-    const rows = await deps.metadata.inspectBlobs([...new Set(chunk.map(({ digest }) => digest))])
-    const known = new Set(rows.map(({ digest, generation }) => `${digest}.${generation}`))
-    const unknown = chunk.filter(({ digest, generation }) => !known.has(`${digest}.${generation}`))
-    if (unknown.length === 0) continue
-    const verdicts = await deps.metadata.reclaimUnconfirmed(unknown, term.token)
-    const doomed = unknown.filter((_, index) => verdicts[index] === 'reclaim')
+    const doomed = await unnamed(deps, candidates.slice(at, at + chunkSize), term)
     for (const [shard, keys] of held) {
       const there = doomed.filter(({ digest, generation }) => keys.has(`${digest}.${generation}`))
       if (there.length > 0) await deps.drop(shard, there)
@@ -82,6 +77,47 @@ async function sweepPartition(
     swept.push(...doomed)
   }
   return swept
+}
+
+/**
+ * Takes off a shard's list of losses what no row names; resolves with how many. A loss is no copy, so no comparison finds it, and where the
+ * shard is no owner of it (a handoff, or an owner before a change of topology) nobody else tells it that its blob was deleted.
+ */
+export async function sweepLosses(
+  deps: Omit<SweepDeps, 'view'>,
+  shard: ShardId,
+  minAgeMs: number,
+  term: Term,
+): Promise<number> {
+  let swept = 0
+  for (let after: string | undefined, isMore = true; isMore;) {
+    term.signal.throwIfAborted()
+    const query = new URLSearchParams({ limit: String(chunkSize), ...(after === undefined ? {} : { after }) })
+    const path = `${wirePath.losses(shard)}?${query.toString()}`
+    const client = deps.clients.ofShard(shard)
+    const listing = await unlessAway(client.requestJson<LossListing>('GET', path, undefined, { signal: term.signal }))
+    const old = (listing?.losses ?? []).filter(({ time }) => Date.now() - time >= minAgeMs)
+    const doomed = await unnamed(deps, old.map(({ partition, digest, generation }) => ({ partition, digest, generation, bytes: 0 })), term) // prettier-ignore
+    if (doomed.length > 0 && (await deps.drop(shard, doomed))) swept += doomed.length
+    after = listing?.next
+    isMore = after !== undefined
+  }
+  return swept
+}
+
+/** Those that no row names, now fenced off: no commit can bring them to life any more. */
+async function unnamed(
+  { metadata }: Pick<SweepDeps, 'metadata'>,
+  blobs: readonly DoomedBlob[],
+  term: Term,
+): Promise<readonly DoomedBlob[]> {
+  if (blobs.length === 0) return []
+  const rows = await metadata.inspectBlobs([...new Set(blobs.map(({ digest }) => digest))])
+  const known = new Set(rows.map(({ digest, generation }) => `${digest}.${generation}`))
+  const unknown = blobs.filter(({ digest, generation }) => !known.has(`${digest}.${generation}`))
+  if (unknown.length === 0) return []
+  const verdicts = await metadata.reclaimUnconfirmed(unknown, term.token)
+  return unknown.filter((_, index) => verdicts[index] === 'reclaim')
 }
 
 /** A shard that does not answer is swept by a later run. */

@@ -7,10 +7,12 @@ import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
 import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { type Digest, newGeneration, type ShardId } from '../../../shared/ids.ts'
+import { partitionCount } from '../../../shared/partition.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
+import { planChanges } from '../../../shared/placement/changes.ts'
 import { emptySet, SetDigest } from '../../../shared/set-digest.ts'
 import type { BlobKey, DropRequest, Entry, PartitionSummary, ShardStatus } from '../../../shared/wire.ts'
-import { evenSpec, topologyOf } from '../../shared/topologies.ts'
+import { evenSpec, known, topologyOf } from '../../shared/topologies.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { blob, commit, connect, done, open, put } from '../metadata/fixtures.ts'
 
@@ -29,6 +31,8 @@ class World {
   /** What each shard holds. */
   readonly shards = new Map<ShardId, Set<string>>(map.shards.map(({ id }) => [id, new Set<string>()]))
   readonly away = new Set<ShardId>()
+  /** Copies it lost: corrupt, or without a file. */
+  readonly losses = new Map<ShardId, Map<string, BlobKey>>()
   newest: ShardStatus['newest']
   readonly lines: string[] = []
   checkpoint: unknown
@@ -97,12 +101,24 @@ class World {
       if (this.away.has(shard)) throw new HoldfastError('NODE_UNREACHABLE', 'away')
       if (path.endsWith('/status')) {
         return {
-          shards: [{ id: shard, state: 'ok', ...(this.newest === undefined ? {} : { newest: this.newest }) }],
+          shards: [
+            {
+              id: shard,
+              state: 'ok',
+              losses: this.losses.get(shard)?.size ?? 0,
+              ...(this.newest === undefined ? {} : { newest: this.newest }),
+            },
+          ],
         } as Answer
       }
       if (path.includes('/summaries/')) return { partitions: this.#summaries(shard) } as Answer
       if (path.includes('/entries/')) return { entries: this.#entries(shard) } as Answer
+      if (path.includes('/losses/')) {
+        const losses = [...(this.losses.get(shard)?.values() ?? [])].map(one => ({ ...one, time: 0, why: 'corrupt' }))
+        return { losses } as Answer
+      }
       const { blobs } = body as DropRequest
+      for (const one of blobs) this.losses.get(shard)?.delete(nameOf(one))
       return {
         results: blobs.map(one => (this.shards.get(shard)!.delete(nameOf(one)) ? 'dropped' : 'missing')),
       } as Answer
@@ -111,6 +127,25 @@ class World {
 
 /** Where every blob of these tests lies. */
 const partition = 7
+const owners = view.current().owners(partition)
+const stranger = known(map.shards.find(({ id }) => !owners.includes(id))).id
+
+/** Of a run by itself, without a database. */
+function contextOf(hears: {
+  save: (checkpoint: { phase: string; after: string }) => void
+  note: (note: string | undefined) => void
+}): JobContext<never> {
+  return {
+    runId: 1,
+    term: { token: 1, signal: new AbortController().signal },
+    checkpoint: undefined,
+    params: {},
+    save: async checkpoint => hears.save(checkpoint),
+    progress: ({ note }) => hears.note(note),
+    log: () => {},
+    pause: async () => {},
+  }
+}
 
 /** An artifact that was written and deleted again, so that its blob is unused. */
 async function garbage(world: World, path: string, text?: string): Promise<Blob> {
@@ -226,9 +261,10 @@ t.test('pins and the trash keep a blob', async t => {
 t.test('a shard that is away is told by a later run; the blob is not forgotten', async t => {
   const world = await World.start(t)
   const one = await garbage(world, 'one')
-  const [first] = map.shards
   await world.run(held)
-  world.away.add(first!.id)
+  world.away.add(owners[0]!)
+  // Those elsewhere are swept when its row is gone.
+  for (const [id, blobs] of world.shards) if (!owners.includes(id)) blobs.clear()
   await world.run(atOnce)
   t.equal(world.holders(one), 1)
   t.match(await world.metadata.collection.explain(one.digest, held), { verdict: 'purging' })
@@ -242,7 +278,7 @@ t.test('bytes uploaded again while their old generation is being deleted live on
   const world = await World.start(t)
   const one = await garbage(world, 'one', 'the same bytes')
   await world.run(held)
-  world.away.add(map.shards[0]!.id)
+  world.away.add(owners[0]!)
   await world.run(atOnce)
   const [repository] = await world.metadata.listRepositories()
   const again = blob('the same bytes')
@@ -347,10 +383,76 @@ t.test('a copy that a repair brought home after its blob was deleted is swept', 
   t.equal(world.holders(named), 5, 'what is named stays wherever it is')
 })
 
+t.test('a handoff that was away is swept when it is back, and what nobody misses leaves its list of losses', async t => {
+  const world = await World.start(t)
+  const one = await garbage(world, 'one')
+  const [repository] = await world.metadata.listRepositories()
+  const named = done(await world.metadata.commitArtifact(commit(repository!, 'named'))).artifact.blob
+  world.losses.set(stranger, new Map([one, named].map(lost => [nameOf(lost), { ...lost, partition }])))
+  await world.run(held)
+  t.same([...world.losses.get(stranger)!.keys()].length, 2, 'a condemned blob may be named again')
+  world.away.add(stranger)
+  await world.run(atOnce)
+  t.equal(world.holders(one), 1)
+  t.equal(await world.metadata.collection.explain(one.digest, held), undefined, 'nobody waits for a shard that is no owner') // prettier-ignore
+  world.away.clear()
+  await world.run(atOnce)
+  t.equal(world.holders(one), 0)
+  t.same([...world.losses.get(stranger)!.keys()], [nameOf(named)])
+})
+
+t.test('owners old and new are told, each of its own blobs, many at once; only what all have heard is forgotten', async t => {
+  const changing = planChanges(map, [{ op: 'weight', shard: stranger, weight: 0 }]).next
+  const now = new ClusterView(changing)
+  const place = now.current()
+  const doomed = Array.from({ length: 2_500 }, (_, index) => ({ ...blob(), partition: (index * 37) % partitionCount }))
+  const frozen = place.owners(0)[0]!
+  const waiting = [...doomed]
+  const told = new Map<ShardId, string[][]>(changing.shards.map(({ id }) => [id, []]))
+  const forgotten: string[] = []
+  const collection: Partial<CollectionStore> = {
+    judge: async () => [],
+    disarmed: async () => undefined,
+    newestVersion: async () => 1,
+    purge: async (_holdMs, limit) => waiting.splice(0, limit),
+    purging: async () => [],
+    finishPurge: async blobs => void forgotten.push(...blobs.map(nameOf)),
+  }
+  const job = collectGarbage({
+    metadata: { inspectBlobs: async () => [], reclaimUnconfirmed: async () => [] },
+    collection: collection as CollectionStore,
+    incarnation: () => 'one',
+    view: now,
+    clients: {
+      ofShard: shard => ({
+        requestJson: async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
+          if (path.endsWith('/status')) return { shards: [{ id: shard, state: 'ok' }] } as Answer
+          if (path.includes('/summaries/')) return { partitions: [] } as Answer
+          if (shard === frozen) throw new HoldfastError('NODE_UNREACHABLE', 'no answer in 120 s')
+          told.get(shard)!.push((body as DropRequest).blobs.map(nameOf))
+          return { results: [] } as Answer
+        },
+      }),
+    },
+    ages: atOnce,
+  })
+  await job.run(contextOf({ save: () => {}, note: () => {} }))
+  t.ok(place.unsettled().length > 0)
+  for (const { id } of changing.shards) {
+    if (id === frozen) continue
+    const own = doomed.filter(one => place.allOwners(one.partition).includes(id)).map(nameOf)
+    t.same(told.get(id)!.flat().sort(), own.sort(), id)
+    t.equal(told.get(id)!.length, Math.ceil(own.length / 1_000), 'no more requests than it takes')
+  }
+  const settled = doomed.filter(one => !place.allOwners(one.partition).includes(frozen)).map(nameOf)
+  t.ok(settled.length > 0)
+  t.same(forgotten.sort(), settled.sort())
+})
+
 t.test('a frozen shard costs its time limit once a phase, and every page is a step that is saved', async t => {
   const doomed = ['a', 'b', 'c', 'd'].map(text => ({ ...blob(text), partition })).sort((one, other) => (one.digest < other.digest ? -1 : 1)) // prettier-ignore
   const purged = [...doomed]
-  const frozen = map.shards[1]!.id
+  const frozen = owners[1]!
   const told = new Map<ShardId, number>()
   const saved: { phase: string; after: string }[] = []
   const notes = new Set<string | undefined>()
@@ -380,18 +482,9 @@ t.test('a frozen shard costs its time limit once a phase, and every page is a st
     },
     ages: atOnce,
   })
-  await job.run({
-    runId: 1,
-    term: { token: 1, signal: new AbortController().signal },
-    checkpoint: undefined,
-    params: {},
-    save: async checkpoint => void saved.push(checkpoint),
-    progress: ({ note }) => void notes.add(note),
-    log: () => {},
-    pause: async () => {},
-  } satisfies JobContext<never>)
+  await job.run(contextOf({ save: checkpoint => void saved.push(checkpoint), note: note => void notes.add(note) }))
   t.equal(told.get(frozen), 2, 'once while purging, once more for what is left from before')
-  t.equal(told.get(map.shards[0]!.id), 6, 'the others hear of every page')
+  t.equal(told.get(owners[0]!), 6, 'the other owners hear of every page')
   t.equal(saved.filter(({ phase }) => phase === 'purge').length, 1 + 4)
   t.same(
     saved.filter(({ phase }) => phase === 'finish').map(({ after }) => after),

@@ -1,12 +1,19 @@
 import t from 'tap'
 import { explore, type Variant } from './collection-model.ts'
 
-const whole: Variant = { shards: 2, quorum: 2, uploaders: 2, generations: 3 }
+const whole: Variant = { shards: 2, owners: 2, quorum: 2, uploaders: 2, generations: 3, sweeps: false }
 
 t.test('I10, I11, I12: no step of garbage collection takes bytes from whoever was told they are stored', t => {
-  for (const variant of [whole, { ...whole, shards: 3, generations: 2 }]) {
+  const variants = [
+    whole,
+    { ...whole, shards: 3, owners: 3, generations: 2 },
+    // A shard that is told nothing, because it is no owner, and the sweep that takes its copies.
+    { ...whole, shards: 3, generations: 2 },
+    { ...whole, sweeps: true },
+  ]
+  for (const variant of variants) {
     const { states, counterexample } = explore(variant)
-    t.comment(`${variant.shards} shards: ${states} states`)
+    t.comment(`${variant.shards} shards, ${variant.owners} owners: ${states} states`)
     t.same(counterexample, undefined)
     t.ok(states > 1_000, 'the model goes somewhere')
   }

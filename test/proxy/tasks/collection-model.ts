@@ -5,11 +5,15 @@
  */
 export interface Variant {
   readonly shards: number
+  /** So many of the shards are owners, the first ones: the row goes when they have answered. The others are swept afterwards. */
+  readonly owners: number
   /** Copies an uploader needs before it commits. */
   readonly quorum: number
   readonly uploaders: number
   /** Generations there are; uploaders that would need more give up. */
   readonly generations: number
+  /** Leftovers are swept, also while bytes are on their way. */
+  readonly sweeps: boolean
   /** What is left out of the protocol. */
   readonly without?:
     | 'hold and second look' // deleted as soon as it was seen unused, judged by an older snapshot
@@ -104,6 +108,7 @@ function isSafe({ row, held, uploaders }: State): boolean {
 function* steps(state: State, variant: Variant): Generator<[string, State]> {
   for (let index = 0; index < variant.uploaders; index++) yield* uploaderSteps(state, variant, index)
   yield* collectorSteps(state, variant)
+  if (variant.sweeps) yield* sweepSteps(state, variant)
   yield* repairSteps(state, variant)
 }
 
@@ -221,11 +226,21 @@ function* collectorSteps(state: State, variant: Variant): Generator<[string, Sta
       yield [`deletion of generation ${gen} arrives at shard ${shard}`, { ...state, held: after, answered: answers }]
     }
   }
-  if (row?.state === 'purging' && count(state.answered) === held.length) {
+  const owners = (1 << variant.owners) - 1
+  if (row?.state === 'purging' && (state.answered & owners) === owners) {
     yield [
-      'collector: every shard has answered',
+      'collector: every owner has answered',
       { ...state, row: null, fences: add(state.fences, row.gen), answered: 0 },
     ]
+  }
+}
+
+/** What no row names, wherever it is found: fenced off first, so that an upload that is about to name it sends its bytes again. */
+function* sweepSteps(state: State, { generations }: Variant): Generator<[string, State]> {
+  for (let gen = 0; gen < generations; gen++) {
+    if (state.row?.gen === gen || has(state.deletions, gen) || !state.held.some(gens => has(gens, gen))) continue
+    const swept = { fences: add(state.fences, gen), deletions: add(state.deletions, gen) }
+    yield [`sweep: nothing names generation ${gen}`, { ...state, ...swept }]
   }
 }
 
