@@ -74,12 +74,7 @@ async function mapFigures(map: ClusterMap): Promise<Figure[]> {
   return [
     figure('map: encoded', Buffer.byteLength(text), 'bytes'),
     figure('map: encoding, CPU', encoded.cpuMs / 5, 'ms'),
-    figure(
-      'map: decoding with all checks, CPU',
-      decoded.cpuMs / 5,
-      'ms',
-      'every worker, when there is a newer one',
-    ),
+    figure('map: decoding with all checks, CPU', decoded.cpuMs / 5, 'ms', 'every worker, when there is a newer one'),
     figure('map: decoded, in memory', maps.bytes / copiesWeighed, 'bytes', 'per worker'),
     figure('view of the map: making it, CPU', made.cpuMs, 'ms'),
     figure('view of the map: in memory', views.bytes / copiesWeighed, 'bytes', 'per worker'),

@@ -172,8 +172,14 @@ t.test('a plan counts for each shard what it has, gets and gives, also one that 
     t.match(one, counted, one.shard)
     t.equal(one.before + one.gains - one.losses, one.after, one.shard)
   }
-  t.match(shards.find(({ shard }) => shard === 'n9-s0'), { node: 'n9', zone: 'z0', weight: 1, before: 0 })
-  t.match(shards.find(({ shard }) => shard === 'n1-s0'), { node: 'n1', zone: 'z1', weight: 0, before: 0, after: 0 })
+  t.match(
+    shards.find(({ shard }) => shard === 'n9-s0'),
+    { node: 'n9', zone: 'z0', weight: 1, before: 0 },
+  )
+  t.match(
+    shards.find(({ shard }) => shard === 'n1-s0'),
+    { node: 'n1', zone: 'z1', weight: 0, before: 0, after: 0 },
+  )
 })
 
 t.test('handoffs are found once for each partition, for the old owners too', async t => {

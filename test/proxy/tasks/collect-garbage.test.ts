@@ -383,71 +383,80 @@ t.test('a copy that a repair brought home after its blob was deleted is swept', 
   t.equal(world.holders(named), 5, 'what is named stays wherever it is')
 })
 
-t.test('a handoff that was away is swept when it is back, and what nobody misses leaves its list of losses', async t => {
-  const world = await World.start(t)
-  const one = await garbage(world, 'one')
-  const [repository] = await world.metadata.listRepositories()
-  const named = done(await world.metadata.commitArtifact(commit(repository!, 'named'))).artifact.blob
-  world.losses.set(stranger, new Map([one, named].map(lost => [nameOf(lost), { ...lost, partition }])))
-  await world.run(held)
-  t.same([...world.losses.get(stranger)!.keys()].length, 2, 'a condemned blob may be named again')
-  world.away.add(stranger)
-  await world.run(atOnce)
-  t.equal(world.holders(one), 1)
-  t.equal(await world.metadata.collection.explain(one.digest, held), undefined, 'nobody waits for a shard that is no owner') // prettier-ignore
-  world.away.clear()
-  await world.run(atOnce)
-  t.equal(world.holders(one), 0)
-  t.same([...world.losses.get(stranger)!.keys()], [nameOf(named)])
-})
+t.test(
+  'a handoff that was away is swept when it is back, and what nobody misses leaves its list of losses',
+  async t => {
+    const world = await World.start(t)
+    const one = await garbage(world, 'one')
+    const [repository] = await world.metadata.listRepositories()
+    const named = done(await world.metadata.commitArtifact(commit(repository!, 'named'))).artifact.blob
+    world.losses.set(stranger, new Map([one, named].map(lost => [nameOf(lost), { ...lost, partition }])))
+    await world.run(held)
+    t.same([...world.losses.get(stranger)!.keys()].length, 2, 'a condemned blob may be named again')
+    world.away.add(stranger)
+    await world.run(atOnce)
+    t.equal(world.holders(one), 1)
+    t.equal(await world.metadata.collection.explain(one.digest, held), undefined, 'nobody waits for a shard that is no owner') // prettier-ignore
+    world.away.clear()
+    await world.run(atOnce)
+    t.equal(world.holders(one), 0)
+    t.same([...world.losses.get(stranger)!.keys()], [nameOf(named)])
+  },
+)
 
-t.test('owners old and new are told, each of its own blobs, many at once; only what all have heard is forgotten', async t => {
-  const changing = planChanges(map, [{ op: 'weight', shard: stranger, weight: 0 }]).next
-  const now = new ClusterView(changing)
-  const place = now.current()
-  const doomed = Array.from({ length: 2_500 }, (_, index) => ({ ...blob(), partition: (index * 37) % partitionCount }))
-  const frozen = place.owners(0)[0]!
-  const waiting = [...doomed]
-  const told = new Map<ShardId, string[][]>(changing.shards.map(({ id }) => [id, []]))
-  const forgotten: string[] = []
-  const collection: Partial<CollectionStore> = {
-    judge: async () => [],
-    disarmed: async () => undefined,
-    newestVersion: async () => 1,
-    purge: async (_holdMs, limit) => waiting.splice(0, limit),
-    purging: async () => [],
-    finishPurge: async blobs => void forgotten.push(...blobs.map(nameOf)),
-  }
-  const job = collectGarbage({
-    metadata: { inspectBlobs: async () => [], reclaimUnconfirmed: async () => [] },
-    collection: collection as CollectionStore,
-    incarnation: () => 'one',
-    view: now,
-    clients: {
-      ofShard: shard => ({
-        requestJson: async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
-          if (path.endsWith('/status')) return { shards: [{ id: shard, state: 'ok' }] } as Answer
-          if (path.includes('/summaries/')) return { partitions: [] } as Answer
-          if (shard === frozen) throw new HoldfastError('NODE_UNREACHABLE', 'no answer in 120 s')
-          told.get(shard)!.push((body as DropRequest).blobs.map(nameOf))
-          return { results: [] } as Answer
-        },
-      }),
-    },
-    ages: atOnce,
-  })
-  await job.run(contextOf({ save: () => {}, note: () => {} }))
-  t.ok(place.unsettled().length > 0)
-  for (const { id } of changing.shards) {
-    if (id === frozen) continue
-    const own = doomed.filter(one => place.allOwners(one.partition).includes(id)).map(nameOf)
-    t.same(told.get(id)!.flat().sort(), own.sort(), id)
-    t.equal(told.get(id)!.length, Math.ceil(own.length / 1_000), 'no more requests than it takes')
-  }
-  const settled = doomed.filter(one => !place.allOwners(one.partition).includes(frozen)).map(nameOf)
-  t.ok(settled.length > 0)
-  t.same(forgotten.sort(), settled.sort())
-})
+t.test(
+  'owners old and new are told, each of its own blobs, many at once; only what all have heard is forgotten',
+  async t => {
+    const changing = planChanges(map, [{ op: 'weight', shard: stranger, weight: 0 }]).next
+    const now = new ClusterView(changing)
+    const place = now.current()
+    const doomed = Array.from({ length: 2_500 }, (_, index) => ({
+      ...blob(),
+      partition: (index * 37) % partitionCount,
+    }))
+    const frozen = place.owners(0)[0]!
+    const waiting = [...doomed]
+    const told = new Map<ShardId, string[][]>(changing.shards.map(({ id }) => [id, []]))
+    const forgotten: string[] = []
+    const collection: Partial<CollectionStore> = {
+      judge: async () => [],
+      disarmed: async () => undefined,
+      newestVersion: async () => 1,
+      purge: async (_holdMs, limit) => waiting.splice(0, limit),
+      purging: async () => [],
+      finishPurge: async blobs => void forgotten.push(...blobs.map(nameOf)),
+    }
+    const job = collectGarbage({
+      metadata: { inspectBlobs: async () => [], reclaimUnconfirmed: async () => [] },
+      collection: collection as CollectionStore,
+      incarnation: () => 'one',
+      view: now,
+      clients: {
+        ofShard: shard => ({
+          requestJson: async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
+            if (path.endsWith('/status')) return { shards: [{ id: shard, state: 'ok' }] } as Answer
+            if (path.includes('/summaries/')) return { partitions: [] } as Answer
+            if (shard === frozen) throw new HoldfastError('NODE_UNREACHABLE', 'no answer in 120 s')
+            told.get(shard)!.push((body as DropRequest).blobs.map(nameOf))
+            return { results: [] } as Answer
+          },
+        }),
+      },
+      ages: atOnce,
+    })
+    await job.run(contextOf({ save: () => {}, note: () => {} }))
+    t.ok(place.unsettled().length > 0)
+    for (const { id } of changing.shards) {
+      if (id === frozen) continue
+      const own = doomed.filter(one => place.allOwners(one.partition).includes(id)).map(nameOf)
+      t.same(told.get(id)!.flat().sort(), own.sort(), id)
+      t.equal(told.get(id)!.length, Math.ceil(own.length / 1_000), 'no more requests than it takes')
+    }
+    const settled = doomed.filter(one => !place.allOwners(one.partition).includes(frozen)).map(nameOf)
+    t.ok(settled.length > 0)
+    t.same(forgotten.sort(), settled.sort())
+  },
+)
 
 t.test('a frozen shard costs its time limit once a phase, and every page is a step that is saved', async t => {
   const doomed = ['a', 'b', 'c', 'd'].map(text => ({ ...blob(text), partition })).sort((one, other) => (one.digest < other.digest ? -1 : 1)) // prettier-ignore

@@ -74,22 +74,25 @@ t.test('many nodes that report it cost one look, and what is known already costs
   t.equal(world.loads, 1)
 })
 
-t.test('the newest map is fetched once, and what this proxy published itself comes to its disk all the same', async t => {
-  const { nodes, view, world, keeper, kept } = await setUp(t)
-  const fetched: number[] = []
-  const load = world.load
-  world.load = async newerThan => {
-    const map = await load(newerThan)
-    if (map !== undefined) fetched.push(map.epoch)
-    return map
-  }
-  for (let look = 0; look < 3; look += 1) await keeper.renew()
-  t.same([fetched, await kept()], [[7], 7])
-  world.newer = fakeMap(nodes, 3, 8)
-  view.replace(world.newer)
-  await keeper.renew()
-  t.same([fetched, await kept()], [[7], 8])
-})
+t.test(
+  'the newest map is fetched once, and what this proxy published itself comes to its disk all the same',
+  async t => {
+    const { nodes, view, world, keeper, kept } = await setUp(t)
+    const fetched: number[] = []
+    const load = world.load
+    world.load = async newerThan => {
+      const map = await load(newerThan)
+      if (map !== undefined) fetched.push(map.epoch)
+      return map
+    }
+    for (let look = 0; look < 3; look += 1) await keeper.renew()
+    t.same([fetched, await kept()], [[7], 7])
+    world.newer = fakeMap(nodes, 3, 8)
+    view.replace(world.newer)
+    await keeper.renew()
+    t.same([fetched, await kept()], [[7], 8])
+  },
+)
 
 t.test('while PostgreSQL is away the map comes from the node that reported it', async t => {
   const { nodes, view, world, keeper, kept, informant } = await setUp(t)
