@@ -229,6 +229,15 @@ t.test('I41: every route declares who may use it; without credentials all but th
   t.equal((await call('POST', '/artifacts/delete', { from }, ann)).statusCode, 403)
 })
 
+t.test('I41: what reads all copies and names shards is for administrators, not for whoever may read', async t => {
+  const { call } = await setUp(t)
+  for (const name of ['open', 'shut', 'none']) {
+    const path = `/repositories/${name}/verify?path=a`
+    t.match((await call('GET', path, undefined, ann)).json(), { code: 'FORBIDDEN' }, name)
+  }
+  t.match((await call('GET', '/repositories/open/verify?path=a')).json(), { healthy: true, path: 'a' })
+})
+
 t.test('a method that a route does not have is answered with those it has', async t => {
   const { call } = await setUp(t)
   for (const [method, path, allow] of [
