@@ -13,14 +13,15 @@ interface ReadinessParts {
   readonly gate: Pick<DatabaseGate, 'problem'>
 }
 
-/** Ready means that reads are served; what limits the service without ending it is told as a problem. */
+/**
+ * Ready means that reads are served; what limits the service without ending it is told as a problem. Anybody may ask: what is down is
+ * said, and not why. The reasons quote servers and addresses; they are in the log, and in the status for administrators.
+ */
 export function readiness({ resolver, coordinator, health, identity, gate }: ReadinessParts): Readiness {
   const problems: string[] = []
   if (gate.problem !== undefined) problems.push(gate.problem)
   if (!resolver.metadataAvailable) problems.push(...withoutDatabase(identity))
-  const { up, reason } = coordinator.state()
-  if (!up)
-    problems.push(`coordination is away${reason === undefined ? '' : ` (${reason})`}: tasks pause, caches are bypassed`)
+  if (!coordinator.state().up) problems.push('coordination is away: tasks pause, caches are bypassed')
   const nodes = health.nodes()
   const away = nodes.filter(node => node.state !== 'up')
   for (const { node, state } of away) problems.push(`storage node ${node} is ${state}`)

@@ -22,6 +22,7 @@ export const errorCodes = [
   'URI_TOO_LONG',
   'UNSUPPORTED_MEDIA_TYPE',
   'RANGE_NOT_SATISFIABLE',
+  'EXPECTATION_FAILED',
   'TOO_MANY_REQUESTS',
   // what the cluster cannot do right now
   'OVERLOADED',

@@ -374,9 +374,7 @@ export class EdgeServer {
       throw new HoldfastError('OVERLOADED', 'too many requests at once', { retryAfterSeconds: 1 })
     }
     if (expectation === 'unknown') {
-      response.writeHead(417)
-      response.end()
-      return
+      throw new HoldfastError('EXPECTATION_FAILED', "no other expectation than '100-continue' can be met here")
     }
     const expectContinue = expectation === 'continue'
     switch (prefix) {

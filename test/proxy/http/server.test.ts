@@ -184,6 +184,13 @@ t.test('what cannot be answered says why, in one shape', async t => {
   t.match(broken?.body, /"code":"BAD_REQUEST"/)
   const [large] = await sendRaw(world.url, `GET / HTTP/1.1\r\nHost: h\r\nX: ${'x'.repeat(20_000)}\r\n\r\n`)
   t.equal(large?.status, 431)
+  const expectation = 'Host: h\r\nExpect: a miracle\r\nX-Request-Id: mine\r\n'
+  for (const rest of ['\r\n', 'Content-Length: 5\r\n\r\n']) {
+    const [unmet] = await sendRaw(world.url, `PUT /repository/raw/x HTTP/1.1\r\n${expectation}${rawAuth}${rest}`)
+    t.equal(unmet?.status, 417)
+    t.match(unmet?.head, /^X-Request-Id: mine$/im)
+    t.match(JSON.parse(unmet?.body ?? ''), { code: 'EXPECTATION_FAILED', message: String, requestId: 'mine' })
+  }
   const denied = await ask(world, '/repository/deny/x', { method: 'PUT', headers: auth, body: 'x' })
   t.equal(denied.status, 403)
   const wrong = await ask(world, '/repository/raw/x', {
