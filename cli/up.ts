@@ -10,6 +10,7 @@ import { HoldfastError } from '../shared/errors.ts'
 import { openClusterFolder, rotateLog, tryPort, type ClusterFolder, type LocalNode } from './cluster-folder.ts'
 import { startEmbeddedPostgres, type EmbeddedPostgres } from './embedded-postgres.ts'
 import { lockFolder, type FolderLock } from './folder-lock.ts'
+import { nodeEnvironment } from './node-environment.ts'
 import { endOrphans } from './orphans.ts'
 import { SupervisedProcess } from './supervised-process.ts'
 import type { UpConfig } from './up-config.ts'
@@ -153,6 +154,7 @@ class LocalCluster {
   async #storageNodes(cluster: ClusterFolder): Promise<void> {
     for (const node of cluster.nodes) {
       const env = {
+        ...nodeEnvironment(process.env),
         HOLDFAST_SECRET: cluster.secret,
         HOLDFAST_CLUSTER_ID: cluster.clusterId,
         // Each sync of a shard holds one of libuv's threads: with its default of four, reads would wait for writes.
@@ -170,6 +172,7 @@ class LocalCluster {
     const nodes = cluster.nodes.map(node => `http://127.0.0.1:${node.port}`).join(',')
     flags.push('--state-folder', join(this.#folder, 'proxy'), '--storage-nodes', nodes)
     this.#proxy = await this.#process('proxy', ['proxy', ...flags], {
+      ...process.env,
       HOLDFAST_SECRET: cluster.secret,
       HOLDFAST_CLUSTER_ID: cluster.clusterId,
       HOLDFAST_POSTGRES_URL: postgresUrl,
@@ -180,15 +183,15 @@ class LocalCluster {
     await this.#proxy.start()
   }
 
-  async #process(name: string, args: readonly string[], secrets: Record<string, string>): Promise<SupervisedProcess> {
+  async #process(name: string, args: readonly string[], env: NodeJS.ProcessEnv): Promise<SupervisedProcess> {
     const logFile = join(this.#folder, 'log', `${name}.log`)
     await rotateLog(logFile, logBytesMax)
     this.#ending.signal.throwIfAborted()
     return new SupervisedProcess({
       name,
       args: [this.#main, ...args],
-      // Other settings (HOLDFAST_HOT_CACHE_BYTES…) reach the parts as they are; flags win over the environment.
-      env: { ...process.env, HOLDFAST_LOG_LEVEL: 'info', ...secrets },
+      // Other settings (HOLDFAST_HOT_CACHE_BYTES…) reach the part that has them as they are; flags win over the environment.
+      env: { ...env, HOLDFAST_LOG_LEVEL: 'info' },
       pidFile: join(this.#folder, 'run', `${name}.pid`),
       logFile,
       readyMs,

@@ -38,6 +38,9 @@ async function processesOf(folder: string): Promise<number[]> {
   return found
 }
 
+/** A secret that is no matter of the storage nodes. */
+const proxyOnly = 'what only a proxy may know'
+
 class Newcomer {
   readonly folder: string
   readonly data: string
@@ -57,7 +60,12 @@ class Newcomer {
     this.url = `http://127.0.0.1:${port}`
     // Neither the settings of whoever runs the tests nor the instruments of the test runner.
     const { PATH, HOME } = process.env
-    this.#env = { PATH, HOME, HOLDFAST_DATA: this.data, HOLDFAST_PORT: String(port) }
+    const theirs = {
+      HOLDFAST_STAGED_HOLD_MS: '90m',
+      HOLDFAST_BACKUP_PASSPHRASE: proxyOnly,
+      AWS_SECRET_ACCESS_KEY: proxyOnly,
+    }
+    this.#env = { PATH, HOME, HOLDFAST_DATA: this.data, HOLDFAST_PORT: String(port), ...theirs }
   }
 
   /** Resolves when the last line, with the URL, was printed. */
@@ -152,6 +160,27 @@ t.test('holdfast up, and curl', { skip: noCurl }, async t => {
       ['node-a', 'node-b', 'node-c', 'postgres', 'proxy', 'up'].map(name => `${name}.pid`),
     )
   })
+
+  await t.test(
+    'gives its processes the settings that they have, and the storage nodes no secret but theirs',
+    async t => {
+      const environmentOf = async (name: string): Promise<string[]> => {
+        const pid = (await readFile(join(newcomer.data, 'run', `${name}.pid`), 'utf8')).trim()
+        return (await readFile(`/proc/${pid}/environ`, 'utf8')).split('\0')
+      }
+      for (const node of ['node-a', 'node-b', 'node-c']) {
+        const environment = await environmentOf(node)
+        t.equal(
+          environment.find(one => one.includes(proxyOnly) || one.includes(newcomer.password)),
+          undefined,
+          node,
+        )
+        t.ok(environment.includes('HOLDFAST_STAGED_HOLD_MS=90m'))
+        t.ok(environment.some(one => one.startsWith('PATH=')))
+      }
+      t.ok((await environmentOf('proxy')).includes(`HOLDFAST_BACKUP_PASSPHRASE=${proxyOnly}`))
+    },
+  )
 
   await t.test('uploads: a file, a pipe, with and without 100-continue', async t => {
     const put = await newcomer.curl('tool.tar.gz', '-T', file, '-w', '%{http_code}')
