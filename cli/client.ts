@@ -128,13 +128,14 @@ export async function runClientCommand<const Table extends Options>(
     return await work({ client: new ApiClient(base, await login(config, base), config.timeoutMs), config, print })
   } catch (error) {
     if (!isHoldfastError(error)) throw error
-    write.err(
-      (json
-        ? JSON.stringify({ code: error.code, message: error.message })
-        : `holdfast: ${error.message} [${error.code}]`) + '\n',
-    )
+    write.err(errorText(error, json))
     return error.code === 'CONFIG_INVALID' || error.code === 'BAD_REQUEST' ? 2 : 1
   }
+}
+
+/** How a command says what went wrong: a line of text, or with --json a document. */
+export function errorText({ code, message }: HoldfastError, json: boolean): string {
+  return (json ? JSON.stringify({ code, message }) : `holdfast: ${message} [${code}]`) + '\n'
 }
 
 /** The same for a command whose words (what shall be done, to what) stand before its options. */

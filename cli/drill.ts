@@ -14,7 +14,7 @@ import { BackupStore } from '../proxy/backup/store.ts'
 import { artifactTarget } from '../proxy/http/artifact-path.ts'
 import { readConfig, type ConfigSource, type Options } from '../shared/config.ts'
 import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
-import { ApiClient, standardWriter, type Writer } from './client.ts'
+import { ApiClient, errorText, standardWriter, type Writer } from './client.ts'
 import { restoreBackup } from './restore-backup.ts'
 import { humanTime } from './task.ts'
 
@@ -51,8 +51,10 @@ export async function drill(source: ConfigSource, write: Writer = standardWriter
   const end = (): void => ending.abort(new HoldfastError('SHUTTING_DOWN', 'the drill was ended'))
   // Whoever started us is gone, or wants us to end.
   for (const event of ['disconnect', 'SIGTERM', 'SIGINT'] as const) process.once(event, end)
+  let json = source.args.includes('--json')
   try {
     const config = readConfig(drillOptions, source)
+    json = config.json
     const store = await BackupStore.open(openBackupTarget(config.backupTarget, config), config.backupPassphrase)
     const id = config.backup ?? (await store.ids()).at(-1)
     if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${config.backupTarget}`)
@@ -62,7 +64,7 @@ export async function drill(source: ConfigSource, write: Writer = standardWriter
     return report.missing + report.wrong === 0 ? 0 : 1
   } catch (error) {
     if (!isHoldfastError(error)) throw error
-    write.err(`holdfast: ${error.message} [${error.code}]\n`)
+    write.err(errorText(error, json))
     return error.code === 'CONFIG_INVALID' ? 2 : 1
   } finally {
     for (const event of ['disconnect', 'SIGTERM', 'SIGINT'] as const) process.off(event, end)
@@ -82,7 +84,7 @@ interface Practice {
 async function practise({ store, id, percent, scratch, env, say, signal }: Practice): Promise<DrillReport> {
   const { time } = await store.summary(id)
   const rpoMs = Date.now() - time
-  const folder = await mkdtemp(join(scratch ?? tmpdir(), 'holdfast-drill-'))
+  const folder = await scratchFolder(scratch ?? tmpdir())
   const startedAt = performance.now()
   const password = randomBytes(18).toString('base64url')
   const port = await freePort()
@@ -101,6 +103,16 @@ async function practise({ store, id, percent, scratch, env, say, signal }: Pract
   } finally {
     await endOf(cluster)
     await rm(folder, { recursive: true, force: true, maxRetries: 3 })
+  }
+}
+
+async function scratchFolder(parent: string): Promise<string> {
+  try {
+    return await mkdtemp(join(parent, 'holdfast-drill-'))
+  } catch (error) {
+    const why = error instanceof Error && 'code' in error ? String(error.code) : 'unknown'
+    const message = `no scratch cluster can be made in ${parent} (${why}): name a folder that exists with --scratch`
+    throw new HoldfastError('CONFIG_INVALID', message, { parent }, { cause: error })
   }
 }
 

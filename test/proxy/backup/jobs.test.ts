@@ -5,6 +5,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { drill } from '../../../cli/drill.ts'
 import { restoreBackup, type RestoreDeps } from '../../../cli/restore-backup.ts'
 import { backupsOf, type Backups } from '../../../proxy/backup/backups.ts'
 import { Throttle } from '../../../proxy/backup/blob-source.ts'
@@ -240,4 +241,26 @@ t.test('a disk that is not mounted is not taken for an empty one', async t => {
   await t.rejects(world.create(world.backups(join(root, 'never'))), { code: 'CONFLICT', message: /does not exist: make it, or mount/ }) // prettier-ignore
   const claim = JSON.parse(await readFile(join(folder, 'target', 'cluster'), 'utf8')) as { clusterId: string }
   t.equal(claim.clusterId, 'c')
+})
+
+t.test('a drill whose scratch folder is not there says so, with --json as JSON', async t => {
+  const world = new World()
+  world.put('a')
+  const target = `file://${t.testdir({})}`
+  await world.create(world.backups(target))
+  const scratch = join(t.testdirName, 'missing')
+  const args = ['--backup-target', target, '--scratch', scratch]
+  const run = async (...more: string[]): Promise<{ code: number; out: string; err: string }> => {
+    let [out, err] = ['', '']
+    const write = { out: (text: string) => void (out += text), err: (text: string) => void (err += text) }
+    return { code: await drill({ args: [...args, ...more], env: {} }, write), out, err }
+  }
+  const told = `no scratch cluster can be made in ${scratch} (ENOENT): name a folder that exists with --scratch`
+  t.same(await run(), { code: 2, out: '', err: `holdfast: ${told} [CONFIG_INVALID]\n` })
+  const { code, out, err } = await run('--json')
+  t.same([code, out, JSON.parse(err)], [2, '', { code: 'CONFIG_INVALID', message: told }])
+  t.match(JSON.parse((await run('--json', '--percent', '0')).err), {
+    code: 'CONFIG_INVALID',
+    message: /PERCENT|percent/,
+  })
 })
