@@ -146,8 +146,8 @@ async function build(
   const keeper = new MapKeeper({ metadata, view, health, clients, stateFolder: config.stateFolder, log })
   const onNewerEpoch = (node: MapNode, epoch: number): void => void keeper.catchUp(node, epoch)
   const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
-  await checker.start()
   closers.push(() => checker.close())
+  await checker.start()
   gate.askVia(() => health.nodes().flatMap(({ status }) => status?.shards ?? []))
   gate.start(() => metadata.recheck())
   const writes = new WriteContext({ view, health, clients, renewMap: () => keeper.renew() })
@@ -235,10 +235,11 @@ async function build(
   closers.push(() => downloads.close())
 
   // tasks
-  await keeper.start()
+  // Before their start: one that fails has begun something already.
   closers.push(() => keeper.close())
-  await identity.start()
+  await keeper.start()
   closers.push(() => identity.close())
+  await identity.start()
   const repair = new RepairCopies({ metadata, references, clients, view, health, log })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const { collection } = metadata
