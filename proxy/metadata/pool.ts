@@ -138,6 +138,8 @@ export class Pool {
       this.#opening--
       const [waiter] = this.#waiters
       waiter?.reject(error instanceof HoldfastError ? error : unavailable('no connection to the database', error))
+      // The others wait for what is lent or being opened; if that is nothing, for the next attempt. Each costs one waiter.
+      if (this.#sessions + this.#opening === 0) this.#openForWaiters()
     }
   }
 }

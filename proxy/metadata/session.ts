@@ -14,6 +14,9 @@ const idleInTransactionMs = 1_000
 /** A little less than our own timers, so that in most cases the server says what became of the statement. */
 const statementTimeoutMs = 1_700
 
+/** A frozen server never says goodbye. */
+const goodbyeMs = 500
+
 /**
  * What every connection of ours wants of the server. Plans are generic and never scan a table: all statements are made
  * for indexes, and a plan made while a table was empty must not be kept while it grows. Commits are durable even where
@@ -155,11 +158,12 @@ export class Session {
     })
   }
 
-  /** Takes leave of the server in order. */
+  /** Takes leave of the server in order, for as long as `goodbyeMs`. */
   async close(): Promise<void> {
     if (this.broken) return
     this.broken = true
-    await this.#client.end()
+    const timer = setTimeout(() => this.#socket?.destroy(), goodbyeMs)
+    await this.#client.end().finally(() => clearTimeout(timer))
   }
 
   destroy(reason: unknown): void {

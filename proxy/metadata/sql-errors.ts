@@ -24,9 +24,19 @@ export function saysServerDown(error: unknown): boolean {
   return downStates.test(sqlState(error) ?? '')
 }
 
-/** What a failed statement means to the rest of the proxy. Pure. */
+/**
+ * PostgreSQL quotes whole rows and statements in these, a user's with the hash of the password: nobody may meet them, in no log, answer
+ * or debugger. The message and the constraint's name say enough.
+ */
+function forgetRow(error: unknown): void {
+  if (!(error instanceof pg.DatabaseError)) return
+  for (const quoted of ['detail', 'where', 'hint', 'internalQuery', 'internalPosition'] as const) delete error[quoted]
+}
+
+/** What a failed statement means to the rest of the proxy. What PostgreSQL quotes of the data is gone from `error`, too. */
 export function translateError(error: unknown, statement: string): HoldfastError {
   if (error instanceof HoldfastError) return error
+  forgetRow(error)
   const state = sqlState(error)
   const code = codeOf(state)
   const message = error instanceof Error ? error.message : String(error)

@@ -1,0 +1,69 @@
+/** Connections to PostgreSQL: opened again, given up in time, and what their errors may say. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { inspect } from 'node:util'
+import { pino } from 'pino'
+import t from 'tap'
+import { Pool } from '../../../proxy/metadata/pool.ts'
+import { Session } from '../../../proxy/metadata/session.ts'
+import { statement } from '../../../proxy/metadata/statement.ts'
+import { parseServers } from '../../../proxy/postgres-servers.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
+import { startTestPostgres } from '../../support/postgres.ts'
+import { open } from './fixtures.ts'
+
+const server = await startTestPostgres(t)
+const url = await server.createDatabase()
+
+t.test('closing takes no longer because the server froze just before', async t => {
+  const metadata = await open(t, url)
+  await metadata.listRepositories()
+  await server.pause()
+  t.teardown(() => server.resume())
+  const closed = metadata.close().then(() => 'closed')
+  t.equal(
+    await Promise.race([closed, sleep(4_000, 'waits', { ref: false })]),
+    'closed',
+    'half a second of politeness, and a busy machine',
+  )
+})
+
+t.test('when no connection can be had, each waiter gets an attempt', async t => {
+  const session = { broken: false, openedAt: performance.now() } as unknown as Session
+  let attempts = 0
+  const pool = new Pool({
+    sessionsMax: 2,
+    open: async () => {
+      if (++attempts <= 3) throw new HoldfastError('METADATA_UNAVAILABLE', 'too many clients', { sqlState: '53300' })
+      return session
+    },
+  })
+  const startedAt = performance.now()
+  const fates = await Promise.allSettled(
+    Array.from({ length: 6 }, () => pool.acquire(20_000).then(one => pool.release(one))),
+  )
+  t.same(
+    fates.map(({ status }) => status === 'fulfilled'),
+    [false, false, false, true, true, true],
+  )
+  t.ok(performance.now() - startedAt < 10_000, 'nobody waited for his time-out')
+})
+
+t.test('what PostgreSQL quotes of a row is nowhere in an error', async t => {
+  const metadata = await open(t, url)
+  await metadata.listRepositories()
+  const events = { answered: () => {}, lost: () => {} }
+  const session = await Session.open(parseServers(url), { timeoutMs: 10_000, pipeline: false }, events)
+  t.teardown(() => session.close())
+  const hash = '$argon2id$v=19$m=65536$verysecret'
+  const insert = statement('', 'INSERT INTO users (name, password_hash, admin) VALUES ($1, $2, NULL)')
+  const error = await session.query(insert, ['ann', hash], 10_000).then(
+    () => t.fail('accepted'),
+    (thrown: unknown) => thrown,
+  )
+  t.match(error, { code: 'INTERNAL', data: { sqlState: '23502' } })
+  let logged = ''
+  const log = pino({}, { write: text => void (logged += text) })
+  log.error({ err: error, cause: (error as Error).cause }, 'refused')
+  t.match(logged, /users|not-null/)
+  for (const shown of [logged, inspect(error, { depth: 10, showHidden: true })]) t.notMatch(shown, /verysecret/)
+})
