@@ -60,8 +60,12 @@ export class Announcer {
   #round: Round | undefined
   #batchCount = 0
   #troubledSince: number | undefined
-  /** Keys of failed calls: their writes are committed, so the others must hear of them sooner or later. */
-  readonly #owed = new Set<string>()
+  /** Keys of failed calls, with the failure: their writes are committed, so the others must hear of them sooner or later. */
+  readonly #owed = new Map<string, number>()
+  /** Counts failures. What is told settles those that had happened when its message was made, and no later one of the same key. */
+  #failures = 0
+  /** The newest failure some of whose keys found no place in `#owed`: as long as that is full, 'all' is told. */
+  #unlisted = 0
   #repayment: NodeJS.Timeout | undefined
   #closed = false
   /** For metrics. */
@@ -142,10 +146,18 @@ export class Announcer {
   #failed(calls: readonly Call[], error: unknown): void {
     for (const { kind, keys, fail, settle } of calls) {
       if (kind === 'prepare') settle()
-      else for (const key of keys) if (this.#owed.size <= announcedKeysMax) this.#owed.add(key)
+      else this.#owe(keys)
       if (kind === 'invalidate') fail(error)
     }
     this.#repayLater()
+  }
+
+  #owe(keys: readonly string[]): void {
+    const failure = ++this.#failures
+    for (const key of keys) {
+      if (this.#owed.size <= announcedKeysMax || this.#owed.has(key)) this.#owed.set(key, failure)
+      else this.#unlisted = failure
+    }
   }
 
   #repayLater(): void {
@@ -195,10 +207,10 @@ export class Announcer {
   async #suspend(suspend: () => Promise<number>): Promise<string | undefined> {
     try {
       this.counters.suspensions++
-      const owed = new Set(this.#owed)
+      const told = this.#failures
       const waitMs = await suspend()
       await waitUntil(performance.now() + waitMs)
-      this.#settleOwed(owed) // all caches are emptied before they are used again
+      this.#settleOwed(told) // all caches are emptied before they are used again
       return undefined
     } catch (error) {
       return reasonOf(error)
@@ -207,8 +219,8 @@ export class Announcer {
 
   async #announce(calls: readonly Call[]): Promise<void> {
     const batch = ++this.#batchCount
-    const owed = new Set(this.#owed)
-    const changes = this.#changes(calls, owed)
+    const told = this.#failures
+    const changes = this.#changes(calls)
     if (changes?.changed.length === 0 && changes.changing.length === 0) return
     const { store, self } = this.#deps
     const single = changes === undefined ? undefined : encodeChanges(self, batch, changes, store.messageLimits)
@@ -220,7 +232,7 @@ export class Announcer {
       if (waitMs === 0) settleCovered(calls, holders)
       const until = holders.length === 0 ? waitedUntil : await this.#outlast(this.#round, holders, waitedUntil)
       if (until > performance.now()) await waitUntil(until)
-      this.#settleOwed(owed)
+      this.#settleOwed(told)
       if (single === undefined) return // nobody marked single keys
       for (const { kind, keys } of calls) if (kind === 'prepare') this.#prepared.confirm(keys, holders, sentAt)
     } finally {
@@ -228,13 +240,15 @@ export class Announcer {
     }
   }
 
-  #settleOwed(owed: ReadonlySet<string>): void {
-    for (const key of owed) this.#owed.delete(key)
+  /** `told`: the newest failure that the message knew of. */
+  #settleOwed(told: number): void {
+    if (this.#unlisted > told) return // nobody knows which keys those were: it stays full until 'all' is told again
+    for (const [key, failure] of this.#owed) if (failure <= told) this.#owed.delete(key)
   }
 
   /** Keys still being changed by another write of this worker stay marked. Undefined: too many. */
-  #changes(calls: readonly Call[], owed: ReadonlySet<string>): Changes | undefined {
-    const keys = new Set(owed)
+  #changes(calls: readonly Call[]): Changes | undefined {
+    const keys = new Set(this.#owed.keys())
     for (const call of calls) {
       // One more than the limit is enough to know that it was passed.
       for (const key of call.keys) if (keys.size <= announcedKeysMax) keys.add(key)
