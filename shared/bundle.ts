@@ -2,11 +2,12 @@
  * A bundle: many small blobs in one answer, node to node. A sequence of items, then an end; whatever stops before the end was cut off.
  *
  *   item = 0x00 | frame (record.ts, of kind `blob`)
- *        | 0x01 | u16le textBytes | JSON BundleRefusal    the source cannot give this one; the others go on
+ *        | 0x01 | u16le textBytes | u32le crc32(text) | text (JSON BundleRefusal): the source cannot give this one; the others go on
  *   end  = 0x02
  *
  * In the order in which the source reads them best. The frame is what the target appends to its log, so it is encoded and summed once.
  */
+import { crc32 } from 'node:zlib'
 import { type ErrorCode, HoldfastError } from './errors.ts'
 import { decodeRecord, encodeRecord, inlineBlobBytesMax, type BlobRecord } from './record.ts'
 
@@ -30,6 +31,7 @@ export interface BundleBlob {
 export type BundleItem = BundleBlob | BundleRefusal
 
 const marks = { blob: 0, refusal: 1, end: 2 } as const
+const refusalHeadBytes = 7
 const slabBytes = 1024 * 1024
 /** The largest item: a small blob with its header. */
 const itemBytesMax = inlineBlobBytesMax + 64 * 1024
@@ -44,9 +46,10 @@ export function bundledBlob(record: BlobRecord, payload: Buffer): readonly Buffe
 
 export function bundledRefusal(refusal: BundleRefusal): readonly Buffer[] {
   const text = Buffer.from(JSON.stringify(refusal), 'utf8')
-  const head = Buffer.alloc(3)
+  const head = Buffer.alloc(refusalHeadBytes)
   head[0] = marks.refusal
   head.writeUInt16LE(text.length, 1)
+  head.writeUInt32LE(crc32(text), 3)
   return [head, text]
 }
 
@@ -118,9 +121,13 @@ function itemAt(input: Buffer, offset: number): { item: BundleItem | undefined; 
     return { item: { record, payload, frame, payloadOffset: payloadOffset - offset - 1 }, end }
   }
   if (mark !== marks.refusal) throw damaged('an item')
-  if (input.length < offset + 3) return 'truncated'
-  const end = offset + 3 + input.readUInt16LE(offset + 1)
-  return end > input.length ? 'truncated' : { item: refusalOf(input.toString('utf8', offset + 3, end)), end }
+  const start = offset + refusalHeadBytes
+  if (input.length < start) return 'truncated'
+  const end = start + input.readUInt16LE(offset + 1)
+  if (end > input.length) return 'truncated'
+  const text = input.subarray(start, end)
+  if (crc32(text) !== input.readUInt32LE(offset + 3)) throw damaged('a refusal')
+  return { item: refusalOf(text.toString('utf8')), end }
 }
 
 function refusalOf(text: string): BundleRefusal {

@@ -121,7 +121,7 @@ export const storageNodeOptions = {
   transferBytesPerSec: {
     kind: 'int',
     unit: 'bytes',
-    min: 64 * 1024,
+    min: 1024 * 1024,
     max: 64 * GiB,
     default: defaultLimits.transferBytesPerSec,
     doc: 'How fast the node pulls copies from other nodes, at most, per second, for all its shards.',

@@ -20,6 +20,13 @@ const find = statement<ArtifactRow>(
   `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
   WHERE a.repository_id = $1 AND a.path = $2`,
 )
+/** The planner knows nothing of how many are wanted; 'OFFSET 0' makes each of them a look into the index. */
+const findMany = statement<ArtifactRow & { ord: number }>(
+  'find-artifacts',
+  `SELECT wanted.ord, found.* FROM unnest($1::integer[], $2::text[]) WITH ORDINALITY AS wanted (repository_id, path, ord)
+  CROSS JOIN LATERAL (SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
+    WHERE a.repository_id = wanted.repository_id AND a.path = wanted.path OFFSET 0) found`,
+)
 const findBySha256 = statement<BlobRow>(
   'find-blob',
   `SELECT ${blobColumns} FROM blobs b WHERE b.digest = $1 AND b.state <> 'purging'`,
@@ -61,6 +68,16 @@ export async function findArtifact(
 ): Promise<Artifact | undefined> {
   const [row] = await database.read(find, [repositoryId, path])
   return row && artifactOf(row)
+}
+
+export async function findArtifacts(
+  database: Database,
+  wanted: readonly { readonly repositoryId: number; readonly path: string }[],
+): Promise<readonly (Artifact | undefined)[]> {
+  if (wanted.length === 0) return []
+  const rows = await database.query(findMany, [wanted.map(one => one.repositoryId), wanted.map(one => one.path)])
+  const found = new Map(rows.map(row => [Number(row.ord), artifactOf(row)]))
+  return wanted.map((_, index) => found.get(index + 1))
 }
 
 export async function findBlob(

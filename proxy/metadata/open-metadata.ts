@@ -184,6 +184,9 @@ class PostgresMetadata implements types.Metadata {
 
   findArtifact = (repositoryId: number, path: string): Promise<types.Artifact | undefined> =>
     artifacts.findArtifact(this.#database, repositoryId, path)
+  findArtifacts = (
+    wanted: Parameters<types.Metadata['findArtifacts']>[0],
+  ): Promise<readonly (types.Artifact | undefined)[]> => artifacts.findArtifacts(this.#database, wanted)
   findBlob = (digest: { sha256: Digest } | { sha1: string }): Promise<types.Blob | undefined> =>
     artifacts.findBlob(this.#database, digest)
   digestReadable = (digest: Digest, repositoryIds: readonly number[]): Promise<boolean> =>

@@ -249,6 +249,10 @@ export interface Metadata {
 
   /** One indexed, pipelined read. */
   findArtifact(repositoryId: number, path: string): Promise<Artifact | undefined>
+  /** The same for many, with one question; in their order. */
+  findArtifacts(
+    wanted: readonly { readonly repositoryId: number; readonly path: string }[],
+  ): Promise<readonly (Artifact | undefined)[]>
   /** The live row of a digest, if any; checksum deploy may know only the sha1. */
   findBlob(digest: { sha256: Digest } | { sha1: string }): Promise<Blob | undefined>
   /** May some artifact in one of these repositories be read that names this digest? */

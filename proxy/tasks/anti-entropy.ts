@@ -20,6 +20,7 @@ import type { HealthTable } from '../routing/health.ts'
 import {
   behind,
   differingReferences,
+  fewNames,
   missingBlobs,
   splitKey,
   suspect,
@@ -31,8 +32,11 @@ import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
 
 /** Partitions compared by one question to each shard. */
 const blockSize = 512
-/** Suspects looked into by one step. */
+/** Suspects looked into by one step, and at once. */
+const suspectsMax = 512
 const suspectsAtOnce = 32
+/** Names that a step has in memory, about 160 bytes each: with 10^9 artifacts one partition of three owners has 730,000. */
+const namesMax = 1_000_000
 const chunkSize = 500
 const askedAtOnce = 16
 /** What is younger is still in the hands of its writer. */
@@ -92,7 +96,8 @@ export class AntiEntropy implements PrimaryTask {
     this.#notice(term)
     this.waiting = await this.#deps.metadata.countRepairs()
     if (this.partitionsLeft === 0 || this.waiting > queuedMax) return 'idle'
-    if (this.#suspects.length > 0) await this.#lookInto(this.#suspects.slice(0, suspectsAtOnce), term.signal)
+    if (this.#suspects.length > 0)
+      await this.#lookInto(fewNames(this.#suspects, { namesMax, countMax: suspectsMax }), term.signal)
     else await this.#compareBlock(term.signal)
     return this.partitionsLeft > 0 ? 'more' : 'idle'
   }
@@ -195,31 +200,34 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   async #lookInto(suspects: readonly Suspect[], signal: AbortSignal): Promise<void> {
-    const ends = await Promise.allSettled(suspects.map(one => this.#repairsFor(one, signal)))
+    let queued = 0
+    await atMost(suspectsAtOnce, suspects, async one => {
+      try {
+        for await (const repairs of this.#repairsFor(one, signal)) {
+          await this.#deps.metadata.addRepairs(repairs)
+          queued += repairs.length
+        }
+      } catch (error) {
+        signal.throwIfAborted()
+        if (!isHoldfastError(error) || isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+        this.#nextRoundAt = Math.min(this.#nextRoundAt, this.#deps.now() + retryMs)
+      }
+    })
     signal.throwIfAborted()
-    const repairs: NewRepair[] = []
-    for (const end of ends) {
-      if (end.status === 'fulfilled') repairs.push(...end.value)
-      else if (!isHoldfastError(end.reason)) throw end.reason
-      else if (isHoldfastError(end.reason, 'METADATA_UNAVAILABLE')) throw end.reason
-      else this.#nextRoundAt = Math.min(this.#nextRoundAt, this.#deps.now() + retryMs)
-    }
-    for (const chunk of chunksOf(repairs)) await this.#deps.metadata.addRepairs(chunk)
-    this.queued += repairs.length
-    // Only now: a step that failed is repeated with the same ones.
+    this.queued += queued
+    // Only now: a step that failed is repeated with the same ones, and what was queued already is merged with itself.
     this.#suspects.splice(0, suspects.length)
-    if (repairs.length > 0) {
-      this.#deps.log.info({ repairs: repairs.length, partitionsLeft: this.partitionsLeft }, 'differences queued')
+    if (queued > 0) {
+      this.#deps.log.info({ repairs: queued, partitionsLeft: this.partitionsLeft }, 'differences queued')
     }
   }
 
-  async #repairsFor(one: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
+  /** In pieces, so that no more than one is ever in memory beside the names. */
+  async *#repairsFor(one: Suspect, signal: AbortSignal): AsyncGenerator<readonly NewRepair[]> {
     // A change of topology began since it was compared: from now on that is for the task `rebalance`.
-    if (this.#deps.view.current().previousOwners(one.partition) !== undefined) return []
-    return [
-      ...(one.blobs ? await this.#blobRepairs(one, signal) : []),
-      ...(one.references ? await this.#referenceRepairs(one.partition, signal) : []),
-    ]
+    if (this.#deps.view.current().previousOwners(one.partition) !== undefined) return
+    if (one.blobs) yield* this.#blobRepairs(one, signal)
+    if (one.references) yield* this.#referenceRepairs(one.partition, signal)
   }
 
   /** Its writer may still be at it; if not, it is judged in a moment. */
@@ -229,7 +237,7 @@ export class AntiEntropy implements PrimaryTask {
     return true
   }
 
-  async #blobRepairs({ partition, strays }: Suspect, signal: AbortSignal): Promise<readonly NewRepair[]> {
+  async *#blobRepairs({ partition, strays }: Suspect, signal: AbortSignal): AsyncGenerator<readonly NewRepair[]> {
     const view = this.#deps.view.current()
     const owners = view.owners(partition)
     // By a newer map than the comparison's a stray may have become an owner, or left the cluster.
@@ -241,8 +249,8 @@ export class AntiEntropy implements PrimaryTask {
         held.set(shard, new Set(entries.map(({ key }) => key)))
       }),
     )
-    const repairs: NewRepair[] = []
     for (const chunk of chunksOf(missingBlobs(owners, held))) {
+      const repairs: NewRepair[] = []
       const wanted = new Map(chunk.map(one => [one.key, one]))
       const digests = [...new Set(chunk.flatMap(({ key }) => parseDigest(key.slice(0, 64)) ?? []))]
       for (const blob of await this.#deps.metadata.inspectBlobs(digests)) {
@@ -252,11 +260,11 @@ export class AntiEntropy implements PrimaryTask {
         if (blob.state === 'purging' || this.#isYoung(partition, blob.ageMs)) continue
         repairs.push({ kind: 'blob', partition, blob, missing: found.missing, handoffs: found.handoffs })
       }
+      yield repairs
     }
-    return repairs
   }
 
-  async #referenceRepairs(partition: number, signal: AbortSignal): Promise<readonly NewRepair[]> {
+  async *#referenceRepairs(partition: number, signal: AbortSignal): AsyncGenerator<readonly NewRepair[]> {
     const owners = this.#deps.view.current().owners(partition).filter(owner => this.#usable(owner)) // prettier-ignore
     const held = new Map<ShardId, ReadonlyMap<string, number>>()
     await Promise.all(
@@ -265,8 +273,8 @@ export class AntiEntropy implements PrimaryTask {
         held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
       }),
     )
-    const repairs: NewRepair[] = []
     for (const chunk of chunksOf(differingReferences(held))) {
+      const repairs: NewRepair[] = []
       const known = await this.#deps.metadata.inspectVersions(chunk.map(({ key }) => splitKey(key)))
       for (const [index, reference] of chunk.entries()) {
         const { key, versions } = reference
@@ -277,8 +285,8 @@ export class AntiEntropy implements PrimaryTask {
           repairs.push({ kind: 'reference', partition, key, version: current.version, missing, handoffs: [] })
         }
       }
+      yield repairs
     }
-    return repairs
   }
 
   /** Of a path the database has forgotten, with its repository: only that it was deleted is worth spreading (I16). */

@@ -11,6 +11,8 @@ export interface Suspicion {
   readonly references: boolean
   /** Shards that hold blobs of it without being owners. */
   readonly strays: readonly ShardId[]
+  /** How many names the closer look has in memory at once: those of all these shards, blobs first and references after them. */
+  readonly names: number
 }
 
 /**
@@ -29,7 +31,30 @@ export function suspect(
     return first !== undefined && others.some(other => !sameSet(first, other))
   }
   const strays = [...answers.keys()].filter(shard => !owners.includes(shard) && setOf(shard, 'blobs').count > 0)
-  return { blobs: strays.length > 0 || differ('blobs'), references: differ('references'), strays }
+  const blobs = strays.length > 0 || differ('blobs')
+  const references = differ('references')
+  const namesOf = (kind: 'blobs' | 'references', shards: readonly ShardId[]): number =>
+    shards.reduce((sum, shard) => sum + setOf(shard, kind).count, 0)
+  const names = Math.max(
+    blobs ? namesOf('blobs', [...answered, ...strays]) : 0,
+    references ? namesOf('references', answered) : 0,
+  )
+  return { blobs, references, strays, names }
+}
+
+/** As many of the first suspects as have at most so many names together, but one in any case. */
+export function fewNames<One extends Pick<Suspicion, 'names'>>(
+  suspects: readonly One[],
+  { namesMax, countMax }: { namesMax: number; countMax: number },
+): readonly One[] {
+  let names = 0
+  let count = 0
+  for (const one of suspects) {
+    names += one.names
+    if (count === countMax || (count > 0 && names > namesMax)) break
+    count += 1
+  }
+  return suspects.slice(0, count)
 }
 
 export interface MissingBlob {

@@ -18,7 +18,9 @@ import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
 import { batchesOf } from './shard-contents.ts'
 
-const batchSize = 400
+/** In memory, and in one step; a step waits for its slowest copy, so a larger one waits less often. */
+const batchSize = 2_000
+const postponedAtOnce = 8
 /** While the target's node is known to be away, a repair costs nothing but this look, in ms. */
 const awayRetryMs = 1_000
 const failedRetryMsMax = 60_000
@@ -38,7 +40,7 @@ export interface RepairDeps {
     | 'finishRepairs'
     | 'postponeRepair'
     | 'listRepositories'
-    | 'findArtifact'
+    | 'findArtifacts'
     | 'incarnation'
   >
   readonly references: Pick<ReferenceStore, 'appendTo'>
@@ -161,14 +163,15 @@ export class RepairCopies implements PrimaryTask {
     if (entries.length === 0) return
     const lacking = new Map<RepairEntry, Set<ShardId>>()
     // From PostgreSQL itself: by a list that is a moment old, a living artifact would get a tombstone.
-    const repositories = await this.#deps.metadata.listRepositories()
+    const records = await this.#recordsOf(entries, await this.#deps.metadata.listRepositories())
     const ends = await Promise.allSettled(
-      entries.map(async entry => {
+      entries.map(async (entry, index) => {
         const wanted = this.#wantedOf(entry)
         lacking.set(entry, new Set(wanted))
         const reachable = wanted.filter(shard => this.#writable(shard))
-        if (reachable.length === 0) return
-        const done = await this.#deps.references.appendTo(await this.#recordOf(entry, repositories), reachable)
+        const record = records[index]
+        if (reachable.length === 0 || record === undefined) return
+        const done = await this.#deps.references.appendTo(record, reachable)
         lacking.set(entry, new Set(wanted.filter(shard => !done.has(shard))))
         this.appended += done.size
       }),
@@ -178,15 +181,27 @@ export class RepairCopies implements PrimaryTask {
     if (failed?.status === 'rejected') throw failed.reason
   }
 
-  async #recordOf(entry: RepairEntry, repositories: readonly Repository[]): Promise<ReferenceRecord> {
-    const { repository: name, path } = splitKey(entry.key ?? '')
+  /** As PostgreSQL knows them now, in the order of the entries. */
+  async #recordsOf(
+    entries: readonly RepairEntry[],
+    repositories: readonly Repository[],
+  ): Promise<readonly ReferenceRecord[]> {
     const { metadata } = this.#deps
     const { incarnation } = metadata
-    const repository = repositories.find(one => one.name === name)
-    const artifact = repository === undefined ? undefined : await metadata.findArtifact(repository.id, path)
-    if (artifact !== undefined) return referenceOf(name, artifact, incarnation)
-    const facts = { incarnation, user: 'holdfast', time: Date.now() }
-    return tombstoneOf(name, { path, version: entry.version ?? 0, outboxSeq: 0 }, facts)
+    const ids = new Map(repositories.map(({ name, id }) => [name, id]))
+    const wanted = entries.map(entry => ({ entry, ...splitKey(entry.key ?? '') }))
+    const known = wanted.flatMap(({ repository, path }, index) => {
+      const repositoryId = ids.get(repository)
+      return repositoryId === undefined ? [] : [{ index, repositoryId, path }]
+    })
+    const artifacts = await metadata.findArtifacts(known.map(({ repositoryId, path }) => ({ repositoryId, path })))
+    const found = new Map(known.map(({ index }, at) => [index, artifacts[at]]))
+    return wanted.map(({ entry, repository, path }, index) => {
+      const artifact = found.get(index)
+      if (artifact !== undefined) return referenceOf(repository, artifact, incarnation)
+      const facts = { incarnation, user: 'holdfast', time: Date.now() }
+      return tombstoneOf(repository, { path, version: entry.version ?? 0, outboxSeq: 0 }, facts)
+    })
   }
 
   /** What lacks nothing any more is finished, in one transaction; the rest is postponed. */
@@ -199,18 +214,18 @@ export class RepairCopies implements PrimaryTask {
     if (term.signal.aborted) return
     const { metadata } = this.#deps
     const open = entries.filter(entry => (lacking.get(entry)?.size ?? 1) > 0)
-    const done = entries.filter(entry => !open.includes(entry))
+    const done = entries.filter(entry => lacking.get(entry)?.size === 0)
     if (done.length > 0) {
       await metadata.finishRepairs(
         done.map(({ id }) => id),
         term.token,
       )
     }
-    for (const entry of open) {
+    await atMost(postponedAtOnce, open, async entry => {
       const missing = [...(lacking.get(entry) ?? entry.missing)] as ShardId[]
       const tried = missing.some(shard => this.#writable(shard))
       await metadata.postponeRepair(entry.id, term.token, tried ? backoffMs(entry) : awayRetryMs, missing)
-    }
+    })
   }
 
   async #oneByOne(entries: readonly RepairEntry[], term: Term): Promise<void> {

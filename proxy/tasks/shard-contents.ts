@@ -21,7 +21,7 @@ const timeoutMs = 30_000
 const touchMax = 200
 const versionsMax = 500
 /** Blobs that one shard is asked to pull with one request. */
-const pulledMax = 64
+const pulledMax = 1_000
 
 export interface ContentsDeps {
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }

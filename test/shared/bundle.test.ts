@@ -103,7 +103,11 @@ t.test('I35: a stream that is cut off, or of which a bit has flipped, gives no i
 
 t.test('what no source of ours sends is refused', async t => {
   const other = encodeRecord({ kind: 'drop', partition: 1, digest: '0'.repeat(64) as Digest, generation: newGeneration(), reason: 'moved', time: 1 }) // prettier-ignore
-  const refusal = (text: string): Buffer => Buffer.concat([Buffer.of(1, text.length, 0), Buffer.from(text)])
+  const refusal = (text: string, sum = crc32(text)): Buffer => {
+    const head = Buffer.of(1, text.length, 0, 0, 0, 0, 0)
+    head.writeUInt32LE(sum, 3)
+    return Buffer.concat([head, Buffer.from(text)])
+  }
   const streams = {
     'another mark': Buffer.of(9),
     'a record of another kind': Buffer.concat([Buffer.of(0), other]),
@@ -111,6 +115,7 @@ t.test('what no source of ours sends is refused', async t => {
     'a refusal that is no JSON': refusal('{'),
     'a refusal of nothing': refusal('{"index":-1,"code":"X"}'),
     'a refusal without a code': refusal('{"index":1}'),
+    'a refusal whose checksum is another': refusal('{"index":1,"code":"X"}', 7),
     'an item without an end': Buffer.concat([Buffer.of(0, 255, 255, 15, 0), Buffer.alloc(200_000)]),
   }
   for (const [what, stream] of Object.entries(streams)) {

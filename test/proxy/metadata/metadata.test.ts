@@ -85,6 +85,9 @@ t.test('an artifact is created, read, replaced, deleted and created again', asyn
   t.ok(Math.abs(created.artifact.createdAt - before) < 60_000, 'times are milliseconds')
   t.same(await metadata.findArtifact(repository.id, 'a/b'), created.artifact, 'reads return what the commit told')
   t.equal(await metadata.findArtifact(repository.id, 'a'), undefined)
+  const many = ['a', 'a/b', 'none', 'a/b'].map(path => ({ repositoryId: repository.id, path }))
+  t.same(await metadata.findArtifacts(many), [undefined, created.artifact, undefined, created.artifact])
+  t.same(await metadata.findArtifacts([]), [])
 
   const replaced = done(await metadata.commitArtifact(commit(repository, 'a/b', { user: 'bob' })))
   t.equal(replaced.outcome, 'replaced')

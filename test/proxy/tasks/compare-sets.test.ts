@@ -1,7 +1,14 @@
 /** Sets of shards compared: against oracles that look at every member. */
 import fc from 'fast-check'
 import t from 'tap'
-import { behind, differingReferences, missingBlobs, splitKey, suspect } from '../../../proxy/tasks/compare-sets.ts'
+import {
+  behind,
+  differingReferences,
+  fewNames,
+  missingBlobs,
+  splitKey,
+  suspect,
+} from '../../../proxy/tasks/compare-sets.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { emptySet, SetDigest, sameSet, type SetSummary } from '../../../shared/set-digest.ts'
 import { batchesOf } from '../../../proxy/tasks/shard-contents.ts'
@@ -142,4 +149,17 @@ t.test('requests are short: few blobs, few bytes, or one large one; nothing is l
       )
     }),
   )
+})
+
+t.test('a step takes so many suspects that their names are few, but one in any case', t => {
+  const of = (...names: number[]) => names.map(count => ({ names: count }))
+  const limits = { namesMax: 100, countMax: 3 }
+  t.equal(fewNames([], limits).length, 0)
+  t.equal(fewNames(of(1_000, 1), limits).length, 1)
+  t.equal(fewNames(of(60, 40, 1), limits).length, 2)
+  t.equal(fewNames(of(0, 0, 0, 0), limits).length, 3)
+  const blobs = { count: 5, hash: 'a'.repeat(16) }
+  const answers = new Map(['a', 'b', 'c'].map((id, index) => [id as ShardId, new Map([[7, { partition: 7, blobs: index === 1 ? emptySet : blobs, references: emptySet }]])])) // prettier-ignore
+  t.match(suspect(7, ['a', 'b'] as ShardId[], answers), { blobs: true, strays: ['c'], names: 10 })
+  t.end()
 })

@@ -1,0 +1,177 @@
+/**
+ * `npm run bench:refill [-- --mib 512]`: how fast a lost disk is full again, beside a plain copy of the same bytes on the same disk in the same
+ * run. Three storage nodes as `holdfast storage-node` runs them; two have everything, the third has an empty disk and is told to pull it, in
+ * requests as the primary makes them (1,000 blobs, 64 MiB, two at a time). What the primary itself does (comparing, the queue in PostgreSQL) is
+ * not in it. The plain copy is `cp -r` of the blobs as files, then fsync of each.
+ */
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
+import { hash, randomBytes } from 'node:crypto'
+import { mkdir, mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { crc32 } from 'node:zlib'
+import { parseArgs } from 'node:util'
+import { request } from 'undici'
+import { tryPort } from '../cli/cluster-folder.ts'
+import { batchesOf } from '../proxy/tasks/shard-contents.ts'
+import { atMost } from '../shared/at-most.ts'
+import { type Digest, newGeneration, type ShardId } from '../shared/ids.ts'
+import { BlockCrcs, encodeRecord, inlineBlobBytesMax } from '../shared/record.ts'
+import { type BlobKey, type CommitRequest, type TransferAnswer, type TransferRequest, wireAuthorization, wirePath } from '../shared/wire.ts' // prettier-ignore
+import { cpuSeconds } from './processes.ts'
+
+const MiB = 1024 * 1024
+const secret = randomBytes(24).toString('hex')
+const headers = { authorization: wireAuthorization(secret), 'holdfast-fence': 'primary:1' }
+const bytesPerRequest = 64 * MiB
+const requestsAtOnce = 2
+
+interface Node {
+  readonly url: string
+  readonly shard: ShardId
+  readonly process: ChildProcess
+}
+interface TestBlob extends BlobKey {
+  readonly bytes: number
+}
+
+const between = (low: number, high: number): number => low + Math.floor(Math.random() * (high - low))
+/** Mostly small ones by number, and by bytes too; nine of ten bytes in files. */
+const mixes: Readonly<Record<string, () => number>> = {
+  'mostly small (0.5 to 64 KiB, 1 of 500 1 MiB)': () => (Math.random() < 0.002 ? MiB : between(512, 64 * 1024)),
+  'mostly 1 to 16 MiB (half of them small)': () => (Math.random() < 0.5 ? between(512, 64 * 1024) : between(1, 16) * MiB), // prettier-ignore
+}
+
+const { values: args } = parseArgs({ options: { mib: { type: 'string', default: '256' } } })
+for (const [name, sizeOf] of Object.entries(mixes)) await measure(name, sizeOf, Number(args.mib) * MiB)
+
+async function measure(name: string, sizeOf: () => number, bytesMax: number): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), 'holdfast-refill-'))
+  const nodes: Node[] = []
+  try {
+    for (const id of ['a', 'b', 'c']) nodes.push(await startNode(folder, id))
+    const [first, second, target] = nodes as [Node, Node, Node]
+    const blobs: TestBlob[] = []
+    await mkdir(join(folder, 'files'))
+    for (let bytes = 0; bytes < bytesMax;) {
+      const some = await atMost(16, Array.from({ length: 64 }, sizeOf), size => store(folder, [first, second], size))
+      blobs.push(...some)
+      bytes += some.reduce((sum, blob) => sum + blob.bytes, 0)
+    }
+    const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+    execFileSync('sync')
+    const before = await plainCopy(folder, 'copy-1')
+    const pids = nodes.map(node => node.process.pid ?? 0)
+    const cpu = cpuSeconds(pids)
+    const refill = await timed(() => pull(target, [first, second], blobs))
+    const used = cpuSeconds(pids) - cpu
+    const after = await plainCopy(folder, 'copy-2')
+    const rate = (seconds: number): string => (bytes / seconds / 1e6).toFixed(0)
+    const ratio = ((before + after) / 2 / refill) * 100
+    console.log(
+      `${name}: ${blobs.length} blobs, ${(bytes / MiB).toFixed(0)} MiB\n` +
+        `  refill ${rate(refill)} MB/s (${used.toFixed(1)} s of CPU in ${refill.toFixed(1)} s), ` +
+        `cp -r + fsync ${rate(before)} and ${rate(after)} MB/s: ${ratio.toFixed(0)} %`,
+    )
+  } finally {
+    for (const node of nodes) await stop(node)
+    await rm(folder, { recursive: true, force: true })
+  }
+}
+
+async function timed(work: () => Promise<void>): Promise<number> {
+  const startedAt = performance.now()
+  await work()
+  return (performance.now() - startedAt) / 1_000
+}
+
+async function pull(target: Node, sources: readonly Node[], blobs: readonly TestBlob[]): Promise<void> {
+  const named = sources.map(({ url, shard }) => ({ url, shard }))
+  const batches = batchesOf(blobs, blob => blob.bytes, bytesPerRequest)
+  await atMost(requestsAtOnce, batches, async batch => {
+    const order: TransferRequest = {
+      shard: target.shard,
+      blobs: batch.map((blob, index) => ({ ...blob, sources: index % 2 === 0 ? named : named.toReversed() })),
+    }
+    const { results } = (await call(target, 'POST', wirePath.transfer, JSON.stringify(order))) as TransferAnswer
+    if (results.some(result => result !== 'copied')) throw new Error(`not copied: ${JSON.stringify(results[0])}`)
+  })
+}
+
+/** Seconds, with the flush of every file. */
+function plainCopy(folder: string, name: string): Promise<number> {
+  const copy = join(folder, name)
+  return timed(async () => {
+    execFileSync('cp', ['-r', join(folder, 'files'), copy])
+    await atMost(16, await readdir(copy), async file => {
+      const handle = await open(join(copy, file), 'r+')
+      await handle.datasync()
+      await handle.close()
+    })
+  })
+}
+
+async function store(folder: string, nodes: readonly Node[], size: number): Promise<TestBlob> {
+  const body = randomBytes(size)
+  const digest = hash('sha256', body) as Digest
+  const blob = { partition: between(0, 4096), digest, generation: newGeneration(), bytes: size }
+  await Promise.all([writeFile(join(folder, 'files', digest), body), ...nodes.map(node => put(node, blob, body))])
+  return blob
+}
+
+async function put(node: Node, blob: TestBlob, body: Buffer): Promise<void> {
+  if (blob.bytes <= inlineBlobBytesMax) {
+    const frame = encodeRecord({ kind: 'blob', ...blob, crc: crc32(body), time: Date.now() }, body)
+    await call(node, 'POST', wirePath.append, Buffer.concat([Buffer.of(node.shard.length), Buffer.from(node.shard), frame])) // prettier-ignore
+    return
+  }
+  const id = `u${randomBytes(25).toString('hex').slice(0, 25)}`
+  const crcs = new BlockCrcs()
+  crcs.update(body)
+  const order: CommitRequest = { ...blob, blockCrcs: crcs.finish().toString('base64') }
+  await call(node, 'PUT', wirePath.upload(node.shard, id), body)
+  await call(node, 'POST', wirePath.commit(node.shard, id), JSON.stringify(order))
+}
+
+async function call(node: Node, method: string, path: string, body?: string | Buffer): Promise<unknown> {
+  const options = { method, headers, headersTimeout: 600_000, ...(body === undefined ? {} : { body }) }
+  const answer = await request(node.url + path, options)
+  const value: unknown = await answer.body.json()
+  if (answer.statusCode !== 200) throw new Error(`${method} ${path}: ${answer.statusCode} ${JSON.stringify(value)}`)
+  return value
+}
+
+async function startNode(folder: string, id: string): Promise<Node> {
+  const port = (await tryPort(0)) ?? 0
+  const shard = `${id}-1` as ShardId
+  const flags = {
+    '--node': id,
+    '--zone': id,
+    '--cluster-id': 'bench',
+    '--host': '127.0.0.1',
+    '--port': String(port),
+    '--state-folder': join(folder, id, 'state'),
+    '--shard': `${shard}=${join(folder, id, 'shard')}`,
+    '--log-level': 'warn',
+  }
+  const main = join(import.meta.dirname, '..', 'cli', 'main.js')
+  await mkdir(join(folder, id, 'shard'), { recursive: true })
+  const child = spawn(process.execPath, [main, 'storage-node', ...Object.entries(flags).flat()], {
+    stdio: ['ignore', 'inherit', 'inherit'],
+    env: { ...process.env, HOLDFAST_SECRET: secret },
+  })
+  const node = { url: `http://127.0.0.1:${port}`, shard, process: child }
+  const deadline = Date.now() + 20_000
+  for (;;) {
+    const isUp = await call(node, 'GET', wirePath.status).catch(() => undefined) // not listening yet
+    if (isUp !== undefined) return node
+    if (Date.now() > deadline || child.exitCode !== null) throw new Error(`node ${id} does not start`)
+    await new Promise(resolve => setTimeout(resolve, 50))
+  }
+}
+
+async function stop({ process: child }: Node): Promise<void> {
+  if (child.exitCode !== null) return
+  child.kill('SIGTERM')
+  await new Promise(resolve => child.once('exit', resolve))
+}
