@@ -1,4 +1,4 @@
-/** Backups of a real cluster to a folder: made, listed, verified, pruned. */
+/** Backups of a real cluster to a folder, and to a bucket: made, listed, verified, pruned, restored. */
 import { createHash, randomBytes } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
@@ -9,6 +9,7 @@ import { backup } from '../../cli/backup.ts'
 import { restore } from '../../cli/restore.ts'
 import type { BackupSummary } from '../../proxy/backup/types.ts'
 import { task } from '../../cli/task.ts'
+import { BucketServer } from '../support/bucket-server.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
 import { seededRandom } from '../support/random.ts'
@@ -143,4 +144,46 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
     for (const path of ['raw/gone', 'raw/d/huge', 'raw/in-the-way']) t.equal((await writer.get(path)).status, 404, path)
     t.equal((await writer.put('once/typed', Buffer.from('other'))).status, 409, 'settings hold again')
   })
+})
+
+t.test('a cluster is backed up to a bucket, and restored from it', { timeout: 180_000 }, async t => {
+  const random = seededRandom(t)
+  const bucket = await BucketServer.start(t)
+  const keys = join(await targetFolder(t), 'credentials')
+  const pairs = [`aws_access_key_id = ${bucket.accessKeyId}`, `aws_secret_access_key = ${bucket.secretAccessKey}`]
+  await writeFile(keys, `[default]\n${pairs.join('\n')}\n`, { mode: 0o600 })
+  const target = bucket.url()
+  const proxyFlags = ['--backup-target', target, '--backup-keep', '0', '--backup-credentials-file', keys]
+  const cluster = await startCluster(t, { proxyFlags })
+  const client = cluster.client()
+  // More than the 5 MiB of one part, too.
+  const bodies = new Map([['raw/small', 40], ['raw/d/middle', 300_000], ['raw/d/large', 12_000_000]].map(([path, bytes]) => [path as string, random.bytes(bytes as number)])) // prettier-ignore
+  for (const [path, body] of bodies) t.equal((await client.put(path, body)).status, 201, path)
+
+  await eventually('a primary makes a backup', async () => (await run(cluster, 'create')).code === 0, {
+    withinMs: 40_000,
+    everyMs: 500,
+  })
+  t.match(await newest(cluster), { counts: { artifacts: 3, blobs: 3 }, copied: { blobs: 3 }, missing: 0 })
+  t.match(await run(cluster, 'verify'), { code: 0, text: /3 of 3 blobs read/ })
+  t.same([...bucket.uploads.keys()], [], 'no upload is left half-way')
+
+  const digest = createHash('sha256').update(bodies.get('raw/d/middle')!).digest('hex')
+  const victim = [...bucket.objects.keys()].find(key => key.endsWith(digest))!
+  const { body, ticket } = bucket.objects.get(victim)!
+  const rotten = Buffer.from(body)
+  rotten[random.int(0, rotten.length - 1)]! ^= 1
+  bucket.objects.set(victim, { body: rotten, ticket })
+  t.match(await run(cluster, 'verify'), { code: 1, text: new RegExp(`damaged: ${digest}`) })
+  t.match(await run(cluster, 'verify', '--repair'), { code: 1 })
+  t.equal((await run(cluster, 'create')).code, 0)
+  t.match(await newest(cluster), { copied: { blobs: 1, bytes: 300_000 } }, 'what was removed is copied again')
+  t.match(await run(cluster, 'prune', '--keep', '1'), { code: 0, text: /removed \d backups?/ })
+  t.match(await run(cluster, 'verify'), { code: 0, text: /3 of 3 blobs read/ })
+
+  const other = await startCluster(t, { zones: 1, nodesPerZone: 2, shardsPerNode: 3 })
+  t.match(await run(other, restore, target, { HOLDFAST_BACKUP_ACCESS_KEY_ID: 'x', HOLDFAST_BACKUP_SECRET_ACCESS_KEY: 'y' }), { code: 2, text: /CONFIG_INVALID/ }, 'wrong keys') // prettier-ignore
+  t.match(await run(other, restore, target, bucket.env), { code: 0, text: /3 artifacts/ })
+  for (const [path, body] of bodies) t.ok((await other.client().get(path)).body.equals(body), path)
+  t.same([...cluster.crashes(), ...other.crashes()], [])
 })
