@@ -30,6 +30,8 @@ export interface StorageNodeLimits {
   readonly segmentBytesMax: number
   /** Bytes of one append request. */
   readonly appendBytesMax: number
+  /** Bytes of all request bodies that are in memory at once, but for uploads; beyond it requests are refused with OVERLOADED. */
+  readonly bodyBytesMax: number
   /** Bytes waiting for a shard's log; above it appends are refused with OVERLOADED. */
   readonly logQueueBytesMax: number
   readonly uploadCountMax: number
@@ -54,7 +56,6 @@ export interface StorageNodeLimits {
   /** How much of the log a start may have to replay: the index is made durable at least this often. */
   readonly checkpointMs: number
   readonly checkpointBytes: number
-  /** How long a complete upload waits for its commit. The proxy that sent it drops it by itself unless it dies. */
   /** Pause between looks for log segments worth compacting: those of which this part is dead. */
   readonly compactPauseMs: number
   readonly compactDeadRatioMin: number
@@ -71,6 +72,7 @@ export interface StorageNodeLimits {
   readonly scrubSaveMs: number
   /** How long a corrupt copy is kept, when it was replaced. */
   readonly quarantineHoldMs: number
+  /** How long a complete upload waits for its commit. The proxy that sent it drops it by itself unless it dies. */
   readonly stagedHoldMs: number
   readonly trashHoldMs: number
   /** A body, or a reader of one, that makes no progress for so long is cut off. */
@@ -84,6 +86,7 @@ const MiB = 1024 * 1024
 export const defaultLimits: StorageNodeLimits = {
   segmentBytesMax: 256 * MiB,
   appendBytesMax: 16 * MiB,
+  bodyBytesMax: 256 * MiB,
   logQueueBytesMax: 64 * MiB,
   uploadCountMax: 256,
   blobBytesMax: 256 * 1024 * MiB,

@@ -2,6 +2,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { type ErrorCode, HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import type { WireError } from '../shared/wire.ts'
+import type { BodyClaim } from './body-budget.ts'
 
 /** Codes that are not here are bugs or disks: 500. */
 const statuses: Partial<Record<ErrorCode, number>> = {
@@ -66,21 +67,34 @@ export function sendError(response: ServerResponse, thrown: unknown, headers: st
   return error
 }
 
-/** The whole body. TOO_LARGE beyond `bytesMax`, REQUEST_TIMEOUT if it takes longer than `timeoutMs`. */
-export function readBody(request: IncomingMessage, bytesMax: number, timeoutMs: number): Promise<Buffer> {
+export interface BodyLimits {
+  readonly bytesMax: number
+  readonly timeoutMs: number
+  /** Released by whoever made it, when the request is answered. */
+  readonly claim: BodyClaim
+}
+
+/** The whole body. TOO_LARGE beyond `bytesMax`, REQUEST_TIMEOUT if it takes longer than `timeoutMs`, OVERLOADED if no memory is left. */
+export function readBody(request: IncomingMessage, { bytesMax, timeoutMs, claim }: BodyLimits): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = []
     let bytes = 0
     const fail = (code: ErrorCode, message: string, cause?: unknown) => {
       settle()
+      chunks.length = 0
       reject(new HoldfastError(code, message, { bytesMax }, { cause }))
     }
     const onData = (chunk: Buffer) => {
       bytes += chunk.length
-      chunks.push(chunk)
-      if (bytes <= bytesMax) return
-      fail('TOO_LARGE', 'the request is too large')
-      request.resume()
+      try {
+        if (bytes > bytesMax) throw new HoldfastError('TOO_LARGE', 'the request is too large')
+        claim.take(chunk.length)
+        chunks.push(chunk)
+      } catch (error) {
+        const { code, message } = toHoldfastError(error)
+        fail(code, message)
+        request.resume()
+      }
     }
     const onEnd = () => {
       settle()
@@ -102,12 +116,8 @@ export function readBody(request: IncomingMessage, bytesMax: number, timeoutMs: 
 }
 
 /** The body as JSON object. BAD_REQUEST if it is none. */
-export async function readJson(
-  request: IncomingMessage,
-  bytesMax: number,
-  timeoutMs: number,
-): Promise<Record<string, unknown>> {
-  const body = await readBody(request, bytesMax, timeoutMs)
+export async function readJson(request: IncomingMessage, limits: BodyLimits): Promise<Record<string, unknown>> {
+  const body = await readBody(request, limits)
   try {
     const value: unknown = JSON.parse(body.toString('utf8'))
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>

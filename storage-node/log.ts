@@ -79,7 +79,8 @@ export class ShardLog {
 
   /**
    * Appends one record. Rejects with INSUFFICIENT_STORAGE (blobs before references and drops, which may use the reserve),
-   * SHARD_READ_ONLY when the disk fails, OVERLOADED when too much waits; the record may then still turn up after a crash.
+   * SHARD_READ_ONLY when the disk fails, OVERLOADED when too much waits. A crash before `revive` may bring back what was refused with
+   * SHARD_READ_ONLY.
    */
   append(item: NewRecord): Promise<LoggedRecord> {
     if (this.#state !== 'open') return Promise.reject(readOnly())
@@ -103,9 +104,13 @@ export class ShardLog {
     return this.#queueBytes
   }
 
-  /** Takes appends again, into a fresh segment. */
+  /**
+   * Takes appends again, into a fresh segment. What was refused is gone for good by then: a record that came back after a power cut
+   * would be read before all that was written since, and a drop among them take what is promised by now.
+   */
   async revive(): Promise<void> {
     if (this.#state !== 'broken') return
+    if (this.#file !== undefined) await this.#cutOff(this.#file)
     await this.#openSegment()
     this.#state = 'open'
   }
@@ -172,20 +177,29 @@ export class ShardLog {
     try {
       await file.write(buffers, this.#end)
     } catch (error) {
-      await file.truncate(this.#end)
+      // Durably: of what is refused no part shall come back.
+      await this.#cutOff(file)
       throw error
     }
     crashPoint('append.afterWrite')
     try {
       await file.datasync()
     } catch (cause) {
-      // Best effort: what was refused should not come back at the next start.
+      // Best effort, so that a start finds nothing that was refused; `revive` makes sure of it.
       await file.truncate(this.#end).catch(() => undefined)
       throw new SyncError(cause)
     }
     crashPoint('append.afterSync')
     this.#end = end
     return logged
+  }
+
+  /** Takes off, durably, what stands behind the last flushed record. */
+  async #cutOff(file: StoreFile): Promise<void> {
+    await file.truncate(this.#end)
+    await file.datasync().catch((cause: unknown) => {
+      throw new SyncError(cause)
+    })
   }
 
   #layOut(group: readonly Waiting[]) {

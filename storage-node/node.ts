@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, type ShardStatus, wireVersion } from '../shared/wire.ts'
+import { BodyBudget } from './body-budget.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
 import { Compaction } from './compact.ts'
 import { EpochGate } from './epoch-gate.ts'
@@ -45,6 +46,7 @@ export class StorageNode {
   readonly shards: ReadonlyMap<string, ServedShard>
   readonly gate = new EpochGate()
   readonly transfers: TransferLimit
+  readonly bodies: BodyBudget
   draining = false
   readonly #deps: StorageNodeDeps
   #clusterId: string | undefined
@@ -53,6 +55,7 @@ export class StorageNode {
   constructor(config: StorageNodeConfig, deps: StorageNodeDeps) {
     this.config = config
     this.limits = { ...defaultLimits, ...config }
+    this.bodies = new BodyBudget(this.limits.bodyBytesMax)
     this.#deps = deps
     const { transferConcurrency, transferBytesPerSec } = this.limits
     this.transfers = new TransferLimit(transferConcurrency, transferBytesPerSec, () => deps.clock.monotonic())

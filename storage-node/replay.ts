@@ -81,6 +81,8 @@ async function replaySegment(
 ): Promise<LogPosition | undefined> {
   const path = segmentPath(files.log, segment)
   return withFile(fs, path, async file => {
+    // What is found is served, and may be promised: a process that was killed may have written it without having flushed it.
+    if (isLast) await file.datasync()
     const read = (target: Buffer, position: number) => readFully(file, target, position)
     const nonce = from?.nonce ?? (await findNonce(read, segment))
     if (nonce === undefined) {

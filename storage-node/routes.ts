@@ -16,7 +16,8 @@ import {
 } from '../shared/wire.ts'
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
 import { blobName, isBlobName } from './blob-name.ts'
-import { headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
+import type { BodyClaim } from './body-budget.ts'
+import { type BodyLimits, headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
 import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
 import { parseBundle, parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
@@ -41,6 +42,8 @@ interface Call extends RouteContext {
   /** Of the path, behind `/v1/<name>`. */
   readonly parts: readonly string[]
   readonly query: URLSearchParams
+  /** Of memory for the body: held until the request is answered. */
+  readonly claim: BodyClaim
 }
 
 type Handler = (call: Call) => Promise<void>
@@ -49,6 +52,7 @@ type Handler = (call: Call) => Promise<void>
 const dropsAtOnce = 64
 const jsonBytesMax = 4 * 1024 * 1024
 const mapBytesMax = 64 * 1024 * 1024
+const commitBytesMax = 8 * 1024 * 1024
 const pageDefault = 1000
 const pageMax = 10_000
 
@@ -94,7 +98,16 @@ export async function handleRoute(
     const known = Object.keys(routes).some(route => route.split(' ')[1] === name)
     throw new HoldfastError(known ? 'METHOD_NOT_ALLOWED' : 'NOT_FOUND', 'no such route')
   }
-  await handler({ ...context, request, response, parts, query: new URLSearchParams(search) })
+  const claim = context.node.bodies.claim()
+  try {
+    await handler({ ...context, request, response, parts, query: new URLSearchParams(search), claim })
+  } finally {
+    claim.release()
+  }
+}
+
+function bodyOf({ node, claim }: Call, bytesMax: number): BodyLimits {
+  return { bytesMax, timeoutMs: node.limits.stallMs, claim }
 }
 
 function answer({ node, response }: Call, value: unknown): void {
@@ -103,7 +116,7 @@ function answer({ node, response }: Call, value: unknown): void {
 
 async function append(call: Call): Promise<void> {
   const { node, request } = call
-  const items = parseAppend(await readBody(request, node.limits.appendBytesMax, node.limits.stallMs))
+  const items = parseAppend(await readBody(request, bodyOf(call, node.limits.appendBytesMax)))
   const epoch = epochOf(call)
   const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item, epoch)))
   answer(call, { results } satisfies AppendAnswer)
@@ -126,7 +139,7 @@ async function appendItem(
 
 async function touch(call: Call): Promise<void> {
   const { node, request } = call
-  const { items } = parseTouch(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const { items } = parseTouch(await readJson(request, bodyOf(call, jsonBytesMax)))
   const results: TouchAnswer['results'][number][] = []
   for (const item of items) {
     const served = node.shards.get(item.shard)
@@ -137,7 +150,7 @@ async function touch(call: Call): Promise<void> {
 
 async function transfer(call: Call): Promise<void> {
   const { node, request, authorization, dispatcher, signal } = call
-  const { shard: id, blobs } = parseTransfer(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const { shard: id, blobs } = parseTransfer(await readJson(request, bodyOf(call, jsonBytesMax)))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard, uploads } = shardNamed(node, id)
   const { limits, transfers: limit } = node
@@ -147,13 +160,13 @@ async function transfer(call: Call): Promise<void> {
 
 async function bundle(call: Call): Promise<void> {
   const { node, request, response } = call
-  const { blobs } = parseBundle(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const { blobs } = parseBundle(await readJson(request, bodyOf(call, jsonBytesMax)))
   await sendBundle(shardNamed(node, call.parts[0]).shard, blobs, response, node.state.epoch)
 }
 
 async function drop(call: Call): Promise<void> {
   const { node, request } = call
-  const { shard: id, reason, blobs } = parseDrop(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const { shard: id, reason, blobs } = parseDrop(await readJson(request, bodyOf(call, jsonBytesMax)))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard } = shardNamed(node, id)
   const results = await atMost(dropsAtOnce, blobs, blob => shard.drop(blob, reason))
@@ -168,7 +181,7 @@ async function getClusterMap({ node, response }: Call): Promise<void> {
 
 async function putClusterMap(call: Call): Promise<void> {
   const { node, request } = call
-  await node.storeClusterMap(await readBody(request, mapBytesMax, node.limits.stallMs))
+  await node.storeClusterMap(await readBody(request, bodyOf(call, mapBytesMax)))
   answer(call, { epoch: node.state.epoch })
 }
 
@@ -216,7 +229,7 @@ async function entries(call: Call): Promise<void> {
 
 async function versions(call: Call): Promise<void> {
   const { node, request } = call
-  const { shard: id, references: items } = parseVersions(await readJson(request, jsonBytesMax, node.limits.stallMs))
+  const { shard: id, references: items } = parseVersions(await readJson(request, bodyOf(call, jsonBytesMax)))
   answer(call, { versions: await versionsOf(shardNamed(node, id).shard, items) } satisfies VersionsAnswer)
 }
 
@@ -228,7 +241,7 @@ const scrubs = ({ node }: Call) => [...node.shards.values()].map(served => serve
 
 async function scrub(call: Call): Promise<void> {
   const { node, request } = call
-  const { action } = await readJson(request, jsonBytesMax, node.limits.stallMs)
+  const { action } = await readJson(request, bodyOf(call, jsonBytesMax))
   if (action !== 'start' && action !== 'pause') throw new HoldfastError('BAD_REQUEST', 'action must be start or pause')
   const served = shardNamed(node, call.parts[0])
   await served.scrub.command(action)
@@ -263,7 +276,7 @@ async function commitUpload(call: Call): Promise<void> {
   if (call.parts[2] !== 'commit') throw new HoldfastError('NOT_FOUND', 'no such route')
   const { uploads } = shardNamed(node, call.parts[0])
   const id = uploadId(call)
-  const order = parseCommit(await readJson(request, 8 * 1024 * 1024, node.limits.stallMs))
+  const order = parseCommit(await readJson(request, bodyOf(call, commitBytesMax)))
   await node.gate.pass(epochOf(call), () => uploads.commit(id, order))
   answer(call, {})
 }

@@ -55,6 +55,7 @@ export class Scrub {
   /** Monotonic. */
   #savedAt = 0
   #wanted = false
+  readonly #reads = new KeyLock()
   readonly #writes = new KeyLock()
 
   constructor(deps: ScrubDeps) {
@@ -276,14 +277,20 @@ export class Scrub {
 
   /** Of the disk that is there now. */
   async #load(): Promise<ScrubState> {
+    if (this.#state !== undefined && this.#openedCount === this.#deps.shard.openedCount) return this.#state
+    return this.#reads.run('', () => this.#read())
+  }
+
+  /** One at a time: what comes later must not put back what was saved since. */
+  async #read(): Promise<ScrubState> {
     const { shard, fs } = this.#deps
-    if (this.#state === undefined || this.#openedCount !== shard.openedCount) {
-      const opened = shard.openedCount
-      this.#state = await readScrubState(fs, shard.files.folder)
-      this.#openedCount = opened
-      this.#savedAt = shard.clock.monotonic()
-    }
-    return this.#state
+    if (this.#state !== undefined && this.#openedCount === shard.openedCount) return this.#state
+    const opened = shard.openedCount
+    const state = await readScrubState(fs, shard.files.folder)
+    this.#state = state
+    this.#openedCount = opened
+    this.#savedAt = shard.clock.monotonic()
+    return state
   }
 
   #servedMs({ servedMs }: ScrubState): number {

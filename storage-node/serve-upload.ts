@@ -1,9 +1,11 @@
 /** What an upload, still in flight or staged, has on disk so far: a replica that joins late pulls its beginning from here. */
 import { once } from 'node:events'
 import type { ServerResponse } from 'node:http'
+import { HoldfastError } from '../shared/errors.ts'
 import { parseRange } from './byte-range.ts'
+import { readError } from './read-blob.ts'
 import type { Shard } from './shard.ts'
-import { readFully } from './store-fs.ts'
+import { errnoOf, readFully } from './store-fs.ts'
 
 const chunkBytes = 1024 * 1024
 
@@ -19,7 +21,11 @@ export async function serveUpload(
 ): Promise<void> {
   const { first, last } = parseRange(rangeHeader ?? 'bytes=0-', bytes)
   // Its own descriptor: the file may be renamed or unlinked at any time, and is never read twice.
-  const open = await shard.openFiles.open(path)
+  const open = await shard.openFiles.open(path).catch((error: unknown) => {
+    // Committed or dropped since it was looked up.
+    if (errnoOf(error) === 'ENOENT') throw new HoldfastError('UPLOAD_NOT_FOUND', 'no such upload on this shard')
+    throw readError(shard, error)
+  })
   const closed = new AbortController()
   response.once('close', () => closed.abort())
   try {

@@ -469,15 +469,17 @@ export class Shard {
   async #openIndex(): Promise<ShardIndex> {
     const { fs, log } = this.#deps
     const folder = this.files.index
+    let index
     try {
-      const index = await ShardIndex.open(folder, fs)
+      index = await ShardIndex.open(folder, fs)
       if (!this.#rebuildIndex && (await indexFits({ fs, files: this.files, index })) && (await tellsNewest(index)))
         return index
-      await index.close()
     } catch (error) {
       if (error instanceof HoldfastError) throw error
       log.error({ err: error }, 'index cannot be opened')
     }
+    // Also one that could not be judged: whoever keeps it open keeps everybody else out, the next attempt too.
+    await index?.close()
     log.warn('rebuilding the index from the log')
     await ShardIndex.destroy(folder)
     this.#rebuildIndex = false

@@ -10,13 +10,16 @@ import { chooseSegment, Compaction } from '../../storage-node/compact.ts'
 import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
 import { findReference } from '../../storage-node/lists.ts'
 import { ratioAt } from '../../storage-node/pace.ts'
+import type { ShardIndex } from '../../storage-node/index.ts'
 import { newRecord } from '../../storage-node/log.ts'
 import { Shard } from '../../storage-node/shard.ts'
+import { readMarker } from '../../storage-node/shard-marker.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { nodeFs, readFully, type StoreFs } from '../../storage-node/store-fs.ts'
 import { blockCrcs, quiet, shardA, startNode, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
 import { FaultyFs } from './faulty-fs.ts'
 import { RecordingFs } from './recording-fs.ts'
+import { eventually } from '../support/eventually.ts'
 
 const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
 const clock = { now: () => Date.now(), monotonic: () => performance.now() }
@@ -386,6 +389,78 @@ t.test('a full disk is compacted with the help of the reserve, if that gives bac
   await compaction(fs, shard).run()
   t.ok((await logBytes(shard)) < before / 2, `${before} -> ${await logBytes(shard)}`)
   for (const [index, blob] of blobs.entries()) if (index % 5 === 0) t.same(await read(shard, blob), blob.body)
+})
+
+t.test('a sealed segment of which the index has not everything yet is not judged', async t => {
+  const shard = await openShard(nodeFs, t.testdir())
+  t.teardown(() => shard.close())
+  const gone = testBlob(1_000)
+  await appendBlob(shard, gone)
+  await shard.drop(gone, 'deleted')
+  const lookUp = shard.lookUp.bind(shard)
+  let apply: () => void = () => undefined
+  const mayApply = new Promise<void>(resolve => (apply = resolve))
+  // The next one to use the index is the one who brings it up to date.
+  shard.lookUp = async <Result>(use: (index: ShardIndex) => Promise<Result>) => {
+    shard.lookUp = lookUp
+    await mayApply
+    return lookUp(use)
+  }
+  const [fills, behind] = [testBlob(5_000), testBlob(1_000)] as const
+  const appended = Promise.all([appendBlob(shard, fills), appendBlob(shard, behind)])
+  await eventually('the segment is sealed', async () => ((await nodeFs.size(shard.segmentPath(2))) ?? 0) > 1_000)
+  const compact = compaction(nodeFs, shard)
+  await compact.run()
+  t.equal(compact.deadBytes, 0)
+  apply()
+  await appended
+  await compact.run()
+  for (const blob of [fills, behind]) t.same(await read(shard, blob), blob.body)
+})
+
+t.test('nothing is copied before the marker says that the shard is written in the way of compactions', async t => {
+  const fs = new FaultyFs()
+  const folder = t.testdir()
+  const shard = await openShard(fs, folder)
+  t.teardown(() => shard.close())
+  const blobs = Array.from({ length: 12 }, () => testBlob(1_500))
+  for (const blob of blobs) await appendBlob(shard, blob)
+  for (const blob of blobs.slice(1, 8)) await shard.drop(blob, 'deleted')
+  const before = await logBytes(shard)
+  fs.fails = (operation, path) => (operation === 'open' && path.endsWith('holdfast.json.new') ? 'EIO' : undefined)
+  await t.rejects(compaction(fs, shard).run(), { code: 'SHARD_READ_ONLY' })
+  t.equal(await logBytes(shard), before)
+  t.match(await readMarker(nodeFs, folder), { format: 1 })
+  fs.fails = () => undefined
+  await shard.probe()
+  const compact = compaction(fs, shard)
+  await compact.run()
+  t.ok(compact.freedBytes > 0)
+  t.match(await readMarker(nodeFs, folder), { format: 2 })
+})
+
+t.test('a loss that ends while its record is being moved does not come back', async t => {
+  const shard = await openShard(nodeFs, t.testdir())
+  t.teardown(() => shard.close())
+  const lost = testBlob(1_000)
+  await appendBlob(shard, lost)
+  await shard.quarantine(blobName(lost), 'told so')
+  for (const blob of Array.from({ length: 8 }, () => testBlob(1_500))) {
+    await appendBlob(shard, blob)
+    await shard.drop(blob, 'deleted')
+  }
+  const isLost = shard.isLost.bind(shard)
+  let looks = 0
+  shard.isLost = async name => {
+    const found = await isLost(name)
+    // The survey was the first to look, the one who copies the second.
+    if (name === blobName(lost) && ++looks === 2) await shard.drop(lost, 'deleted')
+    return found
+  }
+  await compaction(nodeFs, shard).run()
+  t.ok(looks > 2)
+  t.equal(await isLost(blobName(lost)), false)
+  t.equal(shard.lossCount, 0)
 })
 
 t.test('the segment of which most is dead is chosen, and none that is hardly worth it', async t => {

@@ -9,7 +9,7 @@ import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config
 import { findReference } from '../../storage-node/lists.ts'
 import { newRecord } from '../../storage-node/log.ts'
 import { Shard } from '../../storage-node/shard.ts'
-import { type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
+import { type OpenMode, type StoreFile, type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { touchBlob } from '../../storage-node/touch.ts'
 import { blockCrcs, quiet, shardA, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
@@ -163,6 +163,62 @@ t.test('I4, I23: whatever a power cut takes of what was not flushed, everything 
     }
   }
   t.pass(`${states} states`)
+})
+
+/** Flushes of the log can fail. */
+class FailingFs extends RecordingFs {
+  fails = false
+
+  override async open(path: string, mode: OpenMode): Promise<StoreFile> {
+    const file = await super.open(path, mode)
+    const datasync = async (): Promise<void> => {
+      if (this.fails && path.includes('/log/')) throw Object.assign(new Error('EIO: injected'), { code: 'EIO' })
+      await file.datasync()
+    }
+    return { ...file, datasync }
+  }
+}
+
+t.test('I23: what was refused by a failed fsync is gone for good once the shard takes writes again', async t => {
+  const folder = t.testdir()
+  const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 1_000_000)
+  t.comment(`HOLDFAST_TEST_SEED=${seed}`)
+  const random = mulberry32(seed)
+  const root = join(folder, 'live')
+  await mkdir(root)
+  const fs = new FailingFs(root)
+  const shard = await openShard(fs, join(root, 'shard'))
+  const [kept, refused] = [testBlob(500), testBlob(500)] as const
+  await appendBlob(shard, kept)
+  fs.fails = true
+  await t.rejects(shard.drop(kept, 'moved'), { code: 'SHARD_READ_ONLY' })
+  await t.rejects(appendBlob(shard, refused), { code: 'SHARD_READ_ONLY' })
+  fs.fails = false
+  await shard.probe()
+  const count = fs.changes.length
+  t.equal(await touchBlob(shard, blobName(kept)), 'held', 'and whoever asked may count on it')
+  await shard.close()
+  for (let turn = 0; turn < 30; turn += 1) {
+    const target = join(folder, `state-${turn}`)
+    await fs.materialise(target, count, () => Math.round(random()))
+    const state = await openShard(nodeFs, join(target, 'shard'))
+    const found = [await read(state, kept), await read(state, refused)]
+    await state.close()
+    await rm(target, { recursive: true })
+    if (!t.same(found, [kept.body, undefined])) return
+  }
+})
+
+t.test('what a start finds in the log is flushed before anybody is told of it', async t => {
+  const folder = t.testdir()
+  const live = join(folder, 'live')
+  const shard = await openShard(nodeFs, live)
+  await appendBlob(shard, testBlob(500))
+  await shard.close()
+  const fs = new RecordingFs(live)
+  const again = await openShard(fs, live)
+  t.ok(fs.changes.some(change => change.kind === 'datasync'))
+  await again.close()
 })
 
 t.test('I4: an index that lost everything since its checkpoint is brought up to date from the log', async t => {

@@ -80,6 +80,14 @@ async function flipBit(shard: Shard, blob: TestBlob, random: number): Promise<vo
   await writeFile(path, content)
 }
 
+/** Path of the segment that the next records go to; everything before is sealed. */
+async function segmentOfNext(shard: Shard): Promise<string> {
+  const filler = testBlob(4_000, 5)
+  await appendSmall(shard, filler)
+  await shard.drop(filler, 'deleted')
+  return shard.segmentPath(shard.currentSegment)
+}
+
 t.test('I25: whichever bit of whichever blob is flipped, one pass finds it and nothing else', async t => {
   const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 1_000_000)
   t.comment(`HOLDFAST_TEST_SEED=${seed}`)
@@ -138,6 +146,57 @@ t.test('a missing file, a file without a record, an unreadable one and a damaged
   t.same(new Set(losses.map(blobName)), new Set([missing, unreadable].map(blobName)))
   t.equal(await nodeFs.size(stray), undefined)
   t.ok(await shard.locate(blobName(good)))
+})
+
+t.test('log segments that are gone or cannot be read end no scrub, and what was in them can come home', async t => {
+  const fs = new FaultyFs()
+  const { shard, scrub, clock } = await world(t, { segmentBytesMax: 4_000 }, fs)
+  const blobs = [testBlob(3_000, 1), testBlob(3_000, 2), testBlob(3_000, 3)] as const
+  const [inMissing, , last] = blobs
+  const large = testBlob(70_000, 4)
+  await appendSmall(shard, inMissing)
+  await putFile(shard, large)
+  await shard.append(newRecord(testReference('in a missing segment', 1, inMissing)))
+  await appendSmall(shard, blobs[1])
+  const unreadable = await segmentOfNext(shard)
+  for (const path of ['one', 'two']) await shard.append(newRecord(testReference(path, 1, last)))
+  await appendSmall(shard, last)
+  const missing = shard.segmentPath(1)
+  t.not(unreadable, missing)
+  await nodeFs.unlink(missing)
+  fs.fails = (operation, path) => (operation === 'read' && path === unreadable ? 'EIO' : undefined)
+  await scrub.run()
+  t.ok(scrub.status.last, 'it has come to its end')
+  const losses = (await listLosses(shard, { after: undefined, limit: 100 })).losses
+  t.ok(losses.some(loss => blobName(loss) === blobName(inMissing)))
+  t.ok(
+    losses.some(loss => blobName(loss) === blobName(large)),
+    'its table is gone',
+  )
+  t.match(losses.find(loss => blobName(loss) === blobName(inMissing))?.why, /segment is missing/)
+  const references = await shard.lookUp(index => index.list({ prefix: 'r/', limit: 10 }))
+  t.equal(references.length, 0, 'the comparison with other shards brings them back')
+  fs.fails = () => undefined
+  for (const blob of blobs) if (await shard.isLost(blobName(blob))) await appendSmall(shard, blob)
+  await putFile(shard, large)
+  t.equal(shard.lossCount, 0)
+  clock.wall += 20 * dayMs
+  await scrub.run()
+  t.match(scrub.status.last, { blobs: 4, bad: 0 })
+})
+
+t.test('what two save at once is both saved', async t => {
+  const { shard, scrub, folder } = await world(t)
+  await Promise.all([scrub.expireQuarantine(), scrub.command('pause'), scrub.expireQuarantine()])
+  t.equal(scrub.status.state, 'paused', 'by one who has read nothing before')
+  await scrub.command('start')
+  t.equal((await readScrubState(nodeFs, folder)).paused, false)
+  await Promise.all([scrub.command('pause'), scrub.expireQuarantine(), scrub.expireQuarantine()])
+  t.equal(scrub.status.state, 'paused')
+  t.equal((await readScrubState(nodeFs, folder)).paused, true)
+  const after = new Scrub({ fs: nodeFs, shard, load: () => 0 })
+  await after.run()
+  t.equal(after.status.state, 'paused')
 })
 
 t.test('a loss is known until the copy is back or nobody wants it, also after a rebuild and a compaction', async t => {
