@@ -10,6 +10,7 @@ import { humanBytes, textTable } from './text-table.ts'
 export const topologyUsage = `holdfast topology show
 holdfast topology plan <change>...    (what would move; changes nothing)
 holdfast topology apply <change>...   (one at a time; several changes in one go move less)
+holdfast topology plan | apply --replicas <number>   (copies of everything; with other changes or alone)
 holdfast topology pause | resume | abort
 holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
 holdfast shard drain | remove <shard>
@@ -21,6 +22,7 @@ A <change> is one of the last four in quotes, with the weight as its last word: 
 
 export const topologyOptions = {
   weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, 'must be a number'], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
+  replicas: { kind: 'string', pattern: [/^\d{1,2}$/, 'must be a number'], doc: 'Copies of everything from now on.' },
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
   force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
@@ -35,8 +37,14 @@ export function topology(source: ConfigSource, write?: Writer): Promise<number> 
     topologyOptions,
     source,
     (command, [verb = '', ...more]) => {
-      if (verb === 'plan') return showPlan(command, more.map(changeOfText))
-      if (verb === 'apply') return applyChanges(command, more.map(changeOfText))
+      const { replicas } = command.config
+      const isPlanned = verb === 'plan' || verb === 'apply'
+      if (replicas !== undefined && !isPlanned) throw unknown(`topology ${verb} --replicas`)
+      const changes = (): WantedChange[] => [
+        ...more.map(changeOfText),
+        ...(replicas === undefined ? [] : [{ op: 'replicas' as const, replicas: Number(replicas) }]),
+      ]
+      if (isPlanned) return verb === 'plan' ? showPlan(command, changes()) : applyChanges(command, changes())
       if (more.length > 0) throw unknown(`topology ${[verb, ...more].join(' ')}`)
       if (verb === 'show') return show(command)
       if (verb === 'pause' || verb === 'resume' || verb === 'abort') return steer(command, verb)
@@ -156,7 +164,8 @@ function topologyText({ epoch, replicas, copies, change, run, shards, unassigned
   ].join('\n')
 }
 
-function planText({ partitions, copies, copiesMin, zones, balance, shards, estimate, problems }: PlanView): string {
+function planText(plan: PlanView): string {
+  const { partitions, copies, copiesMin, replicas, zones, balance, shards, estimate, problems } = plan
   const rows = shards.map(one => [
     one.zone,
     one.node,
@@ -165,10 +174,14 @@ function planText({ partitions, copies, copiesMin, zones, balance, shards, estim
     `${one.before} -> ${one.after}`,
     `+${one.gains} -${one.losses}`,
   ])
-  const { blobs, references, bytes, seconds, unknownPartitions } = estimate
+  const { blobs, references, bytes, bytesFreed, seconds, unknownPartitions } = estimate
   return [
+    ...(replicas.before === replicas.after
+      ? []
+      : [`${replicas.after} copies of everything instead of ${replicas.before}`]),
     `${partitions} partitions get other owners: ${copies} copies move, ${copiesMin} is the least`,
     `about ${humanBytes(bytes)} in ${blobs} blobs, ${references} references: about ${humanSeconds(seconds)}`,
+    ...(bytesFreed === 0 ? [] : [`about ${humanBytes(bytesFreed)} of old copies go to the trash`]),
     ...(unknownPartitions === 0 ? [] : [`! no owner of ${unknownPartitions} partitions answers: they are not counted`]),
     `each partition in at least ${zones.after} zones (${zones.before} now); fullest shard ${balance.max.toFixed(3)} of its share, emptiest ${balance.min.toFixed(3)}`,
     '',

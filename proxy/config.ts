@@ -39,7 +39,7 @@ export const proxyOptions = {
     countMax: 1_000,
     doc: 'Storage nodes of the first cluster map, as http://host:port; read only while there is no map.',
   },
-  replicas: { kind: 'int', min: 1, max: 7, default: 3, doc: 'Copies of everything; fixed by the first cluster map.' },
+  replicas: { kind: 'int', min: 1, max: 7, default: 3, doc: 'Copies of everything in the first cluster map.' },
   adminPassword: {
     kind: 'secret',
     charsMin: 8,

@@ -68,6 +68,14 @@ export interface PreviousOwners {
   readonly table: Uint16Array
 }
 
+/**
+ * R by which what went to the owners before the change under way was written, and must be read: a majority of three is no majority of
+ * four. The map's own where the number of copies stays.
+ */
+export function replicasBefore({ replicas, copies, previous }: Pick<ClusterMap, 'replicas' | 'copies' | 'previous'>) {
+  return previous === undefined || previous.copies === copies ? replicas : previous.copies
+}
+
 /** No index of a shard. */
 export const settledEntry = 0xffff
 

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { type ClusterMap, type MapNode, type MapShard, settledEntry } from './cluster-map.ts'
+import { type ClusterMap, type MapNode, type MapShard, replicasBefore, settledEntry } from './cluster-map.ts'
 import type { ShardId, Zone } from './ids.ts'
 import { partitionCount } from './partition.ts'
 import { Ring } from './ring.ts'
@@ -110,10 +110,10 @@ export class PlacementView {
     return previous === undefined ? owners : [...owners, ...previous.filter(shard => !owners.includes(shard))]
   }
 
-  /** This view with the previous owners in the place of the owners, for writes that go to both. */
+  /** This view with the previous owners in the place of the owners, and R of their time, for what counts on both. */
   before(): Pick<PlacementView, 'map' | 'owners' | 'handoffs' | 'siblings' | 'node'> {
     return {
-      map: this.map,
+      map: { ...this.map, replicas: replicasBefore(this.map) },
       owners: partition => this.previousOwners(partition) ?? this.owners(partition),
       handoffs: partition => {
         const previous = this.previousOwners(partition)

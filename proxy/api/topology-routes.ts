@@ -1,4 +1,5 @@
 import { Type } from 'typebox'
+import { replicasMax } from '../../shared/cluster-map.ts'
 import type { Api } from './build-api.ts'
 import { errorAnswer, nullable } from './schemas.ts'
 import type { ApiDeps } from './types.ts'
@@ -13,6 +14,7 @@ const wantedChange = Type.Union([
   Type.Object({ op: Type.Literal('add-shard'), shard: id, weight: Type.Optional(weight) }, closed),
   Type.Object({ op: Type.Literal('reweight-shard'), shard: id, weight }, closed),
   Type.Object({ op: Type.Union([Type.Literal('drain-shard'), Type.Literal('remove-shard')]), shard: id }, closed),
+  Type.Object({ op: Type.Literal('replicas'), replicas: Type.Integer({ minimum: 1, maximum: replicasMax }) }, closed),
 ])
 const changes = Type.Array(wantedChange, { maxItems: 64 })
 const bytesPerSecond = Type.Optional(
@@ -24,6 +26,7 @@ const planView = Type.Object({
   copies: Type.Integer({ description: 'Copies of partitions that move' }),
   copiesMin: Type.Integer({ description: 'Fewest that any table for these weights must move' }),
   balance: Type.Object({ max: Type.Number(), min: Type.Number() }),
+  replicas: Type.Object({ before: Type.Integer(), after: Type.Integer() }, { description: 'Copies of everything' }),
   zones: Type.Object(
     { before: Type.Integer(), after: Type.Integer() },
     { description: 'Fewest zones that any partition has copies in' },
@@ -44,6 +47,9 @@ const planView = Type.Object({
     blobs: Type.Integer(),
     references: Type.Integer(),
     bytes: Type.Integer(),
+    bytesFreed: Type.Integer({
+      description: 'Of copies that go to the trash of their shards, once the others are there',
+    }),
     seconds: Type.Integer(),
     unknownPartitions: Type.Integer({ description: 'Of which no owner answers' }),
   }),

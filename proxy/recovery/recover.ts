@@ -5,6 +5,7 @@
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
+import { replicasBefore } from '../../shared/cluster-map.ts'
 import { referenceReadQuorum } from '../../shared/quorum.ts'
 import type { ReferenceRecord } from '../../shared/record.ts'
 import type { NodeStatus } from '../../shared/wire.ts'
@@ -136,12 +137,12 @@ export function checkCoverage(
 ): void {
   if (force) return
   const current = view.current()
-  const needed = referenceReadQuorum(current.map.replicas)
   const there = new Set(readable)
-  const enough = (owners: readonly ShardId[]): boolean =>
-    owners.filter(owner => there.has(owner)).length >= Math.min(needed, owners.length)
+  const enough = (owners: readonly ShardId[], replicas: number): boolean =>
+    owners.filter(owner => there.has(owner)).length >= Math.min(referenceReadQuorum(replicas), owners.length)
+  const [now, before] = [current.map.replicas, replicasBefore(current.map)]
   for (let partition = 0; partition < partitionCount; partition++) {
-    if (enough(current.owners(partition)) && enough(current.previousOwners(partition) ?? [])) continue
+    if (enough(current.owners(partition), now) && enough(current.previousOwners(partition) ?? [], before)) continue
     throw new HoldfastError(
       'REPLICAS_UNREACHABLE',
       `too many shards are away (${away.join(', ')}): acknowledged writes would be missing; bring them back, or use --force`,

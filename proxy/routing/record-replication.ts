@@ -136,9 +136,14 @@ class RecordReplication {
     this.#timer.set(graceMs, () => this.#succeed())
   }
 
+  /** R of the owners it goes to: those from before a change of topology may be more or fewer. */
+  get #replicas(): number {
+    return (this.#write.placement ?? this.#context.placement).map.replicas
+  }
+
   /** Sends to a spare in place of `lost`, unless `kept` are as many as were wanted. */
   #replace(lost: WriteTarget, kept: readonly WriteTarget[]): void {
-    if (kept.length >= this.#context.placement.map.replicas) return
+    if (kept.length >= this.#replicas) return
     const spare = this.#spareFor(lost, kept, [])
     if (spare !== undefined) this.#send(spare)
   }
@@ -175,7 +180,7 @@ class RecordReplication {
       if (this.#hedged.includes(lost)) continue
       this.#hedged.push(lost)
       const kept = [...this.#durable, ...this.#pending.filter(target => !silent.includes(target))]
-      if (kept.length >= this.#context.placement.map.replicas) continue
+      if (kept.length >= this.#replicas) continue
       const spare = this.#spareFor(lost, kept, silent)
       if (spare !== undefined) this.#send(spare)
     }
@@ -190,7 +195,7 @@ class RecordReplication {
   #reachesNow(): boolean {
     const { kind } = this.#write
     const zones = zonesOf([...this.#durable, ...this.#usableNow()])
-    return reaches(quorumOf(kind, this.#context.placement.map.replicas, zones), this.#durable)
+    return reaches(quorumOf(kind, this.#replicas, zones), this.#durable)
   }
 
   #usableNow(): WriteTarget[] {

@@ -78,7 +78,10 @@ export class ShardReferences implements ReferenceStore {
   async newest(repository: string, path: string): Promise<ReferenceRecord | undefined> {
     const view = this.#deps.view.current()
     const partition = partitionOf(repository, path)
-    const sets = placementsOf(view, partition).map(one => one.owners(partition))
+    const sets = placementsOf(view, partition).map(one => {
+      const owners = one.owners(partition)
+      return { owners, ownersMin: Math.min(owners.length, referenceReadQuorum(one.map.replicas)) }
+    })
     const handoffs = view
       .handoffs(partition)
       .filter(shard => this.#readable(shard))
@@ -86,21 +89,19 @@ export class ShardReferences implements ReferenceStore {
     const suffix = `?key=${encodeURIComponent(`${repository}/${path}`)}`
     const words = new Map<ShardId, Word>()
     const abort = new AbortController()
-    const asked = [...new Set([...sets.flat(), ...handoffs])].map(async shard => {
+    const asked = [...new Set([...sets.flatMap(({ owners }) => owners), ...handoffs])].map(async shard => {
       const word = await this.#ask(shard, wirePath.references(shard, partition) + suffix, abort.signal)
       if (word !== undefined) words.set(shard, word)
     })
-    const minOf = (owners: readonly ShardId[]): number =>
-      Math.min(owners.length, referenceReadQuorum(view.map.replicas))
     await this.#enough(asked, () =>
-      sets.every(owners => {
-        const { answered, needed } = countOwners(words, owners, minOf(owners))
+      sets.every(({ owners, ownersMin }) => {
+        const { answered, needed } = countOwners(words, owners, ownersMin)
         return answered >= needed
       }),
     )
     abort.abort()
     // While the owners change, an answer takes enough of the old and of the new ones; the newest word of all is the answer.
-    return sets.map(owners => judge(words, owners, minOf(owners)))[0]
+    return sets.map(({ owners, ownersMin }) => judge(words, owners, ownersMin))[0]
   }
 
   /** Down nodes are asked too (owners only): they may be up again, and asking costs nothing when they are not. */

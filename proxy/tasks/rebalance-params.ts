@@ -27,6 +27,8 @@ export function textOf(change: TopologyChange): string {
       return `shard ${change.shard} ${change.weight === 0 ? 'drained' : `has weight ${change.weight}`}`
     case 'remove-shard':
       return `shard ${change.shard} removed`
+    case 'replicas':
+      return `${change.replicas} copies of everything`
   }
 }
 
@@ -62,6 +64,7 @@ const fieldsOf: Readonly<Record<TopologyChange['op'], readonly string[]>> = {
   'add-shard': ['shard', 'node', 'weight'],
   weight: ['shard', 'weight'],
   'remove-shard': ['shard'],
+  replicas: ['replicas'],
 }
 
 function isChange(value: unknown): value is TopologyChange {
@@ -70,5 +73,6 @@ function isChange(value: unknown): value is TopologyChange {
   const fields =
     typeof op === 'string' && Object.hasOwn(fieldsOf, op) ? fieldsOf[op as TopologyChange['op']] : undefined
   if (fields === undefined || Object.keys(rest).length !== fields.length) return false
-  return fields.every(name => (name === 'weight' ? typeof rest[name] === 'number' : typeof rest[name] === 'string'))
+  const isNumber = (name: string): boolean => name === 'weight' || name === 'replicas'
+  return fields.every(name => typeof rest[name] === (isNumber(name) ? 'number' : 'string'))
 }

@@ -7,7 +7,7 @@
  * What is not settled stands in the map itself, so whoever is primary goes on from there; every step may be repeated.
  */
 import { atMost } from '../../shared/at-most.ts'
-import { encodeClusterMap, type ClusterMap, type PlacementView } from '../../shared/cluster-map.ts'
+import { encodeClusterMap, replicasBefore, type ClusterMap, type PlacementView } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
@@ -176,7 +176,7 @@ class Rebalance {
     for (let told = ''; ;) {
       const away = await this.#tellAll(map)
       // A quorum of nodes that have not heard could still take a write by the old map.
-      if (away.length === 0 || (away.length === 1 && map.replicas > 1)) return map
+      if (away.length === 0 || (away.length === 1 && replicasBefore(map) > 1)) return map
       if (told !== away.join(', ')) log(`waiting for nodes: ${(told = away.join(', '))}`)
       await pause(retryMs)
     }

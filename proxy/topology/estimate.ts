@@ -19,6 +19,8 @@ export interface Estimate {
   readonly blobs: number
   readonly references: number
   readonly bytes: number
+  /** Of copies that their owners give away. */
+  readonly bytesFreed: number
   readonly seconds: number
   /** Partitions of which no old owner answers: nothing is known of them. */
   readonly unknownPartitions: number
@@ -37,7 +39,7 @@ export async function estimateMoves(
   signal: AbortSignal,
 ): Promise<MovesEstimate> {
   const summaries = await allSummaries(deps, moves, signal)
-  let [blobs, references, unknownPartitions] = [0, 0, 0]
+  let [blobs, references, released, unknownPartitions] = [0, 0, 0, 0]
   const filled: { partition: number; shard: ShardId }[] = []
   const blobsTo = new Map<string, number>()
   for (const { partition, from, to } of moves) {
@@ -50,6 +52,7 @@ export async function estimateMoves(
     const summary = summaries.get(shard)?.get(partition)
     const count = summary?.blobs.count ?? 0
     blobs += targets.length * count
+    released += from.filter(id => !to.includes(id)).length * count
     references += targets.length * (summary?.references.count ?? 0)
     if (count === 0) continue
     filled.push({ partition, shard })
@@ -62,6 +65,7 @@ export async function estimateMoves(
     blobs,
     references,
     bytes,
+    bytesFreed: Math.round(released * mean),
     seconds: moves.length === 0 ? 0 : seconds + fixedSeconds,
     unknownPartitions,
     bytesTo: new Map([...blobsTo].map(([id, count]) => [id, Math.round(count * mean)])),

@@ -24,6 +24,7 @@ export type WantedChange =
   | { readonly op: 'add-shard'; readonly shard: string; readonly weight?: number }
   | { readonly op: 'reweight-shard'; readonly shard: string; readonly weight: number }
   | { readonly op: 'drain-shard' | 'remove-shard'; readonly shard: string }
+  | { readonly op: 'replicas'; readonly replicas: number }
 
 export interface ApplyOptions {
   readonly user: string
@@ -215,6 +216,8 @@ export class TopologyControl {
         return [{ op: 'remove-shard', shard: change.shard }]
       case 'remove-node':
         return [{ op: 'remove-node', node: change.node }]
+      case 'replicas':
+        return [change]
     }
   }
 
@@ -267,7 +270,7 @@ export class TopologyControl {
 }
 
 function viewOf(
-  { epoch, moves, report, shards, zones }: TopologyPlan,
+  { epoch, moves, report, shards, replicas, zones }: TopologyPlan,
   estimate: Estimate,
   problems: string[],
 ): PlanView {
@@ -275,6 +278,7 @@ function viewOf(
   return {
     epoch,
     shards,
+    replicas,
     zones,
     problems,
     partitions: moves.length,

@@ -1,5 +1,5 @@
 /** What operators do to a topology, and what comes of it before anything moves. Pure. */
-import { type ClusterMap, copiesOf, type MapNode, type MapShard } from '../cluster-map.ts'
+import { type ClusterMap, copiesOf, type MapNode, type MapShard, replicasMax } from '../cluster-map.ts'
 import { HoldfastError } from '../errors.ts'
 import { parseNodeId, parseShardId, parseZone } from '../ids.ts'
 import { partitionCount } from '../partition.ts'
@@ -21,21 +21,41 @@ export type TopologyChange =
   /** Weight 0 drains the shard. */
   | { readonly op: 'weight'; readonly shard: string; readonly weight: number }
   | { readonly op: 'remove-shard'; readonly shard: string }
+  /** So many copies of everything. */
+  | { readonly op: 'replicas'; readonly replicas: number }
 
-/** The topology after these changes, one after the other. NOT_FOUND, CONFLICT or BAD_REQUEST for one that cannot be made. */
+/**
+ * The topology after these changes, one after the other. NOT_FOUND, CONFLICT or BAD_REQUEST for one that cannot be made, TOPOLOGY_INVALID
+ * for more copies than there are nodes to hold them.
+ */
 export function changedTopology(map: ClusterMap, changes: readonly TopologyChange[]): Topology {
   const nodes = new Map<string, MapNode>(map.nodes.map(node => [node.id, node]))
   const shards = new Map<string, MapShard>(map.shards.map(shard => [shard.id, shard]))
-  for (const change of changes) applyChange(map, nodes, shards, change)
-  const { clusterId, replicas, spread } = map
-  return { clusterId, replicas, spread, nodes: [...nodes.values()], shards: [...shards.values()] }
+  let { replicas } = map
+  for (const change of changes) {
+    if (change.op === 'replicas') replicas = knownReplicas(change.replicas)
+    else applyChange(map, nodes, shards, change)
+  }
+  const { clusterId, spread } = map
+  const topology = { clusterId, replicas, spread, nodes: [...nodes.values()], shards: [...shards.values()] }
+  const possible = copiesOf(replicas, topology.shards)
+  if (replicas !== map.replicas && possible < replicas) {
+    const text = `${replicas} copies need ${replicas} nodes with a shard that is not drained: there are ${possible}`
+    throw new HoldfastError('TOPOLOGY_INVALID', text, { replicas, nodes: possible })
+  }
+  return topology
+}
+
+function knownReplicas(replicas: number): number {
+  if (Number.isInteger(replicas) && replicas >= 1 && replicas <= replicasMax) return replicas
+  throw new HoldfastError('BAD_REQUEST', `the number of copies must be 1 to ${replicasMax}`, { replicas })
 }
 
 function applyChange(
   map: ClusterMap,
   nodes: Map<string, MapNode>,
   shards: Map<string, MapShard>,
-  change: TopologyChange,
+  change: Exclude<TopologyChange, { readonly op: 'replicas' }>,
 ): void {
   switch (change.op) {
     case 'add-node': {
@@ -105,6 +125,8 @@ export interface TopologyPlan {
   readonly moves: readonly PartitionMove[]
   readonly report: PlacementReport
   readonly shards: ShardPlan[]
+  /** Copies wanted of everything, before and after. */
+  readonly replicas: { readonly before: number; readonly after: number }
   /** Fewest zones any partition is in, before and after. */
   readonly zones: { readonly before: number; readonly after: number }
   /** Why it should not be done, or only by somebody who insists. */
@@ -117,15 +139,29 @@ export function planChanges(map: ClusterMap, changes: readonly TopologyChange[])
   const next = beginTransition(map, topology)
   const moves = movesOf(next)
   const report = verifyTable(topology, next.table, map)
-  const copiesBefore = map.copies
-  const copiesAfter = copiesOf(topology.replicas, topology.shards)
+  const replicas = { before: map.replicas, after: topology.replicas }
   const zones = { before: fewestZones(map), after: fewestZones(next) }
+  const problems = [...lossProblems(map, next, zones), ...replicaProblems(replicas, zones.after)]
+  return { epoch: map.epoch, next, moves, report, shards: shardPlans(map, next, moves), replicas, zones, problems }
+}
+
+/** Copies or zones that nobody asked to have fewer of. */
+function lossProblems(map: ClusterMap, next: ClusterMap, zones: TopologyPlan['zones']): string[] {
   const problems: string[] = []
-  if (copiesAfter < copiesBefore) {
-    problems.push(`only ${copiesAfter} nodes would be left for ${copiesBefore} copies of everything`)
+  const [copiesWanted, zonesWanted] = [Math.min(map.copies, next.replicas), Math.min(zones.before, next.replicas)]
+  if (next.copies < copiesWanted) {
+    problems.push(`only ${next.copies} nodes would be left for ${copiesWanted} copies of everything`)
   }
-  if (zones.after < zones.before) problems.push(`copies would be in ${zones.after} zones instead of ${zones.before}`)
-  return { epoch: map.epoch, next, moves, report, shards: shardPlans(map, next, moves), zones, problems }
+  if (zones.after < zonesWanted) problems.push(`copies would be in ${zones.after} zones instead of ${zonesWanted}`)
+  return problems
+}
+
+function replicaProblems({ before, after }: TopologyPlan['replicas'], zones: number): string[] {
+  if (after > before && zones < after) {
+    const together = Math.ceil(after / zones)
+    return [`${after} copies in ${zones === 1 ? 'one zone' : `${zones} zones`}: a zone that is lost takes up to ${together} of them with it`] // prettier-ignore
+  }
+  return after < before && after === 1 ? ['a single copy of everything would be left: a lost disk loses data'] : []
 }
 
 /** One pass over shards and moves: there may be thousands of each, and a worker that serves waits for it. */

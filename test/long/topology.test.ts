@@ -1,8 +1,6 @@
 /** Changes of topology under load, with processes killed in the middle: nobody notices, nothing is lost, and old disks end up empty. */
 import t from 'tap'
 import { node, shard, topology } from '../../cli/topology.ts'
-import type { TopologyView } from '../../proxy/topology/topology-control.ts'
-import type { PlacementView } from '../../shared/cluster-map.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { type SummaryAnswer, wirePath } from '../../shared/wire.ts'
 import { startCluster, type Cluster, type ShardHandle } from '../support/cluster.ts'
@@ -11,43 +9,7 @@ import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
-
-interface Outcome {
-  readonly code: number
-  readonly text: string
-  readonly json: unknown
-}
-
-async function run(cluster: Cluster, proxy: number, command: typeof topology, ...args: string[]): Promise<Outcome> {
-  const env = { HOLDFAST_URL: cluster.proxies[proxy]!.url, HOLDFAST_PASSWORD: cluster.adminPassword }
-  let text = ''
-  const write = { out: (part: string) => void (text += part), err: (part: string) => void (text += part) }
-  const code = await command({ args: [...args, '--json'], env }, write)
-  return { code, text, json: JSON.parse(text) as unknown }
-}
-
-async function view(cluster: Cluster, proxy: number): Promise<TopologyView> {
-  return (await run(cluster, proxy, topology, 'show')).json as TopologyView
-}
-
-async function settled(cluster: Cluster, proxy: number): Promise<TopologyView> {
-  return eventually(
-    'the change is settled',
-    async () => {
-      const found = await view(cluster, proxy)
-      return found.change === null && found.run === null && found
-    },
-    { withinMs: 120_000, everyMs: 250 },
-  )
-}
-
-/** The proxy keeps the map of this epoch on its disk a moment after it works by it. */
-async function placementOf(cluster: Cluster, epoch: number): Promise<PlacementView> {
-  return eventually(`the map of epoch ${epoch}`, async () => {
-    const found = await cluster.placement()
-    return found.map.epoch >= epoch && found
-  })
-}
+import { placementOf, run, settled, view } from '../support/topology.ts'
 
 async function blobsOn(cluster: Cluster, handle: ShardHandle): Promise<number> {
   const owner = cluster.nodeOf(handle.id)

@@ -148,6 +148,60 @@ t.test('a plan says what it would cost in copies and zones', async t => {
   t.match(shards[0], { shard: 'n0-s0', before: partitionCount, after: 0, losses: partitionCount })
 })
 
+t.test('I17, I18, I19: one copy more is only added, one fewer only taken away, whatever the cluster', async t => {
+  const parameters = settings<[number, number, number]>(8)
+  t.comment(`seed ${parameters.seed}`)
+  fc.assert(
+    fc.property(fc.integer({ min: 2, max: 12 }), fc.integer({ min: 1, max: 4 }), fc.nat(3), (count, zones, die) => {
+      const replicas = 1 + (die % (count - 1))
+      const spec = evenSpec(count, zones, replicas)
+      const map = buildClusterMap(topologyOf(spec))
+      const more = planChanges(map, [{ op: 'replicas', replicas: replicas + 1 }])
+      const added = more.moves.filter(
+        ({ from, to }) => from.every(id => to.includes(id)) && to.length === from.length + 1,
+      )
+      if (added.length !== partitionCount || more.report.moves !== partitionCount) throw new Error('not only additions')
+      const again = beginTransition(map, topologyOf({ ...spec, nodes: [...spec.nodes], replicas: replicas + 1 }))
+      if (again.checksum !== more.next.checksum) throw new Error('another table from the same topology')
+      const grown = settlePartitions(more.next, more.moves.map(({ partition }) => partition)) // prettier-ignore
+      const fewer = planChanges(grown, [{ op: 'replicas', replicas }])
+      const taken = fewer.moves.filter(
+        ({ from, to }) => to.every(id => from.includes(id)) && from.length === to.length + 1,
+      )
+      if (taken.length !== partitionCount || fewer.report.moves !== 0) throw new Error('not only removals')
+    }),
+    parameters,
+  )
+})
+
+t.test('a number of copies that nodes or zones cannot hold is refused, and what it means is said', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(4, 2, 2)))
+  const plan = (replicas: number) => planChanges(map, [{ op: 'replicas', replicas }])
+  t.throws(() => plan(5), { code: 'TOPOLOGY_INVALID', message: /5 copies need 5 nodes .* there are 4/ })
+  for (const wrong of [0, 17, 1.5]) t.throws(() => plan(wrong), { code: 'BAD_REQUEST' }, String(wrong))
+  t.match(plan(3), { replicas: { before: 2, after: 3 }, problems: [/3 copies in 2 zones: .* up to 2 of them/] })
+  t.match(plan(1).problems, [/a single copy/])
+  t.equal(plan(2).moves.length, 0)
+  const three = buildClusterMap(topologyOf(evenSpec(6, 3, 3)))
+  t.same(planChanges(three, [{ op: 'replicas', replicas: 2 }]).problems, [], 'fewer zones are what was asked for')
+  const added = { op: 'add-node', node: 'n9', zone: 'z9', url: 'http://10.0.0.1:9100' } as const
+  const shard = { op: 'add-shard', shard: 'n9-s0', node: 'n9', weight: 1 } as const
+  t.equal(
+    planChanges(map, [added, shard, { op: 'replicas', replicas: 5 }]).next.copies,
+    5,
+    'with a node more it can be',
+  )
+})
+
+t.test('what went to the owners of before counts by their own number while it changes', async t => {
+  const map = buildClusterMap(topologyOf(evenSpec(6, 3, 3)))
+  const { next } = planChanges(map, [{ op: 'replicas', replicas: 4 }])
+  const view = new PlacementView(next)
+  t.same([view.map.replicas, view.before().map.replicas], [4, 3])
+  t.same([view.owners(0).length, view.before().owners(0).length], [4, 3])
+  t.throws(() => abortTransition(next), { code: 'CONFLICT' })
+})
+
 t.test('a plan counts for each shard what it has, gets and gives, also one that is added or removed', async t => {
   const spec = evenSpec(6, 3)
   const nodes = spec.nodes.map(node => ({ ...node, weights: [1, 1] }))
