@@ -11,9 +11,15 @@ const pauseMs = 5
 export class Leftovers {
   readonly #shard: Shard
   #done = false
+  #stopped = false
 
   constructor(shard: Shard) {
     this.#shard = shard
+  }
+
+  /** What runs ends soon, and may be waited for. */
+  stop(): void {
+    this.#stopped = true
   }
 
   async clear(): Promise<void> {
@@ -25,7 +31,8 @@ export class Leftovers {
         if (isBlobFileName(file) && (await this.#shard.discardLeftover(`${partition}/${file}`))) count += 1
       }
       // A large shard has thousands of folders; requests come first.
-      await sleep(pauseMs, undefined, { ref: false })
+      await sleep(pauseMs)
+      if (this.#stopped) return
     }
     this.#done = true
     if (count > 0) this.#shard.log.info({ count }, 'files without a record moved to the trash')

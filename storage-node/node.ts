@@ -144,8 +144,9 @@ export class StorageNode {
 
   /** Lets what is being written become durable, then frees everything. Safe to call twice. */
   async close(): Promise<void> {
-    for (const { compaction, scrub } of this.shards.values()) {
+    for (const { compaction, leftovers, scrub } of this.shards.values()) {
       compaction.stop()
+      leftovers.stop()
       scrub.stop()
     }
     for (const timer of this.#timers) await timer.stop()

@@ -27,7 +27,7 @@ export class Pace {
     const now = performance.now()
     this.#freeAt = Math.max(this.#freeAt, now) + (bytes / (this.bytesPerSec * ratioAt(this.#load()))) * 1000
     const waitMs = this.#freeAt - now
-    if (waitMs >= waitMsMin) await sleep(waitMs, undefined, { signal, ref: false })
+    if (waitMs >= waitMsMin) await sleep(waitMs, undefined, { signal })
   }
 }
 

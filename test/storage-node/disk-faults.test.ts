@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { wirePath } from '../../shared/wire.ts'
 import {
@@ -15,6 +15,8 @@ import {
   testReference,
   uploadId,
 } from './fixtures.ts'
+import { Leftovers } from '../../storage-node/leftovers.ts'
+import type { Shard } from '../../storage-node/shard.ts'
 import { FaultyFs } from './faulty-fs.ts'
 
 const isLog = (path: string) => path.includes('/a-1/log/')
@@ -276,6 +278,23 @@ t.test('I36: a file without a record is moved to the trash, whatever has a recor
   for (const kept of [blob, ...busy]) t.same((await client.get(shardA, kept)).body, kept.body)
   // It writes every 30 ms: the folder could not be removed under it.
   await close(0)
+})
+
+t.test('a look for leftovers ends with its node, and the process stays until then', async t => {
+  const looked: string[] = []
+  const files = {
+    blobFolders: () => Promise.resolve(['001', '002', '003']),
+    blobsIn: (folder: string) => Promise.resolve((looked.push(folder), [])),
+  }
+  const leftovers = new Leftovers({ files } as unknown as Shard)
+  const timers = (): number => process.getActiveResourcesInfo().filter(name => name === 'Timeout').length
+  const before = timers()
+  const looking = leftovers.clear()
+  await setImmediate()
+  t.equal(timers(), before + 1, 'its pause keeps the process')
+  leftovers.stop()
+  await looking
+  t.same(looked, ['001'])
 })
 
 async function startWithNode(t: Test, limits: object, clock: { now(): number; monotonic(): number }) {
