@@ -14,8 +14,8 @@ import { availableParallelism } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 
 const root = join(import.meta.dirname, '..')
-/** A cluster of five processes is a test of its own; more side by side on a large machine would starve each other's disk. */
-const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
+/** Many wait more than they compute; more of them on a large machine would starve each other's disk. */
+const jobs = Math.max(3, Math.min(8, Math.floor(availableParallelism() / 2)))
 const fileMsMax = 300_000
 const shownMax = 40_000
 const closing = /^# \{ (total: .*) \}$/gm

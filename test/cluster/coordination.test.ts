@@ -103,7 +103,7 @@ t.test('two proxies that coordinate through Redis', async t => {
       for (const client of clients) {
         await eventually('the caches are used again', async () => (await client.metric('holdfast_cache_lease')) === 1)
       }
-      await waitForFullCopies(cluster, await present(clients[0]!, history))
+      await waitForFullCopies(cluster, await clients[0]!.presentOf(history.paths))
     },
   )
   await t.test(
@@ -114,12 +114,6 @@ t.test('two proxies that coordinate through Redis', async t => {
   )
   t.strictSame(cluster.crashes(), [])
 })
-
-async function present(client: Client, history: History): Promise<string[]> {
-  const found: string[] = []
-  for (const path of history.paths) if ((await client.get(path)).status === 200) found.push(path)
-  return found
-}
 
 async function primaryOf(cluster: Cluster): Promise<ProxyHandle> {
   return eventually(

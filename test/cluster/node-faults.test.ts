@@ -77,8 +77,7 @@ async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; 
   t.strictSame(load.takeFailures(), [], 'no failed operation')
   await waitForFullCopies(cluster, history.paths)
   const reader = cluster.client({ history })
-  for (const path of history.paths) {
-    const { status } = await reader.get(path)
+  for (const { path, status } of await reader.getAll(history.paths)) {
     if (status !== 200 && status !== 404) t.fail(`${path}: ${status} at the end`)
   }
   t.strictSame(history.problems(), [], 'I1, I7: every answer is explained by the acknowledged writes')

@@ -204,7 +204,7 @@ for (const redis of [false, true]) {
         t.ok(backMs < backWithinMs, `back after ${backMs.toFixed(0)} ms`)
       }
       await stop()
-      for (const path of history.paths) for (const client of clients) await client.get(path)
+      for (const client of clients) await client.getAll(history.paths)
       t.strictSame(history.problems(), [], 'every answer is explained by the acknowledged writes')
       t.strictSame(cluster.crashes(), [])
     },
@@ -234,8 +234,7 @@ t.test(
     t.comment(`${load.failures.length} writes refused`)
     t.strictSame(unexpected.slice(0, 8), [], 'writes are refused with 503, no read fails')
     t.strictSame(load.wrong, [])
-    const alive: string[] = []
-    for (const path of history.paths) if ((await clients[0]!.get(path)).status === 200) alive.push(path)
+    const alive = await clients[0]!.presentOf(history.paths)
     t.strictSame(history.problems(), [])
     await waitForFullCopies(cluster, alive)
     t.strictSame(cluster.crashes(), [])

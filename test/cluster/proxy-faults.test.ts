@@ -137,10 +137,9 @@ t.test(
     const unexpected = load.failures.filter(text => !/: 0 /.test(text))
     t.strictSame(unexpected.slice(0, 10), [], 'a dead proxy cuts connections, nobody answers with an error')
     t.strictSame(load.wrong, [])
-    for (const path of history.paths) await clients[1]!.get(path)
+    await clients[1]!.getAll(history.paths)
     t.strictSame(history.problems(), [], 'I1, I37: every answer is explained by the acknowledged writes')
-    const alive: string[] = []
-    for (const path of history.paths) if ((await clients[0]!.get(path)).status === 200) alive.push(path)
+    const alive = await clients[0]!.presentOf(history.paths)
     await waitForFullCopies(cluster, alive)
     t.strictSame(cluster.crashes(), [])
   },

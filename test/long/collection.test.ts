@@ -54,10 +54,9 @@ t.test(
     t.ok(purged > 0, 'something was collected while it was uploaded again')
 
     const live = new Set<string>()
-    for (const path of history.paths) {
-      const answer = await clients[0]!.get(path)
-      if (answer.status === 200) live.add(String(answer.headers['etag']).slice(1, -1))
-      else t.equal(answer.status, 404, path)
+    for (const { path, status, headers } of await clients[0]!.getAll(history.paths)) {
+      if (status === 200) live.add(String(headers['etag']).slice(1, -1))
+      else t.equal(status, 404, path)
     }
     await eventually(
       'nothing but what is named is left',

@@ -57,8 +57,7 @@ t.test(
     t.same(load.wrong, [])
     t.same(history.problems(), [])
     t.comment(tallyText(load.total))
-    const live: string[] = []
-    for (const path of history.paths) if ((await clients[0]!.get(path)).status === 200) live.push(path)
+    const live = await clients[0]!.presentOf(history.paths)
     await waitForFullCopies(cluster, live)
     t.comment(`${live.length} paths with full copies`)
 

@@ -86,8 +86,7 @@ t.test(
     t.same(history.problems(), [])
     t.comment(tallyText(load.total))
     await cluster.proxies[first]!.process.start()
-    const live: string[] = []
-    for (const path of history.paths) if ((await client.get(path)).status === 200) live.push(path)
+    const live = await client.presentOf(history.paths)
     await eventually('the proxy that was away has the newest map', async () => {
       return (await cluster.placement()).map.epoch === (await view(cluster, other)).epoch
     })
@@ -147,8 +146,7 @@ t.test(
     t.same(load.wrong, [])
     t.same(history.problems(), [])
     t.comment(tallyText(load.total))
-    const live: string[] = []
-    for (const path of history.paths) if ((await client.get(path)).status === 200) live.push(path)
+    const live = await client.presentOf(history.paths)
     await waitForFullCopies(cluster, live)
     t.comment(`${live.length} paths with full copies where the table wants them`)
   },

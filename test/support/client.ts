@@ -1,7 +1,10 @@
 /** A client of the cluster that believes nothing: it checks every body against its ETag and writes down all it did and saw. */
 import { createHash, hash } from 'node:crypto'
 import { Pool } from 'undici'
+import { atMost } from '../../shared/at-most.ts'
 import type { History } from './history.ts'
+
+const readsAtOnce = 16
 
 export interface Answer {
   /** 0: no answer; `error` says why. */
@@ -72,6 +75,19 @@ export class Client {
       this.#history?.record(path, { called, returned, sets: digest, note: `PUT ${answer.status}` })
     }
     return answer
+  }
+
+  /** Reads them all, a few at a time; in the order of the paths, without the bodies. */
+  getAll(paths: Iterable<string>): Promise<(Omit<Answer, 'body'> & { readonly path: string })[]> {
+    return atMost(readsAtOnce, [...paths], async path => {
+      const { status, headers, ms } = await this.get(path)
+      return { path, status, headers, ms }
+    })
+  }
+
+  /** Those that are there. */
+  async presentOf(paths: Iterable<string>): Promise<string[]> {
+    return (await this.getAll(paths)).filter(({ status }) => status === 200).map(({ path }) => path)
   }
 
   /** GET of a whole artifact; throws WrongAnswer when a complete 200 has other bytes than its ETag says (I5). */

@@ -1,6 +1,7 @@
 /** Looks at the storage nodes directly, past every proxy: who really holds what? */
 import { hash } from 'node:crypto'
 import { request } from 'undici'
+import type { PlacementView } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionOf } from '../../shared/partition.ts'
 import type { ReferencedBlob, ReferenceRecord } from '../../shared/record.ts'
@@ -23,10 +24,10 @@ export interface Copies {
 }
 
 /** Asks every shard of every running node. `path` is `<repository>/<path>`. */
-export async function verifyCopies(cluster: Cluster, path: string): Promise<Copies> {
+export async function verifyCopies(cluster: Cluster, path: string, known?: PlacementView): Promise<Copies> {
   const slash = path.indexOf('/')
   const partition = partitionOf(path.slice(0, slash), path.slice(slash + 1))
-  const placement = await cluster.placement()
+  const placement = known ?? (await cluster.placement())
   const found = await eachShard(cluster, (node, shard) => findReference(cluster, node, shard, partition, path))
   const newest = found.map(one => one.answer).reduce(newer, undefined)
   const references = found.filter(one => one.answer?.version === newest?.version).map(one => one.shard)
@@ -71,9 +72,10 @@ export async function waitForFullCopies(cluster: Cluster, paths: Iterable<string
 async function checkAll(cluster: Cluster, paths: readonly string[]): Promise<Map<string, string>> {
   const problems = new Map<string, string>()
   const queue = [...paths]
+  const placement = await cluster.placement()
   const worker = async (): Promise<void> => {
     for (let path = queue.pop(); path !== undefined; path = queue.pop()) {
-      const problem = missingCopies(await verifyCopies(cluster, path))
+      const problem = missingCopies(await verifyCopies(cluster, path, placement))
       if (problem !== undefined) problems.set(path, problem)
     }
   }
