@@ -336,6 +336,7 @@ async function build(
     restores: metadata.restores,
     topology: new TopologyControl({
       view,
+      renewMap: () => keeper.renew(),
       health,
       clients,
       jobs: jobControl,

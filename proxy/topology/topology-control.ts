@@ -69,6 +69,8 @@ export interface TopologyView {
 
 export interface TopologyControlDeps extends ContentsDeps {
   readonly view: Pick<ClusterView, 'current'>
+  /** Makes the view the newest there is; never rejects. */
+  readonly renewMap: () => Promise<void>
   readonly health: Pick<HealthTable, 'nodes'>
   readonly jobs: Pick<JobControl, 'run' | 'stop' | 'get'>
   readonly askNode: (url: string) => Promise<NodeStatus | undefined>
@@ -82,7 +84,7 @@ export class TopologyControl {
   }
 
   async show(): Promise<TopologyView> {
-    const { map } = this.#deps.view.current()
+    const map = await this.#newestMap()
     const zones = new Map<string, string>(map.nodes.map(({ id, zone }) => [id, zone]))
     const { run } = await this.#deps.jobs.get(task)
     const unsettled = this.#deps.view.current().unsettled().length
@@ -117,7 +119,7 @@ export class TopologyControl {
 
   /** What would move. Throws what `apply` would be refused with, but for problems that can be forced. */
   async plan(wanted: readonly WantedChange[], bytesPerSecond = bytesPerSecondDefault): Promise<PlanView> {
-    const { map } = this.#deps.view.current()
+    const map = await this.#newestMap()
     const plan = planChanges(map, await this.#resolve(map, wanted))
     const { bytesTo, ...estimate } = await this.#estimate(plan, bytesPerSecond)
     return viewOf(plan, estimate, [...plan.problems, ...(await this.#withoutRoom(plan, bytesTo))])
@@ -128,8 +130,8 @@ export class TopologyControl {
    * a shard that is removed, no room on one that gets copies) unless it is forced. Resolves with the run of the task that carries it out.
    */
   async apply(wanted: readonly WantedChange[], { user, force, bytesPerSecond }: ApplyOptions): Promise<JobRun> {
-    const { map } = this.#deps.view.current()
     if (wanted.length === 0) throw new HoldfastError('BAD_REQUEST', 'no change is named')
+    const map = await this.#newestMap()
     const changes = await this.#resolve(map, wanted)
     const plan = planChanges(map, changes)
     if (!force) {
@@ -148,19 +150,25 @@ export class TopologyControl {
   }
 
   /** CONFLICT if no change is under way, or it runs already. */
-  resume(user: string, bytesPerSecond?: number): Promise<JobRun> {
-    this.#underWay()
+  async resume(user: string, bytesPerSecond?: number): Promise<JobRun> {
+    await this.#underWay()
     return this.#deps.jobs.run(task, user, bytesPerSecond === undefined ? {} : { bytesPerSecond })
   }
 
   /** What is not settled goes back. CONFLICT while the change runs (pause it first), or if none is under way. */
-  abort(user: string): Promise<JobRun> {
-    const { epoch } = this.#underWay()
+  async abort(user: string): Promise<JobRun> {
+    const { epoch } = await this.#underWay()
     return this.#deps.jobs.run(task, user, { abort: true, epoch })
   }
 
-  #underWay(): ClusterMap {
-    const { map } = this.#deps.view.current()
+  /** Another proxy may have published one a moment ago: whichever is asked, the answer is the same. */
+  async #newestMap(): Promise<ClusterMap> {
+    await this.#deps.renewMap()
+    return this.#deps.view.current().map
+  }
+
+  async #underWay(): Promise<ClusterMap> {
+    const map = await this.#newestMap()
     if (map.previous === undefined) throw new HoldfastError('CONFLICT', 'no change of topology is under way')
     return map
   }

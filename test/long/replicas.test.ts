@@ -41,6 +41,7 @@ t.test(
       load.phase(`${replicas} copies`)
       const plan = await change(replicas, 'plan')
       const copies = replicas > before ? partitionCount : 0
+      if (plan.code !== 0) t.comment(plan.text)
       t.match(plan, { code: 0, json: { partitions: partitionCount, copies, replicas: { before, after: replicas } } })
       const estimate = (plan.json as { estimate: { bytes: number; bytesFreed: number; seconds: number } }).estimate
       t.ok(replicas > before ? estimate.bytes > 0 : estimate.bytesFreed > 0 && estimate.bytes === 0)

@@ -5,20 +5,23 @@ import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
+import { planChanges } from '../../../shared/placement/changes.ts'
 import { emptySet } from '../../../shared/set-digest.ts'
 import type { NodeStatus, ShardStatus } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 
 const map = buildClusterMap(topologyOf(evenSpec(4, 3)))
-const view = new ClusterView(map)
 const blobBytes = 1_000
 
 /** Every shard holds one blob of 1,000 bytes in each of its partitions. */
 function world() {
+  const view = new ClusterView(map)
   const made = {
     free: new Map<string, number>(),
     runs: [] as { user: string; params: unknown }[],
     added: undefined as NodeStatus | undefined,
+    /** What another proxy has published. */
+    published: map,
   }
   const shardStatus = (id: string): ShardStatus => ({
     id: id as ShardId,
@@ -33,6 +36,7 @@ function world() {
   const run = { id: 1 } as JobRun
   const control = new TopologyControl({
     view,
+    renewMap: async () => Promise.resolve(void view.replace(made.published)),
     health: {
       nodes: () =>
         map.nodes.map(({ id }) => {
@@ -99,4 +103,17 @@ t.test('a node that is to be added is asked for its room', async t => {
   t.same((await control.plan(add)).problems, [])
   made.free.set('n9-s0', 2e6)
   await t.rejects(control.apply(add, options), { code: 'TOPOLOGY_INVALID', message: /shard n9-s0 has no room: .* 2000000 bytes are free/ }) // prettier-ignore
+})
+
+t.test('a change is judged by the newest map, whichever proxy is asked', async t => {
+  const { made, control } = world()
+  const { next } = planChanges(map, [{ op: 'weight', shard: 'n3-s0', weight: 0 }])
+  made.published = next
+  await t.rejects(
+    control.plan([{ op: 'reweight-shard', shard: 'n2-s0', weight: 2 }]),
+    { code: 'CONFLICT' },
+    'unsettled',
+  )
+  await control.abort('admin')
+  t.match(made.runs, [{ params: { abort: true, epoch: next.epoch } }])
 })
