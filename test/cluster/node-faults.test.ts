@@ -75,7 +75,7 @@ async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; 
   t.comment(`${tallyText(load.total)}, ${history.size} operations in the history`)
   t.strictSame(load.wrong, [], 'I5: no wrong answer')
   t.strictSame(load.takeFailures(), [], 'no failed operation')
-  await waitForFullCopies(cluster, history.paths)
+  await waitForFullCopies(cluster, history.writtenPaths)
   const reader = cluster.client({ history })
   for (const { path, status } of await reader.getAll(history.paths)) {
     if (status !== 200 && status !== 404) t.fail(`${path}: ${status} at the end`)

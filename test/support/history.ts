@@ -137,6 +137,12 @@ export class History {
     return [...this.#paths.keys()]
   }
 
+  /** With a write or a deletion that was acknowledged: of these there is a newest reference. */
+  get writtenPaths(): readonly string[] {
+    const isDone = ({ sets, returned }: Operation): boolean => sets !== undefined && returned !== Infinity
+    return [...this.#paths].filter(([, operations]) => operations.some(isDone)).map(([path]) => path)
+  }
+
   get size(): number {
     let count = 0
     for (const operations of this.#paths.values()) count += operations.length
