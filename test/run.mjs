@@ -14,9 +14,6 @@ import { availableParallelism } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 
 const root = join(import.meta.dirname, '..')
-/** Many wait more than they compute; more of them on a large machine would starve each other's disk. */
-const jobs = Math.max(3, Math.min(8, Math.floor(availableParallelism() / 2)))
-const fileMsMax = 300_000
 const shownMax = 40_000
 const closing = /^# \{ (total: .*) \}$/gm
 
@@ -28,7 +25,11 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
   })
 }
 const args = process.argv.slice(2)
-const files = args.length > 0 && args[0] !== '--long' ? args.map(named) : testFiles(args[0] === '--long')
+const isLong = args[0] === '--long'
+const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
+const fileMsMax = isLong ? 900_000 : 300_000
+/** Most files wait more than they compute, the long ones do not; more of them on a large machine would starve each other's disk. */
+const jobs = Math.max(isLong ? 2 : 3, Math.min(8, Math.floor(availableParallelism() / 2)))
 process.exitCode = await main(files)
 
 async function main(files) {
