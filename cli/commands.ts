@@ -124,12 +124,12 @@ export const commands: Readonly<Record<string, Command>> = {
     help: topologyHelp,
   },
   shard: {
-    summary: 'Add, drain, reweight and remove disks of a running cluster',
+    summary: 'Add, drain, reweight, take out and remove disks of a running cluster',
     run: async source => (await import('./topology.ts')).shard(source),
     help: topologyHelp,
   },
   node: {
-    summary: 'Add, drain and remove storage nodes of a running cluster',
+    summary: 'Add, drain, take out and remove storage nodes of a running cluster',
     run: async source => (await import('./topology.ts')).node(source),
     help: topologyHelp,
   },

@@ -2,6 +2,7 @@
 import type { ClusterStatus } from '../proxy/api/schemas.ts'
 import type { ConfigSource } from '../shared/config.ts'
 import { runClientCommand, type Writer } from './client.ts'
+import { shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
 /** Resolves with the exit code. */
@@ -21,20 +22,23 @@ export function status(source: ConfigSource, write?: Writer): Promise<number> {
 
 /** What is not as it should be, a line each. Pure. */
 export function problemsOf(status: ClusterStatus): string[] {
-  const { nodes, postgres, coordination, pendingRepairs, epoch, primary, tasks = [] } = status
+  const { nodes, postgres, coordination, pendingRepairs, epoch, primary, tasks = [], refusedOuts = [] } = status
   const problems: string[] = []
   if (epoch === null) problems.push('there is no cluster map yet')
   if (!postgres.up) problems.push(because('PostgreSQL is away', postgres.reason))
   if (!coordination.up) problems.push(because(`coordination by ${coordination.driver} is away`, coordination.reason))
   if (coordination.up && primary === null) problems.push('no proxy is primary: tasks of the cluster wait')
   for (const node of nodes) {
-    if (node.state !== 'up') problems.push(`node ${node.id} in zone ${node.zone} is ${node.state}`)
+    const since = node.since === undefined ? '' : ` since ${shortTime(node.since)}`
+    if (node.state !== 'up') problems.push(`node ${node.id} in zone ${node.zone} is ${node.state}${since}`)
     // What the shards of a node that is away are like, nobody knows.
-    if (node.state === 'down') continue
+    if (node.state === 'down' || node.state === 'out') continue
     for (const shard of node.shards) {
+      if (shard.out !== undefined) problems.push(`shard ${shard.id} is out since ${shortTime(shard.out.since)}`)
       if (shard.state !== 'ok') problems.push(because(`shard ${shard.id} is ${shard.state}`, shard.reason))
     }
   }
+  problems.push(...refusedOuts)
   for (const { name, lastState, lastError } of tasks) {
     if (lastState === 'failed') problems.push(because(`the last run of task ${name} failed`, lastError ?? undefined))
   }

@@ -4,7 +4,7 @@ import type { PlanView, TopologyView, WantedChange } from '../proxy/topology/top
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
-import { awaitRun, progressText, runText } from './task.ts'
+import { awaitRun, progressText, runText, shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
 export const topologyUsage = `holdfast topology show
@@ -13,11 +13,11 @@ holdfast topology apply <change>...   (one at a time; several changes in one go 
 holdfast topology plan | apply --replicas <number>   (copies of everything; with other changes or alone)
 holdfast topology pause | resume | abort
 holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
-holdfast shard drain | remove <shard>
+holdfast shard drain | remove | out | in <shard>
 holdfast shard reweight <shard> --weight <number>
 holdfast node add <http://host:port>
-holdfast node drain | remove <node>
-A <change> is one of the last four in quotes, with the weight as its last word: 'shard add a-3 2'
+holdfast node drain | remove | out | in <node>   (out: away for some time; in: it is back)
+A <change> is one of the last five in quotes, with the weight as its last word: 'shard add a-3 2'
 `
 
 export const topologyOptions = {
@@ -92,11 +92,13 @@ export function changeOf(words: readonly string[], weightText: string | undefine
     if (verb === 'reweight' && weight !== undefined) return { op: 'reweight-shard', shard: name, weight }
     if (verb === 'drain') return { op: 'drain-shard', shard: name }
     if (verb === 'remove') return { op: 'remove-shard', shard: name }
+    if (verb === 'out' || verb === 'in') return { op: `${verb}-shard`, shard: name }
   }
   if (kind === 'node') {
     if (verb === 'add') return { op: 'add-node', url: name }
     if (verb === 'drain') return { op: 'drain-node', node: name }
     if (verb === 'remove') return { op: 'remove-node', node: name }
+    if (verb === 'out' || verb === 'in') return { op: `${verb}-node`, node: name }
   }
   throw unknown(words.join(' '))
 }
@@ -151,6 +153,7 @@ function topologyText({ epoch, replicas, copies, change, run, shards, unassigned
     String(one.weight),
     String(one.partitions),
     one.leaving === 0 ? '-' : String(one.leaving),
+    one.since === undefined ? one.state : `${one.state} since ${shortTime(one.since)}`,
   ])
   const progress = run === null ? '' : `, ${progressText(run)}`
   return [
@@ -159,7 +162,7 @@ function topologyText({ epoch, replicas, copies, change, run, shards, unassigned
       ? `all partitions are settled${run === null ? '' : ', the last old copies go'}`
       : `change of epoch ${change.since}: ${change.state}, ${change.unsettled} partitions left${progress}`,
     '',
-    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'LEAVING'], rows),
+    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'LEAVING', 'STATE'], rows),
     ...unassigned.map(one => `! shard ${one.shard} of node ${one.node} is in no cluster map: 'shard add ${one.shard}'`),
   ].join('\n')
 }

@@ -1,5 +1,6 @@
 /** The state of the cluster as one proxy worker sees it: what `holdfast status` and GET /api/v1/status show. */
 import { version } from '../shared/version.ts'
+import type { ClusterMap } from '../shared/cluster-map.ts'
 import type { ClusterStatus } from './api/schemas.ts'
 import type { Resolver } from './artifacts/resolver.ts'
 import type { Coordinator } from './coordination/types.ts'
@@ -35,6 +36,7 @@ export async function clusterStatus({
   ])
   const { map } = view.current()
   const known = new Map(health.nodes().map(node => [node.node, node]))
+  const refusedOuts = members.flatMap(({ report }) => report?.refusals ?? [])
   const { up, reason } = coordinator.state()
   return {
     version,
@@ -45,11 +47,17 @@ export async function clusterStatus({
       id,
       zone,
       url,
-      state: nodeState(known.get(id)),
+      ...nodeState(known.get(id), map, id),
       shards: map.shards
         .filter(shard => shard.node === id)
-        .map(({ id: shard, weight }) => ({ id: shard, weight, ...shardState(known.get(id), shard) })),
+        .map(({ id: shard, weight, out }) => ({
+          id: shard,
+          weight,
+          ...shardState(known.get(id), shard),
+          ...(out === undefined ? {} : { out }),
+        })),
     })),
+    ...(refusedOuts.length === 0 ? {} : { refusedOuts }),
     primary: primary ?? null,
     members: members.map(({ id, address, version: memberVersion, startedAt }) => ({
       id,
@@ -66,9 +74,21 @@ export async function clusterStatus({
   }
 }
 
-function nodeState(node: NodeHealth | undefined): string {
-  if (node === undefined) return 'unknown'
-  return node.draining && node.state === 'up' ? 'draining' : node.state
+/** With since when, in ms since 1970, where that is known. */
+export function nodeState(
+  node: NodeHealth | undefined,
+  map: Pick<ClusterMap, 'shards'>,
+  id: string,
+): { state: string; since?: number } {
+  const own = map.shards.filter(shard => shard.node === id && (shard.weight > 0 || shard.out !== undefined))
+  const outs = own.flatMap(({ out }) => (out === undefined ? [] : [out.since]))
+  if (own.length > 0 && outs.length === own.length) return { state: 'out', since: Math.max(...outs) }
+  if (node === undefined) return { state: 'unknown' }
+  if (node.draining && node.state === 'up') return { state: 'draining' }
+  return {
+    state: node.state,
+    ...(node.silentMs === undefined ? {} : { since: Math.round(Date.now() - node.silentMs) }),
+  }
 }
 
 function shardState(

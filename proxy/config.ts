@@ -172,6 +172,14 @@ export const proxyOptions = {
     default: 600_000,
     doc: 'Pause between two comparisons of all that the shards hold.',
   },
+  outAfterMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 0,
+    max: 30 * 24 * 3_600_000,
+    default: 600_000,
+    doc: 'How long all proxies must see a storage node down, or its disk failed, until its copies are made anew elsewhere. 0: never.',
+  },
   identityMaxAgeMs: {
     kind: 'int',
     unit: 'ms',

@@ -17,6 +17,7 @@ import type { WriteContext } from './routing/write-context.ts'
 import type { Jobs } from './tasks/jobs.ts'
 import type { AntiEntropy } from './tasks/anti-entropy.ts'
 import type { HeedLosses } from './tasks/heed-losses.ts'
+import { brakes, type NodeStates } from './tasks/node-states.ts'
 import type { Primary } from './tasks/primary.ts'
 import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import type { RepairCopies } from './tasks/repair-copies.ts'
@@ -40,6 +41,7 @@ export interface CountedParts {
   readonly identity: Pick<IdentityKeeper, 'ageMs'>
   readonly backups: Pick<Backups, 'tallies'>
   readonly losses: HeedLosses
+  readonly nodeStates: NodeStates
   readonly gate: Pick<DatabaseGate, 'problem'>
 }
 
@@ -62,7 +64,7 @@ function counter(name: string, help: string, read: () => number): Reading {
 }
 
 function cluster(parts: CountedParts): Reading[] {
-  const { coordinator, view, health, resolver, primary, identity, losses, gate } = parts
+  const { coordinator, view, health, resolver, primary, identity, losses, nodeStates, gate } = parts
   return [
     gauge('epoch', 'Epoch of the cluster map this worker uses', () => view.current().map.epoch, 'min'),
     gauge('primary', '1 while this worker is primary', () => (primary.token === undefined ? 0 : 1), 'max'),
@@ -109,6 +111,23 @@ function cluster(parts: CountedParts): Reading[] {
     shardGauge('scrub_finished_timestamp_seconds', 'When everything was last read', health, shard =>
       shard.scrub?.finishedAt === undefined ? undefined : shard.scrub.finishedAt / 1000,
     ),
+    {
+      name: 'holdfast_shard_out',
+      help: '1 for a shard that is out: its copies are made anew elsewhere until it is back',
+      type: 'gauge',
+      labels: ['shard'],
+      aggregator: 'max',
+      read: () =>
+        view.current().map.shards.map(({ id, out }) => ({ labels: { shard: id }, value: out === undefined ? 0 : 1 })),
+    },
+    {
+      name: 'holdfast_out_refused',
+      help: 'Nodes and disks that are away long enough to be taken out, and are not, by the brake that holds',
+      type: 'gauge',
+      labels: ['brake'],
+      aggregator: 'max',
+      read: () => brakes.map(brake => ({ labels: { brake }, value: nodeStates.refusedBy(brake) })),
+    },
     gauge('hopeless_blobs', 'Blobs of which no owner has a good copy', () => losses.hopelessCount),
     counter('node_ejections', 'Storage nodes ejected for failing requests', () => health.ejectionCount),
   ]

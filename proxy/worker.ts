@@ -30,7 +30,7 @@ import { BadCopies } from './bad-copies.ts'
 import { clusterStatus } from './cluster-status.ts'
 import type { ProxyConfig } from './config.ts'
 import { openCoordinator } from './coordination/open-coordinator.ts'
-import type { Coordinator } from './coordination/types.ts'
+import type { Coordinator, MemberReport } from './coordination/types.ts'
 import { prepareFirstStart } from './first-start.ts'
 import { checkArtifactPath } from './http/artifact-path.ts'
 import { ArtifactRoutes } from './http/artifact-routes.ts'
@@ -65,6 +65,7 @@ import { housekeeping } from './tasks/housekeeping.ts'
 import { rebalance } from './tasks/rebalance.ts'
 import { JobControl } from './tasks/job-control.ts'
 import type { Job } from './tasks/job.ts'
+import { NodeStates, reportOf } from './tasks/node-states.ts'
 import { keepIdentity } from './tasks/keep-identity.ts'
 import { Jobs } from './tasks/jobs.ts'
 import { Primary } from './tasks/primary.ts'
@@ -130,7 +131,9 @@ async function build(
   const passwords = await loadPasswords()
   // Away means that an earlier run was here, so there is nothing to prepare.
   if (metadata.available) await prepareFirstStart({ metadata, passwords, log }, config.adminPassword)
-  const coordinator = await startCoordinator(config, metadata, log)
+  // What this worker says of the nodes, once it has looked at them.
+  let report = (): MemberReport | undefined => undefined
+  const coordinator = await startCoordinator(config, metadata, () => report(), log)
   closers.push(() => coordinator.close())
   const map = await firstMap({ metadata, coordinator, log }, config, cold, signal)
 
@@ -148,6 +151,7 @@ async function build(
   const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
   closers.push(() => checker.close())
   await checker.start()
+  report = () => reportOf(health, [])
   gate.askVia(() => health.nodes().flatMap(({ status }) => status?.shards ?? []))
   gate.start(() => metadata.recheck())
   const writes = new WriteContext({ view, health, clients, renewMap: () => keeper.renew() })
@@ -261,6 +265,9 @@ async function build(
   const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })
   const losses = new HeedLosses({ metadata, clients, view, health, log, now })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
+  const { outAfterMs } = config
+  const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfterMs })
+  report = () => reportOf(health, nodeStates.refusals)
   const primary = new Primary({
     coordinator,
     tasks: [
@@ -272,6 +279,7 @@ async function build(
       reclaim,
       antiEntropy,
       losses,
+      nodeStates,
       jobs,
     ],
     log,
@@ -303,6 +311,7 @@ async function build(
     identity,
     backups,
     losses,
+    nodeStates,
     gate,
   }
   metrics.add(readings(parts))
@@ -415,7 +424,12 @@ async function firstMap(
   }
 }
 
-async function startCoordinator(config: ProxyConfig, metadata: Metadata, log: Logger): Promise<Coordinator> {
+async function startCoordinator(
+  config: ProxyConfig,
+  metadata: Metadata,
+  report: () => MemberReport | undefined,
+  log: Logger,
+): Promise<Coordinator> {
   const coordinator = await openCoordinator({
     redisUrl: config.redisUrl,
     postgresUrl: config.postgresUrl,
@@ -426,6 +440,9 @@ async function startCoordinator(config: ProxyConfig, metadata: Metadata, log: Lo
       address: `${hostname()}:${config.port}`,
       version,
       startedAt: Date.now(),
+      get report() {
+        return report()
+      },
     },
     issueToken: (role, holder) => metadata.issueToken(role, holder),
     log,

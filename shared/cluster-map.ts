@@ -29,6 +29,17 @@ export interface MapShard {
   readonly node: NodeId
   /** Capacity relative to the other shards; 0 drains the shard. At most three decimals. */
   readonly weight: number
+  /** Present: it is away, so its weight is 0 for the time being. */
+  readonly out?: ShardOut
+}
+
+export interface ShardOut {
+  /** What it weighs again when it is taken in; above 0. */
+  readonly weight: number
+  /** Milliseconds since 1970. */
+  readonly since: number
+  /** The primary took it out, and takes it in again when it is back; false: somebody did, and has to. */
+  readonly auto: boolean
 }
 
 export interface ClusterMap {
@@ -145,7 +156,10 @@ export function topologyProblems(map: Pick<ClusterMap, 'clusterId' | 'replicas' 
     if (!urlPattern.test(url)) problems.push(`url of node ${id} must be http://host:port`)
   }
   const nodes = new Set(map.nodes.map(node => node.id))
-  for (const { id, node, weight } of map.shards) {
+  for (const { id, node, weight, out } of map.shards) {
+    if (out !== undefined && (weight !== 0 || out.weight === 0 || !isWeight(out.weight))) {
+      problems.push(`shard ${id} is out, so it must have weight 0, and one above 0 to come back with`)
+    }
     if (parseShardId(id) === undefined) problems.push(`shard id ${id} is not allowed`)
     if (!nodes.has(node)) problems.push(`shard ${id} is on unknown node ${node}`)
     if (!isWeight(weight)) problems.push(`weight of shard ${id} must be 0 to ${weightMax} with three decimals at most`)
@@ -228,7 +242,10 @@ function document(map: Omit<ClusterMap, 'checksum'>): Record<string, unknown> {
     spread: map.spread,
     copies: map.copies,
     nodes: map.nodes.map(({ id, zone, url }) => ({ id, zone, url })),
-    shards: map.shards.map(({ id, node, weight }) => ({ id, node, weight })),
+    shards: map.shards.map(({ id, node, weight, out }) => ({
+      ...{ id, node, weight },
+      ...(out === undefined ? {} : { out: { weight: out.weight, since: out.since, auto: out.auto } }),
+    })),
     table: encodeTable(map.table),
     ...(map.writesFrom === undefined ? {} : { writesFrom: map.writesFrom }),
     ...(map.previous === undefined ? {} : { previous: previousDocument(map.previous) }),
@@ -278,14 +295,22 @@ function decodeNode(value: unknown): MapNode {
 }
 
 function decodeShard(value: unknown): MapShard {
-  const fields = record(value, ['id', 'node', 'weight'], 'a shard')
+  const fields = record(value, ['id', 'node', 'weight'], 'a shard', ['out'])
   const id = parseShardId(string(fields['id'], 'shard id'))
   const node = parseNodeId(string(fields['node'], 'node of a shard'))
   if (id === undefined || node === undefined) throw invalid('shard id or its node not allowed', fields)
   const weight = fields['weight']
   if (typeof weight !== 'number' || !isWeight(weight))
     throw invalid('weight out of range', { shard: id, found: weight })
-  return { id, node, weight }
+  return { id, node, weight, ...(fields['out'] === undefined ? {} : { out: decodeOut(fields['out']) }) }
+}
+
+function decodeOut(value: unknown): ShardOut {
+  const { weight, since, auto } = record(value, ['weight', 'since', 'auto'], 'out of a shard')
+  if (typeof weight !== 'number' || !isWeight(weight) || typeof auto !== 'boolean') {
+    throw invalid('weight of a shard that is out, or who took it out, not allowed')
+  }
+  return { weight, since: integer(since, 0, Number.MAX_SAFE_INTEGER, 'since when a shard is out'), auto }
 }
 
 function parseJson(text: string): unknown {

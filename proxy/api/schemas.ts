@@ -83,7 +83,8 @@ export const clusterStatus = Type.Object({
       id: Type.String(),
       zone: Type.String(),
       url: Type.String(),
-      state: Type.String({ description: 'up, suspect, down, draining: as this proxy sees the node' }),
+      state: Type.String({ description: 'up, suspect, down, draining: as this proxy sees the node; out: its copies are made anew elsewhere' }), // prettier-ignore
+      since: Type.Optional(Type.Number({ description: 'Since when it is suspect, down or out; ms since 1970' })),
       shards: Type.Array(
         Type.Object({
           id: Type.String(),
@@ -92,9 +93,18 @@ export const clusterStatus = Type.Object({
           reason: Type.Optional(Type.String()),
           bytesTotal: Type.Optional(Type.Number()),
           bytesFree: Type.Optional(Type.Number()),
+          out: Type.Optional(
+            Type.Object(
+              { weight: Type.Number(), since: Type.Number(), auto: Type.Boolean() },
+              { description: 'What it weighs when it is taken in again; auto: that happens by itself' },
+            ),
+          ),
         }),
       ),
     }),
+  ),
+  refusedOuts: Type.Optional(
+    Type.Array(Type.String(), { description: 'Why nodes or disks that are away are not taken out' }),
   ),
   /** Member id of the primary, if there is one and it can be known. */
   primary: nullable(Type.String()),

@@ -8,12 +8,14 @@ const closed = { additionalProperties: false } as const
 const id = Type.String({ pattern: '^[a-z0-9][a-z0-9.-]{0,62}$' })
 const weight = Type.Number({ minimum: 0, maximum: 1e9 })
 const url = Type.String({ pattern: '^https?://[^/?#@\\s]{1,255}$' })
+const nodeVerb = [Type.Literal('drain-node'), Type.Literal('remove-node'), Type.Literal('out-node'), Type.Literal('in-node')] as const // prettier-ignore
+const shardVerb = [Type.Literal('drain-shard'), Type.Literal('remove-shard'), Type.Literal('out-shard'), Type.Literal('in-shard')] as const // prettier-ignore
 const wantedChange = Type.Union([
   Type.Object({ op: Type.Literal('add-node'), url }, closed),
-  Type.Object({ op: Type.Union([Type.Literal('drain-node'), Type.Literal('remove-node')]), node: id }, closed),
+  Type.Object({ op: Type.Union([...nodeVerb]), node: id }, closed),
   Type.Object({ op: Type.Literal('add-shard'), shard: id, weight: Type.Optional(weight) }, closed),
   Type.Object({ op: Type.Literal('reweight-shard'), shard: id, weight }, closed),
-  Type.Object({ op: Type.Union([Type.Literal('drain-shard'), Type.Literal('remove-shard')]), shard: id }, closed),
+  Type.Object({ op: Type.Union([...shardVerb]), shard: id }, closed),
   Type.Object({ op: Type.Literal('replicas'), replicas: Type.Integer({ minimum: 1, maximum: replicasMax }) }, closed),
 ])
 const changes = Type.Array(wantedChange, { maxItems: 64 })
@@ -80,6 +82,8 @@ const topologyView = Type.Object({
       weight: Type.Number(),
       partitions: Type.Integer(),
       leaving: Type.Integer({ description: 'Partitions it has not handed over yet' }),
+      state: Type.String({ description: 'Of its node: up, suspect, down, draining; out: of the shard' }),
+      since: Type.Optional(Type.Number({ description: 'Since when it is away or out; ms since 1970' })),
     }),
   ),
   unassigned: Type.Array(Type.Object({ shard: Type.String(), node: Type.String(), weight: Type.Number() }), {

@@ -78,6 +78,12 @@ export class LeaseCoordinator implements Coordinator {
     return store.members().catch(() => [member]) // alone, as far as we can see
   }
 
+  async knownMembers(): Promise<readonly Member[] | undefined> {
+    if (!this.state().up) return undefined
+    const members = await this.#deps.store.members().catch(() => undefined) // unknown is an answer
+    return members?.some(({ id }) => id === this.#deps.member.id) === true ? members : undefined
+  }
+
   state(): CoordinationState {
     const trouble = this.#holder.trouble
     const reason = this.#deps.store.trouble() ?? trouble?.reason

@@ -69,6 +69,10 @@ export class MemoryCoordinator implements Coordinator {
     return [...this.#deps.hub.coordinators].map(one => one.#deps.member)
   }
 
+  knownMembers(): Promise<readonly Member[]> {
+    return this.members()
+  }
+
   state(): CoordinationState {
     const counters = { ...this.#counters }
     return this.cache.usable() ? { up: true, counters } : { up: false, reason: 'not started', counters }

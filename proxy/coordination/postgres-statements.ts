@@ -17,11 +17,11 @@ const others = `(
 const durable = `set_config('synchronous_commit', 'on', true)`
 
 export const statements = {
-  /** worker, instance, ttl. No row: refused. */
+  /** worker, instance, ttl, member. No row: refused. */
   renew: {
     name: 'lease-renew',
     text: `
-      update cache_leases set expires_at = clock_timestamp() + ${ms('$3')}
+      update cache_leases set expires_at = clock_timestamp() + ${ms('$3')}, member = $4
       where holder = $1 and instance = $2 and not revoked and expires_at > clock_timestamp()
       returning ${nowMs}, ${others}`,
   },

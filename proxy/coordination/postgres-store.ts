@@ -84,7 +84,12 @@ export class PostgresStore implements LeaseStore {
   async renew(instance: string, fresh: boolean): Promise<Renewal> {
     const { member, timings } = this.#options
     if (!fresh) {
-      const rows = await this.#run<RenewedRow>(statements.renew, [member.id, instance, timings.leaseTtlMs])
+      const rows = await this.#run<RenewedRow>(statements.renew, [
+        member.id,
+        instance,
+        timings.leaseTtlMs,
+        JSON.stringify(member),
+      ])
       return this.#renewed(rows[0])
     }
     const gone = encodeMessage(['gone', member.id, '%s'])

@@ -35,7 +35,6 @@ export class RedisStore implements LeaseStore {
   readonly #options: RedisStoreOptions
   readonly #keys: readonly [hash: string, channel: string]
   readonly #inbox: (worker: string) => string
-  readonly #member: string
   readonly #memory = new ServerMemory()
   readonly #session: PostgresSession
   readonly #suspension: Suspension
@@ -49,11 +48,10 @@ export class RedisStore implements LeaseStore {
 
   constructor(options: RedisStoreOptions) {
     this.#options = options
-    const { clusterId, member, timings, log } = options
+    const { clusterId, timings, log } = options
     const space = `{holdfast:${clusterId}}` // one hash slot in a Redis Cluster
     this.#keys = [`${space}:leases`, `${space}:changes`]
     this.#inbox = worker => `${space}:to:${worker}`
-    this.#member = JSON.stringify(member)
     this.#session = new PostgresSession({ url: options.postgresUrl, timeoutMs: timings.statementMs, log })
     this.#suspension = new Suspension(this.#session, timings)
   }
@@ -83,7 +81,7 @@ export class RedisStore implements LeaseStore {
     const { member, timings } = this.#options
     const gone = encodeMessage(['gone', member.id, '%s'])
     const joined = encodeMessage(['joined', member.id])
-    const values = [member.id, instance, fresh ? 1 : 0, timings.leaseTtlMs, this.#member, gone, joined]
+    const values = [member.id, instance, fresh ? 1 : 0, timings.leaseTtlMs, JSON.stringify(member), gone, joined]
     const renewal = this.#run('renew', ...values)
     // The ping proves that the subscription is alive, and that all that was published before has come.
     const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#suspension.check()])

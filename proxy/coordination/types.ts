@@ -11,6 +11,17 @@ export interface Member {
   readonly address: string
   readonly version: string
   readonly startedAt: number
+  /** What it says of the storage nodes; read with each renewal of its lease, so others know it within about a second. */
+  readonly report?: MemberReport | undefined
+}
+
+/** How one worker sees the storage nodes. */
+export interface MemberReport {
+  /** Ids of nodes; those in neither list are up. */
+  readonly down: readonly string[]
+  readonly suspect: readonly string[]
+  /** Of the primary: why nodes that are down are not taken out. */
+  readonly refusals?: readonly string[]
 }
 
 export interface CacheLease {
@@ -69,7 +80,10 @@ export interface Coordinator {
   acquire(role: string): Promise<Leadership | undefined>
   /** Who holds the role now, if that can be known. */
   holder(role: string): Promise<string | undefined>
+  /** This worker alone, if the others cannot be known. */
   members(): Promise<readonly Member[]>
+  /** As `members`; undefined if they cannot be known for sure. */
+  knownMembers(): Promise<readonly Member[] | undefined>
   /** For /readyz and metrics. Down means slower, never wrong: it is no reason to be unready. */
   state(): CoordinationState
   /** Resolves after the first attempt to connect, successful or not; goes on trying by itself. */

@@ -88,8 +88,8 @@ export interface JobStore {
   /** Lines with a higher number than `after`, oldest first. */
   runLog(run: number, after: number, limit: number): Promise<readonly JobLogLine[]>
 
-  /** CONFLICT while a run of the job is queued or running. */
-  enqueue(request: { job: string; user: string; params: JobRun['params'] }): Promise<JobRun>
+  /** CONFLICT while a run of the job is queued or running. With a token it is the primary that asks. */
+  enqueue(request: { job: string; user: string; params: JobRun['params'] }, token?: number): Promise<JobRun>
   /** A queued run is stopped at once, a running one is asked to end. undefined: there is neither. */
   requestStop(job: string, user: string): Promise<JobRun | undefined>
   /** Whatever the schedule missed until now is not caught up on. */

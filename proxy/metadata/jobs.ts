@@ -221,8 +221,12 @@ export class JobTables implements JobStore {
     return this.#database.read(loadLog, [run, after, limit])
   }
 
-  async enqueue({ job, user, params }: Parameters<JobStore['enqueue']>[0]): Promise<JobRun> {
-    const [row] = await this.#database.query(insertRun, [job, user, JSON.stringify(params)])
+  async enqueue({ job, user, params }: Parameters<JobStore['enqueue']>[0], token?: number): Promise<JobRun> {
+    const values = [job, user, JSON.stringify(params)]
+    const [row] =
+      token === undefined
+        ? await this.#database.query(insertRun, values)
+        : await fenced(this.#database, token, transaction => transaction.query(insertRun, values))
     if (row === undefined) throw new HoldfastError('CONFLICT', `a run of '${job}' is queued or running`, { task: job })
     return runOf(row)
   }

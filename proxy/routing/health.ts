@@ -48,6 +48,8 @@ export const healthDefaults: HealthOptions = {
 interface Entry {
   status: NodeStatus | undefined
   checksFailed: number
+  /** Of the first of them. */
+  silentAt: number
   checksGood: number
   checkedDown: boolean
   unreachable: number
@@ -68,6 +70,8 @@ export interface NodeHealth {
   readonly draining: boolean
   /** Why it is not up. */
   readonly reason?: 'checks failed' | 'ejected' | 'failing'
+  /** For how long all checks have failed. */
+  readonly silentMs?: number
   readonly status?: NodeStatus
 }
 
@@ -107,6 +111,7 @@ export class HealthTable {
     const before = this.#stateOf(entry)
     if (status === undefined) {
       entry.checksGood = 0
+      if (entry.checksFailed === 0) entry.silentAt = this.#now()
       entry.checksFailed += 1
       if (entry.checksFailed >= this.#options.fallCount) entry.checkedDown = true
     } else {
@@ -196,6 +201,7 @@ export class HealthTable {
         state: this.#stateOf(entry),
         draining: entry.status?.state === 'draining',
         ...(reason === undefined ? {} : { reason }),
+        ...(entry.checksFailed === 0 ? {} : { silentMs: this.#now() - entry.silentAt }),
         ...(entry.status === undefined ? {} : { status: entry.status }),
       }
     })
@@ -254,6 +260,7 @@ function newEntry(): Entry {
   return {
     status: undefined,
     checksFailed: 0,
+    silentAt: -Infinity,
     checksGood: 0,
     checkedDown: false,
     unreachable: 0,

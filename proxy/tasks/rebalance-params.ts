@@ -29,6 +29,10 @@ export function textOf(change: TopologyChange): string {
       return `shard ${change.shard} removed`
     case 'replicas':
       return `${change.replicas} copies of everything`
+    case 'out':
+      return `shard ${change.shard} is out`
+    case 'in':
+      return `shard ${change.shard} is in again`
   }
 }
 
@@ -65,6 +69,15 @@ const fieldsOf: Readonly<Record<TopologyChange['op'], readonly string[]>> = {
   weight: ['shard', 'weight'],
   'remove-shard': ['shard'],
   replicas: ['replicas'],
+  out: ['shard', 'since', 'auto'],
+  in: ['shard'],
+}
+/** Of fields that are no texts. */
+const typeOf: Readonly<Record<string, string>> = {
+  weight: 'number',
+  replicas: 'number',
+  since: 'number',
+  auto: 'boolean',
 }
 
 function isChange(value: unknown): value is TopologyChange {
@@ -73,6 +86,5 @@ function isChange(value: unknown): value is TopologyChange {
   const fields =
     typeof op === 'string' && Object.hasOwn(fieldsOf, op) ? fieldsOf[op as TopologyChange['op']] : undefined
   if (fields === undefined || Object.keys(rest).length !== fields.length) return false
-  const isNumber = (name: string): boolean => name === 'weight' || name === 'replicas'
-  return fields.every(name => typeof rest[name] === (isNumber(name) ? 'number' : 'string'))
+  return fields.every(name => typeof rest[name] === (typeOf[name] ?? 'string'))
 }

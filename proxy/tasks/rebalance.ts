@@ -174,7 +174,7 @@ class Rebalance {
       map = await this.#publish(refuseOlderWrites)
     }
     for (let told = ''; ;) {
-      const away = await this.#tellAll(map)
+      const away = awaited(map, await this.#tellAll(map))
       // A quorum of nodes that have not heard could still take a write by the old map.
       if (away.length === 0 || (away.length === 1 && replicasBefore(map) > 1)) return map
       if (told !== away.join(', ')) log(`waiting for nodes: ${(told = away.join(', '))}`)
@@ -331,4 +331,17 @@ class Rebalance {
   #check(): void {
     this.#context.term.signal.throwIfAborted()
   }
+}
+
+/**
+ * Without nodes that are out: every proxy saw them down for minutes, or somebody gave them up. They take no write before they are up
+ * again, and are told within a second or two then; a writer with a map from before could complete one there only if it reached no
+ * other node, for the others refuse it.
+ */
+function awaited(map: ClusterMap, away: readonly string[]): readonly string[] {
+  const isOut = (node: string): boolean => {
+    const own = map.shards.filter(shard => shard.node === node)
+    return own.some(({ out }) => out !== undefined) && own.every(({ weight }) => weight === 0)
+  }
+  return away.filter(node => !isOut(node))
 }

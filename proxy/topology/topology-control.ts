@@ -8,6 +8,7 @@ import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import { shardPartitions } from '../../shared/placement/transition.ts'
 import type { NodeStatus } from '../../shared/wire.ts'
 import type { JobRun } from '../metadata/job-types.ts'
+import { nodeState } from '../cluster-status.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
@@ -20,10 +21,10 @@ const task = 'rebalance'
 /** A change as operators say it; the rest is found out from the nodes. */
 export type WantedChange =
   | { readonly op: 'add-node'; readonly url: string }
-  | { readonly op: 'drain-node' | 'remove-node'; readonly node: string }
+  | { readonly op: 'drain-node' | 'remove-node' | 'out-node' | 'in-node'; readonly node: string }
   | { readonly op: 'add-shard'; readonly shard: string; readonly weight?: number }
   | { readonly op: 'reweight-shard'; readonly shard: string; readonly weight: number }
-  | { readonly op: 'drain-shard' | 'remove-shard'; readonly shard: string }
+  | { readonly op: 'drain-shard' | 'remove-shard' | 'out-shard' | 'in-shard'; readonly shard: string }
   | { readonly op: 'replicas'; readonly replicas: number }
 
 export interface ApplyOptions {
@@ -62,6 +63,9 @@ export interface TopologyView {
     readonly partitions: number
     /** Partitions it has not handed over yet. */
     readonly leaving: number
+    /** As in `holdfast status`, and since when (ms since 1970) if it is away or out. */
+    readonly state: string
+    readonly since?: number
   }[]
   /** Shards that nodes have, and the map has not. */
   readonly unassigned: { readonly shard: string; readonly node: string; readonly weight: number }[]
@@ -90,11 +94,11 @@ export class TopologyControl {
     const unsettled = this.#deps.view.current().unsettled().length
     const partitions = shardPartitions(map)
     const known = new Set<string>(map.shards.map(({ id }) => id))
-    const reported = this.#deps.health
-      .nodes()
-      .flatMap(({ node, status }) =>
-        (status?.shards ?? []).map(({ id, weight }) => ({ shard: id, node: node, weight })),
-      )
+    const healths = this.#deps.health.nodes()
+    const states = new Map(healths.map(one => [one.node, nodeState(one, map, one.node)]))
+    const reported = healths.flatMap(({ node, status }) =>
+      (status?.shards ?? []).map(({ id, weight }) => ({ shard: id, node: node, weight })),
+    )
     return {
       epoch: map.epoch,
       replicas: map.replicas,
@@ -109,9 +113,11 @@ export class TopologyControl {
               state: run === null ? 'paused' : 'running',
             },
       run,
-      shards: map.shards.map(({ id, node, weight }) => {
+      shards: map.shards.map(({ id, node, weight, out }) => {
         const { owned = 0, leaving = 0 } = partitions.get(id) ?? {}
-        return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving }
+        const state =
+          out === undefined ? (states.get(node) ?? { state: 'unknown' }) : { state: 'out', since: out.since }
+        return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving, ...state }
       }),
       unassigned: reported.filter(({ shard }) => !known.has(shard)),
     }
@@ -216,6 +222,20 @@ export class TopologyControl {
         if (own.length === 0) throw new HoldfastError('NOT_FOUND', `no shard of a node '${change.node}' in the cluster`)
         return own.map(({ id }) => ({ op: 'weight', shard: id, weight: 0 }))
       }
+      case 'out-node': {
+        const own = map.shards.filter(({ node, weight }) => node === change.node && weight > 0)
+        if (own.length === 0) throw new HoldfastError('NOT_FOUND', `no shard of a node '${change.node}' is in`)
+        return own.map(({ id }) => outByHand(id))
+      }
+      case 'in-node': {
+        const own = map.shards.filter(({ node, out }) => node === change.node && out !== undefined)
+        if (own.length === 0) throw new HoldfastError('NOT_FOUND', `no shard of a node '${change.node}' is out`)
+        return own.map(({ id }) => ({ op: 'in', shard: id }))
+      }
+      case 'out-shard':
+        return [outByHand(change.shard)]
+      case 'in-shard':
+        return [{ op: 'in', shard: change.shard }]
       case 'drain-shard':
         return [{ op: 'weight', shard: change.shard, weight: 0 }]
       case 'reweight-shard':
@@ -276,6 +296,8 @@ export class TopologyControl {
     }
   }
 }
+
+const outByHand = (shard: string): TopologyChange => ({ op: 'out', shard, since: Date.now(), auto: false })
 
 function viewOf(
   { epoch, moves, report, shards, replicas, zones }: TopologyPlan,

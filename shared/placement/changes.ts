@@ -23,6 +23,9 @@ export type TopologyChange =
   | { readonly op: 'remove-shard'; readonly shard: string }
   /** So many copies of everything. */
   | { readonly op: 'replicas'; readonly replicas: number }
+  /** It is away, and owns nothing until it is taken in again; see `ShardOut`. */
+  | { readonly op: 'out'; readonly shard: string; readonly since: number; readonly auto: boolean }
+  | { readonly op: 'in'; readonly shard: string }
 
 /**
  * The topology after these changes, one after the other. NOT_FOUND, CONFLICT or BAD_REQUEST for one that cannot be made, TOPOLOGY_INVALID
@@ -83,9 +86,27 @@ function applyChange(
       shards.set(id, { id, node, weight: change.weight })
       return
     }
-    case 'weight':
-      shards.set(change.shard, { ...known(shards, change.shard, 'shard'), weight: change.weight })
+    case 'weight': {
+      // Whoever gives it a weight has decided about it: nobody takes it in by itself any more.
+      const { id, node } = known(shards, change.shard, 'shard')
+      shards.set(id, { id, node, weight: change.weight })
       return
+    }
+    case 'out': {
+      const { id, node, weight, out } = known(shards, change.shard, 'shard')
+      if (weight === 0) {
+        const text = `shard ${id} is ${out === undefined ? 'drained' : 'out'} already`
+        throw new HoldfastError('CONFLICT', text, { shard: id })
+      }
+      shards.set(id, { id, node, weight: 0, out: { weight, since: change.since, auto: change.auto } })
+      return
+    }
+    case 'in': {
+      const { id, node, out } = known(shards, change.shard, 'shard')
+      if (out === undefined) throw new HoldfastError('CONFLICT', `shard ${id} is not out`, { shard: id })
+      shards.set(id, { id, node, weight: out.weight })
+      return
+    }
     case 'remove-shard':
       known(shards, change.shard, 'shard')
       mustBeEmpty(map, change.shard)

@@ -128,6 +128,7 @@ for (const [name, world] of Object.entries(worlds)) {
         const attempts: readonly (() => Promise<unknown>)[] = [
           () => store.applySchedules({ newcomers: ['x'], due: ['idle'], reset: ['gc'] }, old),
           () => store.claim(run.id, old),
+          () => store.enqueue({ job: 'idle', user: 'primary', params: {} }, old),
           () =>
             store.report(run.id, old, { checkpoint: { at: 9 }, progress: { done: 9, unit: 'x' }, lines: ['stale'] }),
           () => store.finish(run.id, old, { state: 'succeeded', lines: ['stale'] }),

@@ -38,8 +38,9 @@ export class MemoryJobStore implements JobStore {
     return (this.logs.get(run) ?? []).filter(({ seq }) => seq > after).slice(0, limit)
   }
 
-  async enqueue({ job, user, params }: Parameters<JobStore['enqueue']>[0]) {
+  async enqueue({ job, user, params }: Parameters<JobStore['enqueue']>[0], token?: number) {
     this.#meet()
+    if (token !== undefined) this.#fence(token)
     if (this.#active(job) !== undefined) throw new HoldfastError('CONFLICT', 'one is queued or running')
     return shown(this.#add(job, 'user', user, params))
   }

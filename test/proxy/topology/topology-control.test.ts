@@ -1,5 +1,6 @@
 /** What operators ask of the topology, with nodes that are a function each: what is refused, and what is passed on to the task. */
 import t from 'tap'
+import { changeOf } from '../../../cli/topology.ts'
 import type { JobRun } from '../../../proxy/metadata/job-types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
@@ -116,4 +117,18 @@ t.test('a change is judged by the newest map, whichever proxy is asked', async t
   )
   await control.abort('admin')
   t.match(made.runs, [{ params: { abort: true, epoch: next.epoch } }])
+})
+
+t.test('a node is taken out by hand as long as enough others are in, and only what is out is taken in', async t => {
+  const { made, control } = world()
+  const out = changeOf(['node', 'out', 'n3'], undefined)
+  t.same([out, changeOf(['shard', 'in', 'n3-s0'], undefined)], [
+    { op: 'out-node', node: 'n3' },
+    { op: 'in-shard', shard: 'n3-s0' },
+  ]) // prettier-ignore
+  await control.apply([out], options)
+  t.match(made.runs[0], { params: { changes: [{ op: 'out', shard: 'n3-s0', since: Number, auto: false }] } })
+  await t.rejects(control.apply([{ op: 'in-node', node: 'n3' }], options), { code: 'NOT_FOUND' })
+  await t.rejects(control.apply([{ op: 'in-shard', shard: 'n3-s0' }], options), { code: 'CONFLICT' })
+  await t.rejects(control.apply([{ op: 'out-node', node: 'n77' }], options), { code: 'NOT_FOUND' })
 })
