@@ -28,8 +28,8 @@ const args = process.argv.slice(2)
 const isLong = args[0] === '--long'
 const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
 const fileMsMax = isLong ? 900_000 : 300_000
-/** Most files wait more than they compute, the long ones do not; more of them on a large machine would starve each other's disk. */
-const jobs = Math.max(isLong ? 2 : 3, Math.min(8, Math.floor(availableParallelism() / 2)))
+/** A cluster of five processes is a test of its own; more side by side would starve each other. */
+const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
 process.exitCode = await main(files)
 
 async function main(files) {
