@@ -18,6 +18,8 @@ const connectTimeoutMs = 1_000
 const requestTimeoutMs = 5_000
 /** Of the connections for short requests: head, and pause within the body. */
 const poolTimeoutMs = 10_000
+/** How often it is looked whether the node of a long command is still there. */
+const lookMs = 1_000
 
 export interface RequestOptions {
   readonly signal?: AbortSignal | undefined
@@ -178,7 +180,8 @@ export class NodeClient {
 
   /**
    * One request with a JSON answer. A Buffer goes out as it is, anything else as JSON. Rejects with the code of the node's
-   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense), or with the signal's reason. Tells health.
+   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense; for a long command of the primary also a node that is
+   * down by now), or with the signal's reason. Tells health.
    * The caller vouches for the answer's type: the wire is ours and versioned.
    */
   async requestJson<Answer>(
@@ -256,6 +259,9 @@ export class NodeClient {
     options.signal?.addEventListener('abort', leave, { once: true })
     const timeoutMs = options.timeoutMs ?? requestTimeoutMs
     const timer = setTimeout(() => abort.abort(new Timeout()), timeoutMs)
+    // A network that swallowed the command never answers it, also when it is back: its minutes would be lost to everything behind it.
+    const isLong = options.fence !== undefined && timeoutMs > poolTimeoutMs
+    const look = isLong ? setInterval(() => this.#leaveIfDown(abort), lookMs) : undefined
     try {
       return await this.#send(pool, method, path, body, options, abort.signal)
     } catch (error) {
@@ -264,8 +270,13 @@ export class NodeClient {
       throw this.unreachable(error)
     } finally {
       clearTimeout(timer)
+      clearInterval(look)
       options.signal?.removeEventListener('abort', leave)
     }
+  }
+
+  #leaveIfDown(abort: AbortController): void {
+    if (this.#deps.health.state(this.node) === 'down') abort.abort(new NodeDown())
   }
 
   async #send(
@@ -313,6 +324,10 @@ export class NodeClient {
 
 class Timeout extends Error {
   readonly code = 'TIMEOUT'
+}
+
+class NodeDown extends Error {
+  readonly code = 'NODE_DOWN'
 }
 
 function isReset(error: unknown): boolean {
