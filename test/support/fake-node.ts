@@ -174,7 +174,8 @@ export class FakeNode {
       if (fault.pieceMs !== undefined) await this.#pause(fault.pieceMs)
     }
     if (fault.cutAt !== undefined && fault.cutAt <= body.length) response.socket?.resetAndDestroy()
-    else if (fault.freezeAt === undefined || fault.freezeAt > body.length) response.end()
+    // Behind the last byte there is nothing to freeze but the next answer on this connection, which has a fault of its own.
+    else if (fault.freezeAt === undefined || fault.freezeAt >= body.length) response.end()
     if (fault.closeAfter === true) response.socket?.end()
   }
 
