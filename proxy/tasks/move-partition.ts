@@ -20,15 +20,12 @@ import type { ReferenceStore } from '../routing/types.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Obstacle } from './obstacles.ts'
 import type { Term } from './primary.ts'
-import { batchesOf, entriesOf, touchAll } from './shard-contents.ts'
+import { batchesOf, commandLimitMs, entriesOf, touchAll } from './shard-contents.ts'
 
 /** Rounds of copying and comparing; writers at work make a second one usual and a third one rare. */
 const roundsMax = 5
 const bytesPerRequest = 16 * 1024 * 1024
 const referencesAtOnce = 16
-const commandTimeoutMs = 120_000
-/** A disk or a network slower than 5 MB/s is as good as none. */
-const bytesPerMsMin = 5_000
 const dropsPerRequest = 1_000
 
 export interface Copied {
@@ -127,7 +124,7 @@ async function pull(
         sources: sources.map(source => ({ url: view.node(source).url, shard: source })),
       })),
     }
-    const timeoutMs = commandTimeoutMs + bytes / bytesPerMsMin
+    const timeoutMs = commandLimitMs(bytes)
     const { results } = await deps.clients
       .ofShard(shard)
       .requestJson<TransferAnswer>('POST', wirePath.transfer, request, {
@@ -223,7 +220,7 @@ async function release(
   deps.term.signal.throwIfAborted()
   const keys = safe.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
   const request: DropRequest = { shard, reason: 'moved', blobs: keys }
-  const options = { fence: deps.fence, timeoutMs: commandTimeoutMs, signal: deps.term.signal }
+  const options = { fence: deps.fence, timeoutMs: commandLimitMs(), signal: deps.term.signal }
   await deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options)
   return safe.length
 }

@@ -16,7 +16,7 @@ import type { NodeClient } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
-import { batchesOf } from './shard-contents.ts'
+import { batchesOf, commandLimitMs } from './shard-contents.ts'
 
 /** In memory, and in one step; a step waits for its slowest copy, so a larger one waits less often. */
 const batchSize = 2_000
@@ -24,9 +24,6 @@ const postponedAtOnce = 8
 /** While the target's node is known to be away, a repair costs nothing but this look, in ms. */
 const awayRetryMs = 1_000
 const failedRetryMsMax = 60_000
-const commandTimeoutMs = 120_000
-/** A disk or a network slower than 5 MB/s is as good as none. */
-const bytesPerMsMin = 5_000
 const concurrency = 4
 const bytesPerRequest = 64 * 1024 * 1024
 /** To one shard; each is pulled by a few connections of its node. */
@@ -321,8 +318,11 @@ export class RepairCopies implements PrimaryTask {
   ): Promise<Answer> {
     const client = this.#deps.clients.ofShard(shard)
     const fence = `${primaryRole}:${term.token}`
-    const timeoutMs = commandTimeoutMs + bytes / bytesPerMsMin
-    return client.requestJson<Answer>(method, path, body, { fence, signal: term.signal, timeoutMs })
+    return client.requestJson<Answer>(method, path, body, {
+      fence,
+      signal: term.signal,
+      timeoutMs: commandLimitMs(bytes),
+    })
   }
 }
 

@@ -20,11 +20,19 @@ const timeoutMs = 30_000
 /** Items of one request: small blobs are read for the answer. */
 const touchMax = 200
 const versionsMax = 500
+const commandTimeoutMs = 120_000
+/** A disk or a network slower than 5 MB/s is as good as none. */
+const bytesPerMsMin = 5_000
 /** Blobs that one shard is asked to pull with one request. */
 const pulledMax = 1_000
 
 export interface ContentsDeps {
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+}
+
+/** How long a shard may take for a command that moves so many bytes. */
+export function commandLimitMs(bytes = 0): number {
+  return commandTimeoutMs + bytes / bytesPerMsMin
 }
 
 /** Of the partitions `from` to `from + count`. All of these reject with the node's error, or the signal's reason. */

@@ -62,12 +62,7 @@ t.test(
     await load.stop()
     t.same(load.takeFailures(), [])
     await mapOnDisk(cluster, without)
-    const live = async (): Promise<string[]> => {
-      const found: string[] = []
-      for (const path of history.paths) if ((await clients[0]!.get(path)).status === 200) found.push(path)
-      return found
-    }
-    const full = await live()
+    const full = await clients[0]!.presentOf(history.paths)
     await waitForFullCopies(cluster, full)
     t.comment(`${full.length} paths with full copies without ${gone.id}`)
 
@@ -98,6 +93,6 @@ t.test(
     t.same(history.problems(), [])
     t.comment(tallyText(again.total))
     await mapOnDisk(cluster, whole)
-    await waitForFullCopies(cluster, await live())
+    await waitForFullCopies(cluster, await clients[0]!.presentOf(history.paths))
   },
 )

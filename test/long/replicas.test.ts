@@ -7,7 +7,7 @@ import { startCluster, type Cluster, type ShardHandle } from '../support/cluster
 import { askNode, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
-import { Load, tallyText } from '../support/load.ts'
+import { endWithoutFault, Load } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
 import { type Outcome, placementOf, run, settled, view } from '../support/topology.ts'
 
@@ -53,11 +53,7 @@ t.test(
       await load.progress(30, 20)
     }
 
-    await load.stop()
-    t.same(load.takeFailures(), [])
-    t.same(load.wrong, [])
-    t.same(history.problems(), [])
-    t.comment(tallyText(load.total))
+    await endWithoutFault(t, load, history)
     const live = await clients[0]!.presentOf(history.paths)
     await waitForFullCopies(cluster, live)
     t.comment(`${live.length} paths with full copies`)

@@ -7,7 +7,7 @@ import { startCluster, type Cluster, type ShardHandle } from '../support/cluster
 import { askNode, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
-import { Load, tallyText } from '../support/load.ts'
+import { endWithoutFault, Load } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
 import { placementOf, run, settled, view } from '../support/topology.ts'
 
@@ -80,11 +80,7 @@ t.test(
 
     load.phase('afterwards')
     await load.progress(40, 20)
-    await load.stop()
-    t.same(load.takeFailures(), [])
-    t.same(load.wrong, [])
-    t.same(history.problems(), [])
-    t.comment(tallyText(load.total))
+    await endWithoutFault(t, load, history)
     await cluster.proxies[first]!.process.start()
     const live = await client.presentOf(history.paths)
     await eventually('the proxy that was away has the newest map', async () => {
@@ -141,11 +137,7 @@ t.test(
 
     load.phase('afterwards')
     await load.progress(40, 20)
-    await load.stop()
-    t.same(load.takeFailures(), [])
-    t.same(load.wrong, [])
-    t.same(history.problems(), [])
-    t.comment(tallyText(load.total))
+    await endWithoutFault(t, load, history)
     const live = await client.presentOf(history.paths)
     await waitForFullCopies(cluster, live)
     t.comment(`${live.length} paths with full copies where the table wants them`)

@@ -2,6 +2,7 @@
 import type { Test } from 'tap'
 import { WrongAnswer, type Answer, type Client } from './client.ts'
 import { eventually } from './eventually.ts'
+import type { History } from './history.ts'
 import type { Random } from './random.ts'
 
 export interface LoadOptions {
@@ -122,4 +123,13 @@ function newTally(): Tally {
 
 export function tallyText({ reads, writes, deletes, readMsMax, writeMsMax }: Tally): string {
   return `${reads} reads (slowest ${readMsMax.toFixed(0)} ms), ${writes} writes, ${deletes} deletes (slowest ${writeMsMax.toFixed(0)} ms)`
+}
+
+/** Ends the load, in which no operation may have failed: every answer is right, and explained by the acknowledged writes. */
+export async function endWithoutFault(t: Test, load: Load, history: History): Promise<void> {
+  await load.stop()
+  t.same(load.takeFailures(), [])
+  t.same(load.wrong, [])
+  t.same(history.problems(), [])
+  t.comment(tallyText(load.total))
 }
