@@ -38,6 +38,7 @@ export class ReplicaUpload {
   #queue: Buffer[] = []
   #next = 0
   #queuedBytes = 0
+  #takenBytes = 0
   #ended = false
   /** When bytes last moved, or nothing was left to move. */
   progressAt: number
@@ -96,15 +97,19 @@ export class ReplicaUpload {
   /** Takes over a chunk of the body; never blocks, `behind` tells when to stop. The chunk must not change any more. */
   write(chunk: Buffer): void {
     if (this.failed || chunk.length === 0) return
-    if (this.behind === 0) this.progressAt = this.#options.now()
-    if (this.#options.expectedBytes === undefined) {
+    const { expectedBytes, now } = this.#options
+    if (this.behind === 0) this.progressAt = now()
+    if (expectedBytes === undefined) {
       this.#push(Buffer.from(chunk.length.toString(16) + '\r\n', 'latin1'))
       this.#push(chunk)
       this.#push(crlf)
     } else {
       this.#push(chunk)
     }
-    this.#pump()
+    this.#takenBytes += chunk.length
+    // The node knows the length too: it may answer while the end of the body waits for a slower replica.
+    if (this.#takenBytes === expectedBytes) this.end()
+    else this.#pump()
   }
 
   /** The body is complete. */

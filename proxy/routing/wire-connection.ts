@@ -105,12 +105,13 @@ export class WireConnection {
   }
 
   /**
-   * Gives up whatever is in flight without telling its handlers. With a reset, so that the node does not go on to read a
-   * request that only looks complete from what the kernel still holds.
+   * Gives up whatever is in flight without telling its handlers. With a reset, so that the node does not go on to read, from what the
+   * kernel still holds, a request that nobody stands behind any more.
    */
   destroy(): void {
+    const inFlight = this.#handlers !== undefined
     this.#handlers = undefined
-    if (!this.#secure && this.#connected && !this.#requestComplete) this.#socket.resetAndDestroy()
+    if (!this.#secure && this.#connected && inFlight) this.#socket.resetAndDestroy()
     this.#leave()
   }
 

@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { isHoldfastError } from '../../../shared/errors.ts'
 import { newGeneration, type ShardId } from '../../../shared/ids.ts'
+import { eventually } from '../../support/eventually.ts'
 import type { FakeWriteNode, Faults } from '../../support/fake-write-node.ts'
 import { holders, startWriteCluster, type WriteCluster, zonesHolding } from '../../support/write-cluster.ts'
 
@@ -219,6 +220,24 @@ t.test('I38: the proxy never holds more than 4 MiB for a slow replica, which is 
   t.equal(holders(cluster, written, source).length, 2)
   t.equal(written.missing.length, 1)
 })
+
+t.test(
+  'I30: nodes that answer before the body is known to have ended, because they know its length, are believed',
+  async t => {
+    const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
+    const body = source.subarray(0, 3 * mib)
+    async function* lateEnd(): AsyncGenerator<Buffer> {
+      yield* chunksOf(body)
+      const answered = (node: FakeWriteNode): boolean => [...node.uploads.values()].some(({ complete }) => complete)
+      await eventually('all have answered', () => cluster.nodes.every(answered))
+      await sleep(50) // until the answers are here
+    }
+    const staged = await cluster.writer.stage(3, lateEnd(), options(body.length))
+    const written = await staged.commit()
+    t.same(written.missing, [])
+    t.equal(holders(cluster, written, body).length, 3)
+  },
+)
 
 t.test('I38: when all replicas stop reading, the client is not read either', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
