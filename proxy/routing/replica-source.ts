@@ -144,13 +144,14 @@ export class Replicas {
   }
 }
 
-/** Replicas of one blob for one read: each at most once, until `again`. */
+/** Replicas of one blob for one read: each at most once, until it is given back, or `again`. */
 export class ReplicaSource {
   readonly #replicas: Replicas
   readonly #blob: BlobLocation
   #stage: 'owners' | 'handoffs' | 'found' = 'owners'
   #role: Replica['role'] = 'owner'
   #left: ShardId[]
+  readonly #slower: ShardId[] = []
   readonly #seen = new Set<ShardId>()
 
   constructor(replicas: Replicas, blob: BlobLocation) {
@@ -161,6 +162,7 @@ export class ReplicaSource {
 
   /** The replica to ask next, by what is known at this moment; undefined: search, or start again. */
   next(): Replica | undefined {
+    if (this.#left.length === 0) this.#left = this.#slower.splice(0)
     if (this.#left.length === 0 && this.#stage === 'owners') this.#addHandoffs()
     const view = this.#replicas.deps.view.current()
     const known = this.#left.filter(shard => view.has(shard))
@@ -170,6 +172,11 @@ export class ReplicaSource {
     this.#left = known.filter(shard => shard !== replica.id)
     this.#seen.add(replica.id)
     return replica
+  }
+
+  /** It was asked and is not to blame, only another one was quicker: it may be asked again, behind those not asked yet. */
+  giveBack({ id }: Replica): void {
+    this.#slower.push(id)
   }
 
   /** Asks all nodes who holds the blob; true when that brought replicas not asked before. */

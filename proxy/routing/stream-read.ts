@@ -156,7 +156,11 @@ export class StreamRead implements StreamOwner {
     if (attempt.hedge && this.#active !== attempt) this.#context.counters.hedgesWon += 1
     this.#active = attempt
     this.#contributors.add(attempt.replica)
-    for (const other of this.#attempts) if (other !== attempt) this.#drop(other)
+    for (const other of this.#attempts) {
+      if (other === attempt) continue
+      this.#drop(other)
+      this.#source.giveBack(other.replica)
+    }
   }
 
   #drop(attempt: StreamAttempt): void {

@@ -169,6 +169,23 @@ t.test('a body small enough to be held back whole is read elsewhere when it is c
   t.ok((await streamed(cluster.reader, blob)).body.equals(body))
 })
 
+t.test(
+  'I7: the only good replica is read even if it was slow to begin and others were quicker, with corrupt bytes',
+  async t => {
+    const cluster = await startCluster(t)
+    const body = randomBytes(200_000)
+    const blob = cluster.put(body)
+    const [good, ...others] = cluster.nodes
+    good!.fault = () => ({ delayMs: 120 })
+    for (const node of others) node.fault = () => ({ corruptAt: 77 })
+    for (let turn = 0; turn < 6; turn++) {
+      const { outcome, body: found } = await streamed(cluster.reader, blob)
+      t.equal(outcome, 'complete')
+      t.ok(found.equals(body))
+    }
+  },
+)
+
 t.test('a stream that lost all replicas in the middle goes on when one is back', async t => {
   const cluster = await startCluster(t)
   const body = randomBytes(4 * mib)
