@@ -3,9 +3,9 @@
  * where they differ. Computed from the index when asked for, and kept until the partition changes: an idle shard answers from memory.
  */
 import { partitionCount, partitionName } from '../shared/partition.ts'
-import { SetDigest, type SetSummary } from '../shared/set-digest.ts'
+import { emptySet, SetDigest } from '../shared/set-digest.ts'
 import type { Entry, EntryListing, PartitionSummary } from '../shared/wire.ts'
-import { blobKey, decodeBlobLocation, decodeReferenceLocation, type IndexChange, referenceKey } from './index.ts'
+import { decodeBlobLocation, decodeReferenceLocation, type IndexChange, referenceKey } from './index.ts'
 import type { Page } from './lists.ts'
 import type { Shard } from './shard.ts'
 
@@ -37,35 +37,56 @@ export class Summaries {
   /** Of the partitions `from` to `from + count`, those with anything in them. Rejects with SHARD_FAILED. */
   async list(shard: Shard, from: number, count: number): Promise<PartitionSummary[]> {
     shard.health.checkReadable()
+    const end = Math.min(from + count, partitionCount)
     const found: PartitionSummary[] = []
-    for (let partition = from; partition < Math.min(from + count, partitionCount); partition++) {
-      const summary = this.#known.get(partition) ?? (await this.#compute(shard, partition))
-      if (summary.blobs.count > 0 || summary.references.count > 0) found.push(summary)
+    for (let partition = from; partition < end;) {
+      let unknown = partition
+      while (unknown < end && !this.#known.has(unknown)) unknown++
+      const known = this.#known.get(partition)
+      const summaries = known === undefined ? await this.#compute(shard, partition, unknown) : [known]
+      found.push(...summaries.filter(({ blobs, references }) => blobs.count > 0 || references.count > 0))
+      partition += summaries.length
     }
     return found
   }
 
-  async #compute(shard: Shard, partition: number): Promise<PartitionSummary> {
-    const before = this.#changes[partition]
-    const [blobs, references] = [
-      await digestOf(shard, 'blobs', partition),
-      await digestOf(shard, 'references', partition),
-    ]
-    const summary = { partition, blobs, references }
-    if (this.#changes[partition] === before) this.#known.set(partition, summary)
-    return summary
+  /** Of the partitions from `from` to before `to`, in one pass over the index: most of them may well be empty. */
+  async #compute(shard: Shard, from: number, to: number): Promise<PartitionSummary[]> {
+    const before = this.#changes.slice(from, to)
+    const blobs = await digestsOf(shard, 'blobs', from, to)
+    const references = await digestsOf(shard, 'references', from, to)
+    return Array.from(before, (changes, index) => {
+      const partition = from + index
+      const summary = {
+        partition,
+        blobs: blobs.get(partition)?.finish() ?? emptySet,
+        references: references.get(partition)?.finish() ?? emptySet,
+      }
+      if (this.#changes[partition] === changes) this.#known.set(partition, summary)
+      return summary
+    })
   }
 }
 
-async function digestOf(shard: Shard, kind: EntryKind, partition: number): Promise<SetSummary> {
-  const digest = new SetDigest()
-  for (let after: string | undefined, more = true; more;) {
-    const { entries, next } = await listNames(shard, kind, partition, { after, limit: pageCount })
-    for (const { key, version } of entries) digest.add(version === undefined ? key : `${key}@${version}`)
-    after = next
-    more = next !== undefined
+/** Of each partition with anything in it. */
+async function digestsOf(shard: Shard, kind: EntryKind, from: number, to: number): Promise<Map<number, SetDigest>> {
+  const digests = new Map<number, SetDigest>()
+  const prefix = prefixOf(kind)
+  const before = to < partitionCount ? { before: prefix + partitionName(to) } : {}
+  for (let after = prefix + partitionName(from), more = true; more;) {
+    const start = after
+    const found = await shard.lookUp(index => index.list({ prefix, after: start, ...before, limit: pageCount }))
+    for (const [key, value] of found) {
+      const partition = Number.parseInt(key.slice(2, 5), 16)
+      let digest = digests.get(partition)
+      if (digest === undefined) digests.set(partition, (digest = new SetDigest()))
+      const entry = entryOf(kind, key.slice(6), value)
+      digest.add(entry.version === undefined ? entry.key : `${entry.key}@${entry.version}`)
+    }
+    after = found.at(-1)?.[0] ?? after
+    more = found.length === pageCount
   }
-  return digest.finish()
+  return digests
 }
 
 /** Names in the order of their keys: `<digest>.<generation>`, or `<repository/path>` with its version. Rejects with SHARD_FAILED. */
@@ -76,13 +97,16 @@ export async function listNames(
   { after, limit }: Page,
 ): Promise<EntryListing> {
   shard.health.checkReadable()
-  const name = partitionName(partition)
-  const prefix = kind === 'blobs' ? blobKey(`${name}/`) : referenceKey(name, '')
+  const prefix = `${prefixOf(kind)}${partitionName(partition)}/`
   const start = after === undefined ? {} : { after: prefix + after }
   const found = await shard.lookUp(index => index.list({ prefix, ...start, limit }))
   const entries = found.map(([key, value]) => entryOf(kind, key.slice(prefix.length), value))
   const last = entries.at(-1)
   return { entries, ...(last === undefined || found.length < limit ? {} : { next: last.key }) }
+}
+
+function prefixOf(kind: EntryKind): string {
+  return kind === 'blobs' ? 'b/' : 'r/'
 }
 
 function entryOf(kind: EntryKind, key: string, value: Buffer): Entry {

@@ -7,10 +7,12 @@
  *
  * Many tests kill, freeze and starve real processes; beside another such test on a small machine one may run into its own time
  * limit. A file that failed is therefore run once more, alone. If it passes then, it is named as unsteady; if not, it has failed.
+ *
+ * HOLDFAST_TEST_RUN_FOLDER is what the files of one run share; it is gone afterwards.
  */
 import { spawn } from 'node:child_process'
-import { existsSync, readdirSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 
 const root = join(import.meta.dirname, '..')
@@ -30,13 +32,33 @@ const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
 const fileMsMax = isLong ? 900_000 : 300_000
 /** A cluster of five processes is a test of its own; more side by side would starve each other. */
 const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
+/** These wait more than they work. The longest first. */
+const patient = [
+  'test/proxy/coordination/faults.test.ts',
+  'test/proxy/http/hostile-clients.test.ts',
+  'test/storage-node/compact.test.ts',
+  'test/proxy/routing/write-upload.test.ts',
+  'test/cluster/hostile.test.ts',
+  'test/cli/embedded-postgres.test.ts',
+  'test/proxy/coordination/coordinator.test.ts',
+  'test/proxy/tasks/collect-garbage.test.ts',
+  'test/proxy/tasks/cleanup.test.ts',
+  'test/proxy/routing/write-small.test.ts',
+  'test/proxy/routing/read.test.ts',
+  'test/proxy/metadata/outage.test.ts',
+  'test/proxy/metadata/metadata.test.ts',
+  'test/proxy/metadata/trash.test.ts',
+]
+const runFolder = mkdtempSync(join(tmpdir(), 'hf-run-'))
+process.once('exit', () => rmSync(runFolder, { recursive: true, force: true }))
 process.exitCode = await main(files)
 
 async function main(files) {
-  const first = await runAll(files, jobs)
+  const first = await runAll(files.length, sideBySide(files))
   const failed = first.filter(({ ok }) => !ok).map(({ file }) => file)
   if (failed.length > 0) console.log(`\nonce more, alone: ${failed.join(' ')}`)
-  const again = await runAll(failed, 1)
+  const waiting = [...failed]
+  const again = await runAll(failed.length, [() => waiting.shift()])
   const results = [...first.filter(({ ok }) => ok), ...again]
   const unsteady = again.filter(({ ok }) => ok).map(({ file }) => file)
   if (unsteady.length > 0) console.log(`\nunsteady (failed beside others, passed alone): ${unsteady.join(' ')}`)
@@ -51,20 +73,28 @@ async function main(files) {
 }
 
 /**
- * One worker takes from the front, where the heavy files are, the others from the back: so heavy ones run beside light ones instead of
- * beside each other. What takes longest stands at the two ends, so that no worker begins it last.
+ * What each worker takes next. One takes from the front, where the heavy files are, the others from the back: so heavy ones run beside
+ * light ones instead of beside each other. What takes longest stands at the two ends, so that no worker begins it last. One more worker
+ * has the patient files, and then helps from the back.
  */
-async function runAll(files, workers) {
-  const waiting = [...files]
+function sideBySide(files) {
+  const patientOnes = patient.filter(file => files.includes(file))
+  const others = files.filter(file => !patient.includes(file))
+  const fromBack = () => others.pop()
+  const takers = [() => others.shift(), ...Array.from({ length: jobs - 1 }, () => fromBack)]
+  return patientOnes.length === 0 ? takers : [...takers, () => patientOnes.shift() ?? fromBack()]
+}
+
+async function runAll(count, takers) {
   const results = []
-  const work = async worker => {
-    while (waiting.length > 0) {
-      const result = await runFile(worker === 0 ? waiting.shift() : waiting.pop())
+  const work = async next => {
+    for (let file = next(); file !== undefined; file = next()) {
+      const result = await runFile(file)
       results.push(result)
-      console.log(line(result, results.length, files.length))
+      console.log(line(result, results.length, count))
     }
   }
-  await Promise.all(Array.from({ length: workers }, (_, worker) => work(worker)))
+  await Promise.all(takers.map(work))
   return results
 }
 
@@ -79,7 +109,7 @@ async function runFile(file) {
   const child = spawn(process.execPath, ['--enable-source-maps', built], {
     cwd: root,
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { TAP_TIMEOUT: String(fileMsMax / 1_000), ...process.env },
+    env: { TAP_TIMEOUT: String(fileMsMax / 1_000), HOLDFAST_TEST_RUN_FOLDER: runFolder, ...process.env },
     detached: true,
   })
   let output = ''
@@ -130,7 +160,7 @@ function testFiles(long) {
 }
 
 function placeOf(file) {
-  if (file.startsWith('test/cluster/')) return 0
+  if (/^test\/(cluster|clients)\//.test(file)) return 0
   return file.startsWith('test/proxy/coordination/') ? 2 : 1
 }
 

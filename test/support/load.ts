@@ -1,5 +1,6 @@
 /** Mixed load on a cluster, written down so that it can be judged afterwards. */
 import type { Test } from 'tap'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { WrongAnswer, type Answer, type Client } from './client.ts'
 import { eventually } from './eventually.ts'
 import type { History } from './history.ts'
@@ -16,6 +17,9 @@ export interface LoadOptions {
   readonly largePaths?: number
   readonly largeBytes?: number
 }
+
+/** Between two operations of a worker, at most: else the load takes all that the machine can do, and faults meet nothing but queues. */
+const pauseMsMax = 60
 
 export interface Tally {
   reads: number
@@ -85,6 +89,7 @@ export class Load {
       const path = `raw/${this.folder}/${name}`
       const dice = random.next()
       const phase = this.phaseName
+      await sleep(random.next() * pauseMsMax)
       try {
         if (dice < 0.6) this.#account(phase, 'reads', `GET ${path}`, await client.get(path))
         else if (dice < 0.95) this.#account(phase, 'writes', `PUT ${path}`, await client.put(path, this.#body(large)))

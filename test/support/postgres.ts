@@ -1,7 +1,10 @@
-import { mkdtemp, rm } from 'node:fs/promises'
+import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { mkdir, mkdtemp, rename, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import pg from 'pg'
 import { pino } from 'pino'
 import type { Test } from 'tap'
@@ -26,12 +29,16 @@ export interface TestPostgres {
   resume(): Promise<void>
 }
 
-/** Starts a private server (about a second) that is torn down with `t`. */
+/** Of the run: see test/run.mjs. Without one (a file run by hand) every server is initialised anew. */
+const template = process.env['HOLDFAST_TEST_RUN_FOLDER'] && join(process.env['HOLDFAST_TEST_RUN_FOLDER'], 'pgdata')
+
+/** Starts a private server (about a second; less when the run has initialised one already) that is torn down with `t`. */
 export async function startTestPostgres(t: Pick<Test, 'teardown'>): Promise<TestPostgres> {
   // Not t.testdir(): its long names leave no room for a socket's path.
   const folder = await mkdtemp(join(tmpdir(), 'hf-pg-'))
   const data = join(folder, 'pgdata')
   const launch = (): Promise<EmbeddedPostgres> => startEmbeddedPostgres({ folder, log: pino({ level: 'silent' }) })
+  if (template !== undefined) await fromTemplate(template, data, launch)
   let server: EmbeddedPostgres | undefined = await launch()
   const { url } = server
   let databaseCount = 0
@@ -70,6 +77,24 @@ export async function startTestPostgres(t: Pick<Test, 'teardown'>): Promise<Test
     pause: () => pause(data),
     resume: () => resume(data),
   }
+}
+
+/** Fills `data` with what one server of this run was initialised with; the first one makes it. */
+async function fromTemplate(template: string, data: string, launch: () => Promise<EmbeddedPostgres>): Promise<void> {
+  if (!existsSync(template)) {
+    await (await launch()).close()
+    const unfinished = `${template}.${process.pid}`
+    await copy(data, unfinished)
+    await rename(unfinished, template).catch(() => rm(unfinished, { recursive: true })) // another file was first
+    return
+  }
+  await mkdir(dirname(data), { recursive: true, mode: 0o700 })
+  await copy(template, data)
+}
+
+/** With owners and modes, to which PostgreSQL looks. */
+async function copy(from: string, to: string): Promise<void> {
+  await promisify(execFile)('cp', ['-a', from, to])
 }
 
 /** One statement on a connection of its own. */

@@ -118,7 +118,7 @@ async function run(setup: WorkerSetup): Promise<void> {
   const readers = [1, 2].map(async () => {
     while (!stopping) {
       await read(pick())
-      await sleep(random() < 0.8 ? 0 : 2)
+      await sleep(random() < 0.3 ? 0 : random() * 8)
     }
   })
   const writers = [1, 2].map(async () => {
