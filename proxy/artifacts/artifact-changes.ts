@@ -1,5 +1,5 @@
 /** Changes that move no bytes: delete, copy and move, of one artifact or of everything below a folder. */
-import { HoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type {
   Artifact,
   CommitArtifact,
@@ -87,7 +87,8 @@ export class ArtifactChanges {
 
   /**
    * Copies or moves an artifact, or a folder with all that is below it. The target follows its repository's redeploy policy.
-   * A page of a folder is changed as a whole or not at all; resolves with how many artifacts were changed.
+   * A page of a folder is changed as a whole or not at all; resolves with how many artifacts were changed. CONFLICT, with nothing changed
+   * in this page, if a source did not stay what it was.
    */
   async transfer(kind: 'copy' | 'move', from: Place, to: Place, user: string): Promise<number> {
     if (to.repository.redeploy === 'deny') {
@@ -137,6 +138,8 @@ export class ArtifactChanges {
       repository: from.repository.name,
       path: source.path,
       user,
+      // A move leaves no trash: what was written over the source since it was looked at must not go with it.
+      match: [source.blob.digest],
     }))
     const gone = kind === 'move' ? deletes : []
     const keys = [...commits, ...gone].map(change => `${change.repository}/${change.path}`)
@@ -150,12 +153,16 @@ export class ArtifactChanges {
     to: Place,
     user: string,
   ): Promise<Publication[]> {
-    const { results, deleted } = await this.#deps.metadata.commitArtifacts(commits, gone)
+    const { results, deleted } = await this.#deps.metadata.commitArtifacts(commits, gone).catch((error: unknown) => {
+      // Nobody asked for a condition: it is the one that a move makes for itself.
+      if (isHoldfastError(error) && error.code === 'PRECONDITION_FAILED') throw sourceChanged(error)
+      throw error
+    })
     const publications: Publication[] = this.#tombstones(from.repository, deleted, user)
     for (const result of results) {
       if (result.outcome === 'refused') throw refusal(result.reason)
       if (result.outcome === 'blob-gone' || result.outcome === 'blob-exists') {
-        throw new HoldfastError('CONFLICT', 'a source was deleted while it was being copied; try again')
+        throw sourceChanged()
       }
       if (result.outboxSeq !== null) {
         const record = referenceOf(to.repository.name, result.artifact, result.incarnation)
@@ -193,6 +200,17 @@ export class ArtifactChanges {
 
 function overlap(a: string, b: string): boolean {
   return a.startsWith(b) || b.startsWith(a)
+}
+
+function sourceChanged(cause?: Error): HoldfastError {
+  return new HoldfastError(
+    'CONFLICT',
+    'a source was changed or deleted while it was being copied; try again',
+    {},
+    {
+      cause,
+    },
+  )
 }
 
 function notFound(repository: Repository, path: string): HoldfastError {

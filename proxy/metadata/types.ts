@@ -266,10 +266,14 @@ export interface Metadata {
   /**
    * One transaction for many paths (copy or move of a folder, multi-file upload): all or nothing. If any is refused,
    * nothing is written and `results` tells only of those that were. Its deletions are those of a move: they leave no trash.
+   * PRECONDITION_FAILED, with nothing written, if what is to be deleted is none of `match`.
    */
   commitArtifacts(
     commits: readonly CommitArtifact[],
-    deletes?: readonly { repositoryId: number; repository: string; path: string; user: string }[],
+    deletes?: readonly ({ repositoryId: number; repository: string; path: string; user: string } & Pick<
+      WriteConditions,
+      'match'
+    >)[],
   ): Promise<{ results: readonly CommitResult[]; deleted: readonly DeletedArtifact[] }>
   /** Into the trash; leaves a tombstone row that keeps the version growing. undefined: there was nothing. */
   deleteArtifact(

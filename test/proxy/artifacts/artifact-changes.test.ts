@@ -3,7 +3,7 @@ import { ArtifactChanges, type Place } from '../../../proxy/artifacts/artifact-c
 import { checkBrake, countNeeded } from '../../../proxy/artifacts/delete-brake.ts'
 import type { Artifact, CommitResult } from '../../../proxy/metadata/types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
-import { artifactOf, away, repository } from './fixtures.ts'
+import { artifactOf, away, blobOf, repository } from './fixtures.ts'
 
 const target = { ...repository, id: 2, name: 'target' }
 
@@ -15,6 +15,8 @@ function setUp(_: Test, paths: readonly string[]) {
     version: 10,
     fault: undefined as Error | undefined,
     answer: undefined as CommitResult | undefined,
+    /** What others do before a commit. */
+    meanwhile: () => {},
   }
   const below = (prefix: string, after: string): Artifact[] =>
     [...artifacts.values()].filter(({ path }) => path.startsWith(prefix) && path > after).sort((a, b) => (a.path < b.path ? -1 : 1)) // prettier-ignore
@@ -45,6 +47,12 @@ function setUp(_: Test, paths: readonly string[]) {
       commitArtifacts: async (commits, deletes = []) => {
         if (world.fault !== undefined) throw world.fault
         world.log.push(`commit ${commits.length} and ${deletes.length}`)
+        world.meanwhile()
+        for (const { path, match } of deletes) {
+          const digest = artifacts.get(path)?.blob.digest
+          const fits = match === undefined || match === '*' || (digest !== undefined && match.includes(digest))
+          if (!fits) throw new HoldfastError('PRECONDITION_FAILED', 'no')
+        }
         const results = commits.map(
           ({ path, blob }): CommitResult =>
             world.answer ?? {
@@ -134,6 +142,24 @@ t.test('copies and moves carry what the source has, in pages', async t => {
   t.equal(await changes.transfer('move', at('other'), to('renamed'), 'ann'), 1)
   t.same(world.log, ['prepare 2', 'commit 1 and 1', 'publish delete raw/other,put target/renamed of 2'])
 })
+
+t.test(
+  'a move takes nothing along that was written over its source meanwhile, nor what another move has taken',
+  async t => {
+    const { world, changes } = setUp(t, ['a', 'b'])
+    const other = artifactOf('a', 11, blobOf('other'))
+    world.meanwhile = () => void world.artifacts.set('a', other)
+    await t.rejects(changes.transfer('move', at('a'), to('c'), 'ann'), { code: 'CONFLICT' })
+    t.equal(world.artifacts.get('a'), other)
+    world.meanwhile = () => void world.artifacts.delete('b')
+    await t.rejects(changes.transfer('move', at('b'), to('c'), 'ann'), { code: 'CONFLICT' })
+    t.equal(await changes.transfer('copy', at('a'), to('c'), 'ann'), 1, 'a copy has been one of what was there')
+    t.same(
+      world.log.filter(line => line.startsWith('withdraw')),
+      ['withdraw 2 CONFLICT', 'withdraw 2 CONFLICT'],
+    )
+  },
+)
 
 t.test('what cannot be transferred is refused before anything happens', async t => {
   const { world, changes } = setUp(t, ['f/a', 'f/b/c', 'x'])
