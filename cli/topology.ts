@@ -26,7 +26,7 @@ export const topologyOptions = {
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
   force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
-  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second of all copying together (64 MiB).' }, // prettier-ignore
+  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second that each node gets (64 MiB).' }, // prettier-ignore
 } as const satisfies Options
 
 type Command = ClientCommand<typeof topologyOptions>
@@ -177,13 +177,14 @@ function planText(plan: PlanView): string {
     `${one.before} -> ${one.after}`,
     `+${one.gains} -${one.losses}`,
   ])
-  const { blobs, references, bytes, bytesFreed, seconds, unknownPartitions } = estimate
+  const { blobs, references, bytes, bytesFreed, seconds, slowest, unknownPartitions } = estimate
+  const longest = slowest === undefined ? '' : `; most takes ${slowest.node}, ${humanBytes(slowest.bytes)}`
   return [
     ...(replicas.before === replicas.after
       ? []
       : [`${replicas.after} copies of everything instead of ${replicas.before}`]),
     `${partitions} partitions get other owners: ${copies} copies move, ${copiesMin} is the least`,
-    `about ${humanBytes(bytes)} in ${blobs} blobs, ${references} references: about ${humanSeconds(seconds)}`,
+    `about ${humanBytes(bytes)} in ${blobs} blobs, ${references} references: about ${humanSeconds(seconds)}${longest}`,
     ...(bytesFreed === 0 ? [] : [`about ${humanBytes(bytesFreed)} of old copies go to the trash`]),
     ...(unknownPartitions === 0 ? [] : [`! no owner of ${unknownPartitions} partitions answers: they are not counted`]),
     `each partition in at least ${zones.after} zones (${zones.before} now); fullest shard ${balance.max.toFixed(3)} of its share, emptiest ${balance.min.toFixed(3)}`,

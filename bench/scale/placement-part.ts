@@ -10,6 +10,7 @@ import {
   changeBytesPerSecond,
   disksPerNode,
   diskBytesPerSecond,
+  itemsPerNodeSecond,
   itemsPerSecond,
   known,
   networkBytesPerSecond,
@@ -147,15 +148,17 @@ function copyFigures(name: string, plan: TopologyPlan): Figure[] {
   const items = copies * blobsPerPartition * 2
   const disk = (Math.max(into.max, outOf.max) * bytesPerPartition) / diskBytesPerSecond
   const network = (Math.max(intoNode.max, outOfNode.max) * bytesPerPartition) / networkBytesPerSecond
-  const throttled = `the default of ${changeBytesPerSecond / 2 ** 20} MiB/s for the whole cluster`
+  const throttled = `the default of ${changeBytesPerSecond / 2 ** 20} MiB/s for each node`
   return [
     figure(`${name}: shards that receive, that send`, into.size, 'count', `${outOf.size} send; ${intoNode.size} nodes receive, ${outOfNode.size} send, ${pairs.size} pairs`), // prettier-ignore
+    figure(`${name}: bytes into one node, at most`, intoNode.max * bytesPerPartition, 'bytes'),
     figure(`${name}: most copies into one shard`, into.max, 'count', `out of one: ${outOf.max.toFixed(2)}`),
     figure(`${name}: by the disks`, disk, 's', 'if everything ran at once'),
     figure(`${name}: by the network of a node`, network, 's', 'if everything ran at once'),
-    figure(`${name}: by ${partitionsAtOnce} partitions at once`, bytes / (partitionsAtOnce * diskBytesPerSecond), 's', 'throttle raised, each at the rate of a disk'), // prettier-ignore
-    figure(`${name}: by ${itemsPerSecond} blobs and references a second`, items / itemsPerSecond, 's', "the product's own estimate"), // prettier-ignore
-    figure(`${name}: by the throttle`, bytes / changeBytesPerSecond, 's', throttled),
+    figure(`${name}: by ${partitionsAtOnce} partitions at once`, bytes / (partitionsAtOnce * changeBytesPerSecond), 's', 'each at the rate of a node'), // prettier-ignore
+    figure(`${name}: by ${itemsPerNodeSecond} blobs and references a second of a node`, (intoNode.max * blobsPerPartition * 2) / itemsPerNodeSecond, 's', "the product's own estimate"), // prettier-ignore
+    figure(`${name}: by ${itemsPerSecond} of the primary`, items / itemsPerSecond, 's', "the product's own estimate"),
+    figure(`${name}: by the throttle`, (intoNode.max * bytesPerPartition) / changeBytesPerSecond, 's', throttled),
   ]
 }
 

@@ -34,11 +34,12 @@ export const entriesPerShard = (artifacts * replicas) / shardCount
 export const diskBytesPerSecond = 150e6
 export const networkBytesPerSecond = 1.1e9
 
-/** As in proxy/tasks/rebalance.ts: copying for a change of topology, over the whole cluster unless told; partitions at a time. */
+/** As in proxy/tasks/rebalance.ts: what each node gets in a change of topology unless told otherwise; partitions at a time. */
 export const changeBytesPerSecond = 64 * MiB
-export const partitionsAtOnce = 4
-/** As in proxy/topology/estimate.ts: small blobs and references that one task brings to shards in a second. */
-export const itemsPerSecond = 800
+export const partitionsAtOnce = 64
+/** As in proxy/topology/estimate.ts: small blobs and references a second, to one node and to all of them. */
+export const itemsPerNodeSecond = 800
+export const itemsPerSecond = 8_000
 /** As in proxy/tasks/anti-entropy.ts: partitions whose names one step lists at the same time. */
 export const suspectsAtOnce = 32
 

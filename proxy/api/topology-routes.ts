@@ -20,7 +20,11 @@ const wantedChange = Type.Union([
 ])
 const changes = Type.Array(wantedChange, { maxItems: 64 })
 const bytesPerSecond = Type.Optional(
-  Type.Integer({ minimum: 1_000, maximum: Number.MAX_SAFE_INTEGER, description: 'Of all copying together' }),
+  Type.Integer({
+    minimum: 1_000,
+    maximum: Number.MAX_SAFE_INTEGER,
+    description: 'That each node gets; 64 MiB unless told',
+  }),
 )
 const planView = Type.Object({
   epoch: Type.Integer(),
@@ -52,7 +56,10 @@ const planView = Type.Object({
     bytesFreed: Type.Integer({
       description: 'Of copies that go to the trash of their shards, once the others are there',
     }),
-    seconds: Type.Integer(),
+    seconds: Type.Integer({ description: 'By the node that takes longest' }),
+    slowest: Type.Optional(
+      Type.Object({ node: Type.String(), bytes: Type.Integer() }, { description: 'That node, and what it gets' }),
+    ),
     unknownPartitions: Type.Integer({ description: 'Of which no owner answers' }),
   }),
   problems: Type.Array(Type.String(), { description: 'Why it is refused unless it is forced' }),

@@ -1,4 +1,5 @@
 /** One run of a job on this primary: gives the job its context, and writes down what it says, once a second and at its end. */
+import { setMaxListeners } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { HoldfastError, isHoldfastError, toHoldfastError } from '../../shared/errors.ts'
@@ -41,6 +42,8 @@ export class JobExecution {
     this.#run = run
     this.#deps = deps
     const signal = AbortSignal.any([term.signal, this.#stop.signal])
+    // Every request that the job has under way listens; the job says how many those are.
+    setMaxListeners(0, signal)
     this.#term = {
       token: term.token,
       get signal() {

@@ -1,8 +1,8 @@
 /**
- * One partition on its way to its new owners: what the old ones hold is listed, copied and compared until nothing is missing, and after
- * it is settled the copies of those that own it no longer go, each only when every owner has said that it holds it (I21).
+ * One partition on its way to its new owners: what the old ones hold is compared, copied and compared again, page by page, until nothing
+ * is missing, and after it is settled the copies of those that own it no longer go, each only when every owner has said that it holds it
+ * (I21).
  */
-import type { PlacementView } from '../../shared/cluster-map.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Digest, Generation, ShardId } from '../../shared/ids.ts'
 import { referenceReadQuorum } from '../../shared/quorum.ts'
@@ -11,40 +11,17 @@ import {
   type BlobKey,
   type DropRequest,
   type Entry,
-  type ReferenceAnswer,
   type TransferAnswer,
   type TransferRequest,
 } from '../../shared/wire.ts'
-import type { NodeClients } from '../routing/node-client.ts'
-import type { ReferenceStore } from '../routing/types.ts'
 import type { ShardSummary } from './compare-sets.ts'
+import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
-import type { Term } from './primary.ts'
-import { batchesOf, commandLimitMs, entriesOf, touchAll } from './shard-contents.ts'
+import { moveReferences } from './move-references.ts'
+import { batchesOf, commandLimitMs, type Names, namesInStep, touchAll } from './shard-contents.ts'
 
-/** Rounds of copying and comparing; writers at work make a second one usual and a third one rare. */
-const roundsMax = 5
 const bytesPerRequest = 16 * 1024 * 1024
-const referencesAtOnce = 16
 const dropsPerRequest = 1_000
-
-export interface Copied {
-  readonly blobs: number
-  readonly bytes: number
-  readonly references: number
-}
-
-export interface MoveDeps {
-  readonly clients: Pick<NodeClients, 'ofShard'>
-  readonly references: Pick<ReferenceStore, 'appendTo'>
-  readonly view: () => PlacementView
-  /** `primary:17` */
-  readonly fence: string
-  /** Aborts when the run has ended; read before each step. */
-  readonly term: Pick<Term, 'signal'>
-  /** After each command; resolves when the next one may begin. */
-  readonly onCopied: (copied: Copied, ms: number) => Promise<void>
-}
 
 interface SizedBlob extends BlobKey {
   readonly bytes: number
@@ -79,32 +56,48 @@ export async function movePartition(
   return moveReferences(deps, partition, answering, to)
 }
 
-/** Until a comparison finds that no owner lacks any. */
+/** Until a comparison of all of it finds that no owner lacks any. */
 async function moveBlobs(
   deps: MoveDeps,
   partition: number,
   from: readonly ShardId[],
   to: readonly ShardId[],
 ): Promise<Obstacle | undefined> {
-  let lacking: readonly ShardId[] = []
+  const asked = [...new Set([...from, ...to])]
+  let lacking = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
-    const held = await heldBy(deps, partition, [...new Set([...from, ...to])], 'blobs')
-    const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
-    lacking = to.filter(shard => [...wanted.keys()].some(key => held.get(shard)?.has(key) !== true))
-    if (lacking.length === 0) return undefined
-    for (const shard of lacking) {
-      const missing = [...wanted].filter(([key]) => held.get(shard)?.has(key) !== true)
-      const blobs = missing.map(([key, entry], index) => ({
-        ...blobOf(partition, key, entry),
-        sources: rotated(
-          [...held].filter(([source, keys]) => source !== shard && keys.has(key)).map(([source]) => source),
-          index,
-        ),
-      }))
-      await pull(deps, shard, blobs)
+    lacking = new Set()
+    for await (const { held } of namesInStep(deps, asked, { partition, of: 'blobs' }, deps.term.signal)) {
+      for (const shard of await fill(deps, partition, held, from, to)) lacking.add(shard)
     }
+    if (lacking.size === 0) return undefined
   }
-  return { reason: 'new owners still lack blobs after copying', shards: lacking }
+  return { reason: 'new owners still lack blobs after copying', shards: [...lacking] }
+}
+
+/** Resolves with the new owners that lacked any of these, when they have been told to pull them. */
+async function fill(
+  deps: MoveDeps,
+  partition: number,
+  held: Names,
+  from: readonly ShardId[],
+  to: readonly ShardId[],
+): Promise<readonly ShardId[]> {
+  const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
+  const lacking: ShardId[] = []
+  for (const shard of to) {
+    const missing = [...wanted].filter(([key]) => held.get(shard)?.has(key) !== true)
+    if (missing.length === 0) continue
+    lacking.push(shard)
+    const blobs = missing.map(([key, entry], index) => {
+      const sources = [...held]
+        .filter(([source, names]) => source !== shard && names.has(key))
+        .map(([source]) => source)
+      return { ...blobOf(partition, key, entry), sources: rotated(sources, index) }
+    })
+    await pull(deps, shard, blobs)
+  }
+  return lacking
 }
 
 async function pull(
@@ -114,8 +107,6 @@ async function pull(
 ): Promise<void> {
   const view = deps.view()
   for (const batch of batchesOf(blobs, ({ bytes }) => bytes, bytesPerRequest)) {
-    deps.term.signal.throwIfAborted()
-    const startedAt = performance.now()
     const bytes = batch.reduce((sum, blob) => sum + blob.bytes, 0)
     const request: TransferRequest = {
       shard,
@@ -125,6 +116,8 @@ async function pull(
       })),
     }
     const timeoutMs = commandLimitMs(bytes)
+    await deps.turn(shard, bytes)
+    deps.term.signal.throwIfAborted()
     const { results } = await deps.clients
       .ofShard(shard)
       .requestJson<TransferAnswer>('POST', wirePath.transfer, request, {
@@ -134,74 +127,28 @@ async function pull(
       })
     const copied = batch.filter((_, index) => results[index] === 'copied')
     const copiedBytes = copied.reduce((sum, blob) => sum + blob.bytes, 0)
-    await deps.onCopied({ blobs: copied.length, bytes: copiedBytes, references: 0 }, performance.now() - startedAt)
+    await deps.onCopied({ blobs: copied.length, bytes: copiedBytes, references: 0 })
     // A source may have lost it just now (deleted, or corrupt): the next comparison knows. A target that takes nothing is another matter.
     const refusal = results.find(result => typeof result === 'object' && result.code !== 'REPLICAS_UNREACHABLE')
     if (typeof refusal === 'object') throw new HoldfastError(refusal.code, refusal.message, { shard })
   }
 }
 
-async function moveReferences(
+/** Moves to the trash what `leaving`, owners before it was settled, hold of a partition; resolves with how many copies. */
+export async function releasePartition(
   deps: MoveDeps,
   partition: number,
-  from: readonly ShardId[],
-  to: readonly ShardId[],
-): Promise<Obstacle | undefined> {
-  const behind = new Set<ShardId>()
-  for (let round = 1; round <= roundsMax; round += 1) {
-    const held = await heldBy(deps, partition, [...new Set([...from, ...to])], 'references')
-    const versionOn = (shard: ShardId, key: string): number => held.get(shard)?.get(key)?.version ?? 0
-    const keys = new Set(from.flatMap(shard => [...(held.get(shard)?.keys() ?? [])]))
-    const lacking: { key: string; source: ShardId; targets: readonly ShardId[] }[] = []
-    for (const key of keys) {
-      const source = from.reduce((best, shard) => (versionOn(shard, key) > versionOn(best, key) ? shard : best))
-      const targets = to.filter(shard => versionOn(shard, key) < versionOn(source, key))
-      if (targets.length > 0) lacking.push({ key, source, targets })
-    }
-    if (lacking.length === 0) return undefined
-    for (let start = 0; start < lacking.length; start += referencesAtOnce) {
-      deps.term.signal.throwIfAborted()
-      const startedAt = performance.now()
-      const batch = lacking.slice(start, start + referencesAtOnce)
-      const refused = await Promise.all(batch.map(({ key, source, targets }) => bring(deps, partition, key, source, targets))) // prettier-ignore
-      const references = refused.filter(shards => shards.length === 0).length
-      await deps.onCopied({ blobs: 0, bytes: 0, references }, performance.now() - startedAt)
-      for (const shard of refused.flat()) behind.add(shard)
-    }
-    // Listing and sending it all again at once would only meet the same shard in the same trouble.
-    if (behind.size > 0) return { reason: 'new owners did not take references', shards: [...behind] }
-  }
-  return { reason: 'references are written faster than they are copied', shards: [] }
-}
-
-/** Resolves with the targets that did not take it. */
-async function bring(
-  deps: MoveDeps,
-  partition: number,
-  key: string,
-  source: ShardId,
-  targets: readonly ShardId[],
-): Promise<readonly ShardId[]> {
-  const path = `${wirePath.references(source, partition)}?key=${encodeURIComponent(key)}`
-  const record = await deps.clients
-    .ofShard(source)
-    .requestJson<ReferenceAnswer>('GET', path, undefined, { signal: deps.term.signal })
-  const done = await deps.references.appendTo(record, targets)
-  return targets.filter(shard => !done.has(shard))
-}
-
-/** Moves to the trash what shards that are no owners hold of a settled partition; resolves with how many copies. */
-export async function releasePartition(deps: MoveDeps, partition: number, before: PlacementView): Promise<number> {
+  leaving: readonly ShardId[],
+): Promise<number> {
   const view = deps.view()
   const owners = view.owners(partition)
   if (view.previousOwners(partition) !== undefined) return 0
-  const leaving = (before.previousOwners(partition) ?? []).filter(shard => view.has(shard) && !owners.includes(shard))
   let released = 0
-  for (const shard of leaving) {
-    const entries = await entriesOf(deps, shard, partition, 'blobs', deps.term.signal)
-    const blobs = entries.map(entry => blobOf(partition, entry.key, entry))
-    for (let start = 0; start < blobs.length; start += dropsPerRequest) {
-      released += await release(deps, shard, owners, blobs.slice(start, start + dropsPerRequest))
+  for (const shard of leaving.filter(one => view.has(one) && !owners.includes(one))) {
+    const page = { partition, of: 'blobs', limit: dropsPerRequest } as const
+    for await (const { held } of namesInStep(deps, [shard], page, deps.term.signal)) {
+      const blobs = [...(held.get(shard) ?? [])].map(([key, entry]) => blobOf(partition, key, entry))
+      if (blobs.length > 0) released += await release(deps, shard, owners, blobs)
     }
   }
   return released
@@ -225,28 +172,7 @@ async function release(
   return safe.length
 }
 
-async function heldBy(
-  deps: MoveDeps,
-  partition: number,
-  shards: readonly ShardId[],
-  kind: 'blobs' | 'references',
-): Promise<ReadonlyMap<ShardId, ReadonlyMap<string, Entry>>> {
-  deps.term.signal.throwIfAborted()
-  const lists = await Promise.all(
-    shards.map(async shard => {
-      const entries = await entriesOf(deps, shard, partition, kind, deps.term.signal)
-      return [shard, new Map(entries.map(entry => [entry.key, entry]))] as const
-    }),
-  )
-  return new Map(lists)
-}
-
 function blobOf(partition: number, key: string, { bytes = 0 }: Entry): SizedBlob {
   // The node made the name of both, each checked when it came in.
   return { partition, digest: key.slice(0, 64) as Digest, generation: key.slice(65) as Generation, bytes }
-}
-
-function rotated<Item>(items: readonly Item[], by: number): Item[] {
-  const turn = items.length === 0 ? 0 : by % items.length
-  return [...items.slice(turn), ...items.slice(0, turn)]
 }

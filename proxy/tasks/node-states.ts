@@ -13,7 +13,7 @@ import type { Coordinator, MemberReport } from '../coordination/types.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
-import { estimateMoves } from '../topology/estimate.ts'
+import { estimateMoves, nodesOf } from '../topology/estimate.ts'
 import type { PrimaryTask, Term } from './primary.ts'
 import { bytesPerSecondDefault, textOf } from './rebalance-params.ts'
 import type { ContentsDeps } from './shard-contents.ts'
@@ -177,7 +177,8 @@ export class NodeStates implements PrimaryTask {
       if (plan.problems.length > 0) return { brake: 'placement', text: plan.problems.join('; ') }
       // What comes back has most of what it gets, and had room for it before.
       if (changes.every(({ op }) => op === 'in')) return undefined
-      const { bytesTo } = await estimateMoves(this.#deps, plan.moves, bytesPerSecondDefault, term.signal)
+      const rates = { bytesPerSecond: bytesPerSecondDefault, nodeOf: nodesOf(plan.next) }
+      const { bytesTo } = await estimateMoves(this.#deps, plan.moves, rates, term.signal)
       const shards = this.#deps.health.nodes().flatMap(({ status }) => status?.shards ?? [])
       const full = roomProblems(bytesTo, new Map<string, ShardRoom>(shards.map(shard => [shard.id, shard])))
       return full.length === 0 ? undefined : { brake: 'room', text: full.join('; ') }

@@ -3,7 +3,7 @@ import { HoldfastError } from '../../shared/errors.ts'
 import type { TopologyChange } from '../../shared/placement/changes.ts'
 import type { JobParams } from './job.ts'
 
-/** Of all copying together. */
+/** That each node gets: half of what one hard disk takes. */
 export const bytesPerSecondDefault = 64 * 1024 * 1024
 
 export interface RebalanceParams {

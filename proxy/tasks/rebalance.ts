@@ -4,13 +4,13 @@
  *     publish E+1 (both count) ──every proxy has it──▶ nodes refuse older writes ──all told──▶
  *     per partition: list old owners, copy what new owners lack, compare again ──▶ settled ──▶ old copies to the trash
  *
+ * Many partitions move at once, few of them to any one node, and each node gets bytes at its own rate: the slowest one keeps none waiting.
  * What is not settled stands in the map itself, so whoever is primary goes on from there; every step may be repeated.
  */
 import { atMost } from '../../shared/at-most.ts'
-import { encodeClusterMap, replicasBefore, type ClusterMap, type PlacementView } from '../../shared/cluster-map.ts'
+import { encodeClusterMap, replicasBefore, type ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
-import { partitionCount } from '../../shared/partition.ts'
 import { planChanges, type TopologyChange } from '../../shared/placement/changes.ts'
 import { abortTransition, refuseOlderWrites, settlePartitions } from '../../shared/placement/transition.ts'
 import { wirePath } from '../../shared/wire.ts'
@@ -18,20 +18,26 @@ import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
+import { BlockSummaries } from './block-summaries.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Job, JobContext } from './job.ts'
-import { movePartition, releasePartition, type MoveDeps } from './move-partition.ts'
+import type { MoveDeps } from './move-deps.ts'
+import { movePartition, releasePartition } from './move-partition.ts'
+import { inLanes, LanePace } from './move-queue.ts'
 import { type Obstacle, tallyOf, waitingText } from './obstacles.ts'
 import { primaryRole } from './primary.ts'
 import { paramsOf, textOf, type RebalanceParams } from './rebalance-params.ts'
-import { summariesOf } from './shard-contents.ts'
 
 /** Proxies poll the map every 5 s, and hear of it from the nodes within about 1 s. */
 const adoptionMsDefault = 6_500
-/** Partitions of which shards are asked at once what they hold. */
-const blockSize = 128
-const partitionsAtOnce = 4
-const shardsAtOnce = 8
+/** Each has a page of the names of all its shards in memory, about 1 MiB together. */
+const partitionsAtOnce = 64
+/** To one node: one is pulled while the names of others are compared. */
+const partitionsPerNode = 4
+const releasesAtOnce = 16
+/** Partitions begun between two looks at whether the run goes on. */
+const lookEvery = 128
+const nodesAtOnce = 8
 /** A new map goes to every process: with so many settled partitions, or so seldom. */
 const settledAtOnce = 512
 const settleMs = 3_000
@@ -83,6 +89,12 @@ class Rebalance {
   #at: Checkpoint
   #settled: number[] = []
   #settledAt: number
+  #isSettling = false
+  /** Ends the run. */
+  #failure: { readonly error: unknown } | undefined
+  /** Of settled partitions, one batch after the other; the copying goes on meanwhile. */
+  #releasing: Promise<void> = Promise.resolve()
+  #begunCount = 0
   /** Why partitions were not settled in the last pass, with their number. */
   #waiting = ''
   #told = { reasons: '', at: 0 }
@@ -93,14 +105,15 @@ class Rebalance {
     this.#params = paramsOf(context.params)
     this.#at = context.checkpoint ?? beginning
     this.#settledAt = deps.now()
-    const { bytesPerSecond } = this.#params
+    const pace = new LanePace(this.#params.bytesPerSecond, deps.now)
     this.#move = {
       clients: deps.clients,
       references: deps.references,
       view: () => deps.view.current(),
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
-      onCopied: async (copied, ms) => {
+      turn: (shard, bytes) => context.pause(pace.charge(deps.view.current().node(shard).id, bytes)),
+      onCopied: async copied => {
         const { blobs, bytes, references } = this.#at
         this.#at = {
           ...this.#at,
@@ -108,8 +121,10 @@ class Rebalance {
           bytes: bytes + copied.bytes,
           references: references + copied.references,
         }
-        // Each of the partitions that are moved at once has its share.
-        await context.pause(Math.max(0, (partitionsAtOnce * copied.bytes * 1_000) / bytesPerSecond - ms))
+        this.#report(deps.view.current().unsettled().length)
+        // A partition that takes hours keeps none of the others from being settled; what goes wrong there is not its error.
+        await this.#settleInTime().catch((error: unknown) => (this.#failure ??= { error }))
+        this.#check()
       },
     }
   }
@@ -186,7 +201,7 @@ class Rebalance {
   async #tellAll(map: ClusterMap): Promise<string[]> {
     const body = Buffer.from(encodeClusterMap(map))
     const { token, signal } = this.#context.term
-    const told = await atMost(shardsAtOnce, map.nodes, async node => {
+    const told = await atMost(nodesAtOnce, map.nodes, async node => {
       try {
         const options = { fence: `${primaryRole}:${token}`, signal, timeoutMs: tellTimeoutMs }
         await this.#deps.clients.get(node).requestJson('PUT', wirePath.clusterMap, body, options)
@@ -203,20 +218,34 @@ class Rebalance {
   async #pass(left: readonly number[]): Promise<readonly Obstacle[]> {
     const obstacles: Obstacle[] = []
     const known = new Set<string>()
-    for (let from = 0; from < partitionCount; from += blockSize) {
-      const block = left.filter(partition => partition >= from && partition < from + blockSize)
-      if (block.length === 0) continue
+    const summaries = new BlockSummaries(this.#deps, left, this.#context.term)
+    const limits = { atOnce: partitionsAtOnce, perLane: partitionsPerNode }
+    const move = async (partition: number): Promise<void> => {
+      if (++this.#begunCount % lookEvery === 0) await this.#context.pause(0)
       this.#check()
-      const summaries = await this.#summaries(block, from)
-      const found = await atMost(partitionsAtOnce, block, partition => this.#moveOne(partition, summaries, known))
-      const settled = block.filter((_, index) => found[index] === undefined)
-      obstacles.push(...found.filter(obstacle => obstacle !== undefined))
-      this.#settled.push(...settled)
-      if (this.#settled.length >= settledAtOnce || this.#deps.now() - this.#settledAt > settleMs) await this.#settle()
-      await this.#context.pause(0)
+      const obstacle = await this.#moveOne(partition, await summaries.of(partition), known)
+      if (obstacle === undefined) this.#settled.push(partition)
+      else obstacles.push(obstacle)
+      await this.#settleInTime()
     }
-    await this.#settle()
+    try {
+      await inLanes(limits, left, partition => this.#targetNodes(partition), move)
+      await this.#settle()
+    } catch (error) {
+      // Nothing of this run is under way when it has ended.
+      await this.#releasing.catch(() => {})
+      throw error
+    }
+    await this.#releasing
     return obstacles
+  }
+
+  /** Those that get copies. */
+  #targetNodes(partition: number): readonly string[] {
+    const view = this.#deps.view.current()
+    const before = view.previousOwners(partition) ?? []
+    const added = view.owners(partition).filter(shard => !before.includes(shard))
+    return added.map(shard => view.node(shard).id)
   }
 
   /** Who waits for whom: in the progress always, in the log when it is news. */
@@ -229,22 +258,6 @@ class Rebalance {
     if (this.#waiting === '' || !isNews) return
     this.#told = { reasons, at: this.#deps.now() }
     this.#context.log(this.#waiting)
-  }
-
-  /** What each shard concerned holds of the block; those that do not answer are left out. */
-  async #summaries(block: readonly number[], from: number): Promise<ReadonlyMap<ShardId, ShardSummary>> {
-    const view = this.#deps.view.current()
-    const shards = [...new Set(block.flatMap(partition => view.allOwners(partition)))]
-    const found = new Map<ShardId, ShardSummary>()
-    await atMost(shardsAtOnce, shards, async shard => {
-      try {
-        found.set(shard, await summariesOf(this.#deps, shard, { from, count: blockSize }, this.#context.term.signal))
-      } catch (error) {
-        this.#check()
-        if (!isHoldfastError(error)) throw error
-      }
-    })
-    return found
   }
 
   /** Undefined: moved. `known`: errors that this pass has met before, and logged. */
@@ -264,6 +277,12 @@ class Rebalance {
     }
   }
 
+  /** Not after each partition, for the map goes to every process; the copying goes on meanwhile. */
+  async #settleInTime(): Promise<void> {
+    const isDue = this.#settled.length >= settledAtOnce || this.#deps.now() - this.#settledAt > settleMs
+    if (isDue && !this.#isSettling) await this.#settle()
+  }
+
   /** The new owners own what was compared, alone; then the copies of the others go. */
   async #settle(): Promise<void> {
     this.#settledAt = this.#deps.now()
@@ -271,17 +290,31 @@ class Rebalance {
     if (settled.length === 0) return
     this.#settled = []
     const before = this.#deps.view.current()
-    await this.#publish(map => settlePartitions(map, settled))
-    this.#report(this.#deps.view.current().unsettled().length)
-    await this.#context.save(this.#at)
-    const released = await atMost(partitionsAtOnce, settled, partition => this.#release(partition, before))
-    this.#at = { ...this.#at, released: this.#at.released + released.reduce((sum, count) => sum + count, 0) }
+    const leaving = settled.map(partition => ({ partition, shards: before.previousOwners(partition) ?? [] }))
+    this.#isSettling = true
+    try {
+      await this.#publish(map => settlePartitions(map, settled))
+      this.#report(this.#deps.view.current().unsettled().length)
+      await this.#context.save(this.#at)
+    } finally {
+      this.#isSettling = false
+    }
+    this.#releasing = this.#releasing.then(() => this.#releaseAll(leaving))
+    // Looked at when the pass is over; without this it would count as nobody's.
+    this.#releasing.catch(() => {})
+  }
+
+  async #releaseAll(leaving: readonly { partition: number; shards: readonly ShardId[] }[]): Promise<void> {
+    await atMost(releasesAtOnce, leaving, async ({ partition, shards }) => {
+      const count = await this.#release(partition, shards)
+      this.#at = { ...this.#at, released: this.#at.released + count }
+    })
   }
 
   /** What cannot be released now is found by anti-entropy: copies where no owner is. */
-  async #release(partition: number, before: PlacementView): Promise<number> {
+  async #release(partition: number, leaving: readonly ShardId[]): Promise<number> {
     try {
-      return await releasePartition(this.#move, partition, before)
+      return await releasePartition(this.#move, partition, leaving)
     } catch (error) {
       this.#check()
       if (!isHoldfastError(error) || error.code === 'STALE_TOKEN') throw error
@@ -329,6 +362,7 @@ class Rebalance {
   }
 
   #check(): void {
+    if (this.#failure !== undefined) throw this.#failure.error
     this.#context.term.signal.throwIfAborted()
   }
 }

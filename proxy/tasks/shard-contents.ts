@@ -15,6 +15,8 @@ import type { NodeClient } from '../routing/node-client.ts'
 import type { ShardSummary } from './compare-sets.ts'
 
 const pageSize = 2_000
+/** Of each of several shards whose names are compared; about 160 bytes each in memory. */
+const pageInStep = 1_000
 /** A shard that has to read its whole index first takes its time. */
 const timeoutMs = 30_000
 /** Items of one request: small blobs are read for the answer. */
@@ -78,6 +80,57 @@ export async function entriesOf(
   }
   return found
 }
+
+export type Names = ReadonlyMap<ShardId, ReadonlyMap<string, Entry>>
+
+/** What all of these shards hold of the same stretch of a partition's names. */
+export interface NamesStretch {
+  /** The last name before it. */
+  readonly after: string | undefined
+  readonly held: Names
+}
+
+/**
+ * A partition's names on several shards, stretch by stretch: at no time more of them are in memory than one page of each shard. Every
+ * name that a shard has all the time is in exactly one stretch. Rejects with the error of a shard, or the signal's reason.
+ */
+export async function* namesInStep(
+  deps: ContentsDeps,
+  shards: readonly ShardId[],
+  { partition, of, limit = pageInStep }: { partition: number; of: 'blobs' | 'references'; limit?: number },
+  signal: AbortSignal,
+): AsyncGenerator<NamesStretch> {
+  for (let after: string | undefined, more = true; more;) {
+    signal.throwIfAborted()
+    const page = { partition, of, limit, ...(after === undefined ? {} : { after }) }
+    const pages = await Promise.all(
+      shards.map(async shard => ({ shard, ...(await entriesPage(deps, shard, page, signal)) })),
+    )
+    // As far as the shortest of the pages goes: behind that, a name that is not in it may be on its shard all the same.
+    const ends = pages.flatMap(({ next }) => next ?? [])
+    const end = ends.length === 0 ? undefined : ends.reduce((least, one) => (inKeyOrder(one, least) < 0 ? one : least))
+    const isIn = ({ key }: Entry): boolean => end === undefined || inKeyOrder(key, end) <= 0
+    const held = pages.map(({ shard, entries }) => {
+      return [shard, new Map(entries.filter(isIn).map(entry => [entry.key, entry]))] as const
+    })
+    yield { after, held: new Map(held) }
+    after = end
+    more = end !== undefined
+  }
+}
+
+/** Negative: `a` stands before `b` in a listing, which is in the order of the bytes of UTF-8 (strings compare by those of UTF-16). */
+export function inKeyOrder(a: string, b: string): number {
+  const length = Math.min(a.length, b.length)
+  for (let at = 0; at < length; at += 1) {
+    const [one, other] = [a.charCodeAt(at), b.charCodeAt(at)]
+    if (one !== other) return rankOf(one) - rankOf(other)
+  }
+  return a.length - b.length
+}
+
+/** Surrogates, which stand for what is beyond all other units, come last. */
+const rankOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800)
 
 /** Newest versions that the shard has, in the order asked; null: none. */
 export async function versionsOf(

@@ -1,5 +1,6 @@
 /** What a change of topology will have to copy: counts from the shards' summaries, sizes from a sample of names. */
 import { atMost } from '../../shared/at-most.ts'
+import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
@@ -10,8 +11,9 @@ import { entriesPage, summariesOf, type ContentsDeps } from '../tasks/shard-cont
 const shardsAtOnce = 8
 const sampledPartitions = 24
 const sampledNames = 200
-/** Small blobs and references a second that shards take from one task, and what a change costs however small it is. */
-const itemsPerSecond = 800
+/** Small blobs and references a second: what one node takes, what the primary sees to; and what a change costs however small it is. */
+const itemsPerNodeSecond = 800
+const itemsPerSecond = 8_000
 const fixedSeconds = 8
 
 export interface Estimate {
@@ -21,9 +23,18 @@ export interface Estimate {
   readonly bytes: number
   /** Of copies that their owners give away. */
   readonly bytesFreed: number
+  /** By the node that takes longest. */
   readonly seconds: number
+  /** That node, and what it gets; absent where nothing is to be copied. */
+  readonly slowest?: { readonly node: string; readonly bytes: number }
   /** Partitions of which no old owner answers: nothing is known of them. */
   readonly unknownPartitions: number
+}
+
+export interface CopyRates {
+  /** That each node gets. */
+  readonly bytesPerSecond: number
+  readonly nodeOf: (shard: string) => string
 }
 
 export interface MovesEstimate extends Estimate {
@@ -31,17 +42,24 @@ export interface MovesEstimate extends Estimate {
   readonly bytesTo: ReadonlyMap<string, number>
 }
 
+/** The node of each shard of a map. */
+export function nodesOf({ shards }: Pick<ClusterMap, 'shards'>): CopyRates['nodeOf'] {
+  const nodes = new Map<string, string>(shards.map(({ id, node }) => [id, node]))
+  return shard => nodes.get(shard) ?? ''
+}
+
 /** Never rejects for a shard that is away: another old owner is counted, or the partition is unknown. */
 export async function estimateMoves(
   deps: ContentsDeps,
   moves: readonly PartitionMove[],
-  bytesPerSecond: number,
+  rates: CopyRates,
   signal: AbortSignal,
 ): Promise<MovesEstimate> {
   const summaries = await allSummaries(deps, moves, signal)
   let [blobs, references, released, unknownPartitions] = [0, 0, 0, 0]
   const filled: { partition: number; shard: ShardId }[] = []
   const blobsTo = new Map<string, number>()
+  const referencesTo = new Map<string, number>()
   for (const { partition, from, to } of moves) {
     const shard = from.find(id => summaries.has(id as ShardId)) as ShardId | undefined
     if (shard === undefined) {
@@ -53,23 +71,47 @@ export async function estimateMoves(
     const count = summary?.blobs.count ?? 0
     blobs += targets.length * count
     released += from.filter(id => !to.includes(id)).length * count
-    references += targets.length * (summary?.references.count ?? 0)
+    const named = summary?.references.count ?? 0
+    references += targets.length * named
+    for (const id of targets) referencesTo.set(id, (referencesTo.get(id) ?? 0) + named)
     if (count === 0) continue
     filled.push({ partition, shard })
     for (const id of targets) blobsTo.set(id, (blobsTo.get(id) ?? 0) + count)
   }
   const mean = await meanBytes(deps, filled, signal)
   const bytes = Math.round(blobs * mean)
-  const seconds = Math.ceil(Math.max(bytes / bytesPerSecond, (blobs + references) / itemsPerSecond))
+  const bytesTo = new Map([...blobsTo].map(([id, number]) => [id, Math.round(number * mean)]))
+  const { seconds, ...slowest } = slowestNode({ blobsTo, referencesTo, bytesTo }, rates)
   return {
     blobs,
     references,
     bytes,
     bytesFreed: Math.round(released * mean),
-    seconds: moves.length === 0 ? 0 : seconds + fixedSeconds,
+    seconds:
+      moves.length === 0 ? 0 : Math.ceil(Math.max(seconds, (blobs + references) / itemsPerSecond)) + fixedSeconds,
     unknownPartitions,
-    bytesTo: new Map([...blobsTo].map(([id, count]) => [id, Math.round(count * mean)])),
+    ...slowest,
+    bytesTo,
   }
+}
+
+/** How long it takes, if all nodes get theirs at the same time. */
+function slowestNode(
+  shares: Readonly<Record<'blobsTo' | 'referencesTo' | 'bytesTo', ReadonlyMap<string, number>>>,
+  { bytesPerSecond, nodeOf }: CopyRates,
+): { seconds: number } & Pick<Estimate, 'slowest'> {
+  const nodes = new Map<string, { bytes: number; items: number }>()
+  for (const shard of new Set([...shares.blobsTo.keys(), ...shares.referencesTo.keys()])) {
+    const { bytes, items } = nodes.get(nodeOf(shard)) ?? { bytes: 0, items: 0 }
+    const added = (shares.blobsTo.get(shard) ?? 0) + (shares.referencesTo.get(shard) ?? 0)
+    nodes.set(nodeOf(shard), { bytes: bytes + (shares.bytesTo.get(shard) ?? 0), items: items + added })
+  }
+  let found: { seconds: number } & Pick<Estimate, 'slowest'> = { seconds: 0 }
+  for (const [node, { bytes, items }] of nodes) {
+    const seconds = Math.max(bytes / bytesPerSecond, items / itemsPerNodeSecond)
+    if (seconds > found.seconds) found = { seconds, slowest: { node, bytes } }
+  }
+  return found
 }
 
 async function allSummaries(

@@ -14,7 +14,7 @@ import type { HealthTable } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
-import { estimateMoves, type Estimate, type MovesEstimate } from './estimate.ts'
+import { estimateMoves, nodesOf, type Estimate, type MovesEstimate } from './estimate.ts'
 
 const task = 'rebalance'
 
@@ -179,8 +179,9 @@ export class TopologyControl {
     return map
   }
 
-  #estimate({ moves }: TopologyPlan, bytesPerSecond = bytesPerSecondDefault): Promise<MovesEstimate> {
-    return estimateMoves(this.#deps, moves, bytesPerSecond, new AbortController().signal)
+  #estimate({ moves, next }: TopologyPlan, bytesPerSecond = bytesPerSecondDefault): Promise<MovesEstimate> {
+    const rates = { bytesPerSecond, nodeOf: nodesOf(next) }
+    return estimateMoves(this.#deps, moves, rates, new AbortController().signal)
   }
 
   /** By what the nodes reported last, and new ones say now. */

@@ -1,5 +1,6 @@
 /** The task that moves copies, against real storage nodes: interrupted anywhere, it loses nothing and ends where it should. */
 import { createHash, hash, randomBytes } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { NodeClients } from '../../../proxy/routing/node-client.ts'
@@ -14,6 +15,7 @@ import { tallyOf, waitingText } from '../../../proxy/tasks/obstacles.ts'
 import { rebalance } from '../../../proxy/tasks/rebalance.ts'
 import { touchAll } from '../../../proxy/tasks/shard-contents.ts'
 import { type ClusterMap, encodeClusterMap, PlacementView } from '../../../shared/cluster-map.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
 import { type Digest, parseNodeId, parseShardId, parseZone, type ShardId } from '../../../shared/ids.ts'
 import { partitionOf } from '../../../shared/partition.ts'
 import { planChanges, type TopologyChange } from '../../../shared/placement/changes.ts'
@@ -56,6 +58,7 @@ async function startWorld(t: Test) {
     await Promise.all(nodes.map(node => node.close(0)))
   })
   const signal = new AbortController().signal
+  setMaxListeners(0, signal)
   for (const node of side.map.nodes) {
     await side.clients.get(node).requestJson('PUT', wirePath.clusterMap, Buffer.from(encodeClusterMap(side.map)))
   }
@@ -292,6 +295,44 @@ t.test('a partition that cannot settle says why, in the log and in the progress,
     t.strictSame(await world.references.newest('raw', one.path), one)
   }
   t.ok((await world.holders(blob)).length >= 3)
+})
+
+t.test('a settlement that fails in the middle of the copying ends the run, and the next one goes on', async t => {
+  const world = await startWorld(t)
+  const written = await Promise.all(Array.from({ length: 30 }, (_, i) => write(world, `e/${i}`, 100)))
+  let publishes = 0
+  let now = 0
+  const metadata = {
+    ...world.metadata,
+    publishClusterMap: async (map: ClusterMap) => {
+      publishes += 1
+      if (publishes === 4) throw new HoldfastError('METADATA_UNAVAILABLE', 'the database is away')
+      return world.metadata.publishClusterMap(map)
+    },
+  }
+  // By this clock it is time to settle again at once, until that has failed.
+  const job = rebalance({ ...world, metadata, now: () => (now += publishes < 4 ? 4_000 : 1), adoptionMs: 0 })
+  const lines: string[] = []
+  const context: JobContext<never> = {
+    runId: 1,
+    term: { token: 1, signal: world.signal },
+    checkpoint: undefined,
+    params: { changes: drain, epoch: 1 },
+    save: async () => Promise.resolve(),
+    progress: () => {},
+    log: line => void lines.push(line),
+    pause: async () => Promise.resolve(),
+  }
+  await t.rejects(job.run(context), { code: 'METADATA_UNAVAILABLE' })
+  t.not(world.newest.previous, undefined, 'it is not done')
+  t.notMatch(lines.join(), /wait/, 'it is nothing that a partition waits for')
+  await job.run({ ...context, params: {} })
+  t.equal(world.newest.previous, undefined)
+  const view = new PlacementView(world.newest)
+  for (const { blob } of written) {
+    const held = await world.holders(blob)
+    t.same([...held].sort(), [...view.owners(blob.partition)].sort(), 'new owners have it, and no others')
+  }
 })
 
 t.test('who is waited for is named, and counted', async t => {

@@ -106,6 +106,23 @@ t.test('a node that is to be added is asked for its room', async t => {
   await t.rejects(control.apply(add, options), { code: 'TOPOLOGY_INVALID', message: /shard n9-s0 has no room: .* 2000000 bytes are free/ }) // prettier-ignore
 })
 
+t.test('a plan takes as long as the node that gets most, at the rate of each', async t => {
+  const { control } = world()
+  // The only one of its zone, so that what it has goes to several others.
+  const drain = [{ op: 'drain-shard', shard: 'n1-s0' }] as const
+  const rate = 1_000
+  const { shards, estimate } = await control.plan(drain, rate)
+  const gaining = shards.filter(({ gains }) => gains > 0)
+  const most = Math.max(...gaining.map(({ gains }) => gains))
+  t.ok(gaining.length > 1, 'several get some')
+  t.equal(estimate.slowest?.bytes, most * blobBytes)
+  t.ok(gaining.some(({ node, gains }) => node === estimate.slowest?.node && gains === most))
+  t.equal(estimate.seconds, Math.ceil((most * blobBytes) / rate) + 8)
+  t.ok(estimate.bytes > most * blobBytes)
+  const fast = (await control.plan(drain, 1e12)).estimate.seconds
+  t.ok(fast >= 8 && fast < 15, `blobs and references take their time too: ${fast} s`)
+})
+
 t.test('a change is judged by the newest map, whichever proxy is asked', async t => {
   const { made, control } = world()
   const { next } = planChanges(map, [{ op: 'weight', shard: 'n3-s0', weight: 0 }])

@@ -1,0 +1,72 @@
+/** What shards hold of the partitions that are to be moved, asked when the first of a block has its turn. */
+import { atMost } from '../../shared/at-most.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
+import type { ShardId } from '../../shared/ids.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+import type { ShardSummary } from './compare-sets.ts'
+import type { Term } from './primary.ts'
+import { summariesOf, type ContentsDeps } from './shard-contents.ts'
+
+/** Partitions asked for with one question to each shard, unless they lie further apart than this: for a shard computes the whole range. */
+const blockSize = 128
+const spanMax = 512
+/** Who answered so long ago may be away by now, and the other way round. */
+const ageMsMax = 10_000
+const shardsAtOnce = 8
+
+export interface BlockSummariesDeps extends ContentsDeps {
+  readonly view: Pick<ClusterView, 'current'>
+  /** Monotonic, ms. */
+  readonly now: () => number
+}
+
+type Answers = ReadonlyMap<ShardId, ShardSummary>
+
+export class BlockSummaries {
+  readonly #deps: BlockSummariesDeps
+  readonly #term: Pick<Term, 'signal'>
+  readonly #blocks = new Map<
+    number,
+    { readonly partitions: readonly number[]; answers?: Promise<Answers>; at: number }
+  >()
+
+  /** `partitions`: all that will be asked for, in their order. */
+  constructor(deps: BlockSummariesDeps, partitions: readonly number[], term: Pick<Term, 'signal'>) {
+    this.#deps = deps
+    this.#term = term
+    for (let start = 0; start < partitions.length; start += blockSize) {
+      const block = { partitions: partitions.slice(start, start + blockSize), at: 0 }
+      for (const partition of block.partitions) this.#blocks.set(partition, block)
+    }
+  }
+
+  /** Of this partition, of those that own it or owned it; who does not answer is left out. Rejects when the run has ended. */
+  of(partition: number): Promise<Answers> {
+    const block = this.#blocks.get(partition)
+    const partitions = block?.partitions ?? [partition]
+    const span = (partitions.at(-1) ?? 0) - (partitions[0] ?? 0)
+    if (block === undefined || span > spanMax) return this.#ask([partition])
+    if (block.answers === undefined) {
+      block.at = this.#deps.now()
+      return (block.answers = this.#ask(partitions))
+    }
+    return this.#deps.now() - block.at > ageMsMax ? this.#ask([partition]) : block.answers
+  }
+
+  async #ask(partitions: readonly number[]): Promise<Answers> {
+    const view = this.#deps.view.current()
+    const shards = [...new Set(partitions.flatMap(partition => view.allOwners(partition)))]
+    const from = partitions[0] ?? 0
+    const count = (partitions.at(-1) ?? from) - from + 1
+    const found = new Map<ShardId, ShardSummary>()
+    await atMost(shardsAtOnce, shards, async shard => {
+      try {
+        found.set(shard, await summariesOf(this.#deps, shard, { from, count }, this.#term.signal))
+      } catch (error) {
+        this.#term.signal.throwIfAborted()
+        if (!isHoldfastError(error)) throw error
+      }
+    })
+    return found
+  }
+}
