@@ -1,44 +1,15 @@
-import { execFile, spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
-import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
-import { wirePath, type NodeStatus, type ShardState } from '../../shared/wire.ts'
 import type { Client } from '../support/client.ts'
-import { startCluster, type Cluster, type NodeHandle } from '../support/cluster.ts'
-import { askNode, verifyCopies, waitForFullCopies } from '../support/copies.ts'
+import { startCluster, type NodeHandle } from '../support/cluster.ts'
+import { shardState, verifyCopies, waitForFullCopies } from '../support/copies.ts'
+import { mountSmallDisk, noMounts, noTracing, tamperWithFlushes } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 import { strangeNames } from '../support/shard-files.ts'
 
-const run = promisify(execFile)
-
-/** false: this machine lets us; else why the test is skipped. */
-async function impossible(command: string, args: readonly string[], reason: string): Promise<string | false> {
-  return run(command, args).then(
-    () => false as const,
-    () => reason,
-  )
-}
-
-const noMounts = await impossible(
-  'unshare',
-  ['-m', 'mount', '-t', 'tmpfs', 'tmpfs', '/mnt'],
-  'needs the right to mount a small disk',
-)
-const noTracing = await impossible(
-  'strace',
-  ['-o', '/dev/null', '-e', 'inject=fsync:error=EIO', 'true'],
-  'needs strace: the storage node has its own test with a disk that fails',
-)
-
-async function shardState(cluster: Cluster, node: NodeHandle): Promise<ShardState | undefined> {
-  const { status, body } = await askNode(cluster, node, wirePath.status)
-  return status === 200 ? (JSON.parse(body.toString()) as NodeStatus).shards[0]?.state : undefined
-}
+const [mountless, traceless] = await Promise.all([noMounts(), noTracing()])
 
 interface Known {
   readonly path: string
@@ -61,20 +32,9 @@ async function readAll(t: Test, client: Client, known: readonly Known[], what: s
 
 // ---- full disk
 
-/** Mounted in a folder that is gone after the test. */
-async function mountSmallDisk(t: Test, size: string): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), 'hf-disk-'))
-  await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', folder])
-  t.teardown(async () => {
-    await run('umount', ['-l', folder])
-    await rm(folder, { recursive: true })
-  })
-  return folder
-}
-
 t.test(
   'I31: a disk is full: uploads go elsewhere while two nodes have room, then 507; reads and deletes go on',
-  { skip: noMounts },
+  { skip: mountless },
   async t => {
     const random = seededRandom(t)
     const sizes: Record<string, string> = { 'node-a-1': '40m', 'node-b-1': '110m', 'node-c-1': '110m' }
@@ -112,26 +72,9 @@ t.test(
 
 // ---- fsync fails
 
-/** From now on every flush of the process fails with EIO; the result ends that. */
-async function breakFlushes(t: Test, pid: number): Promise<() => Promise<void>> {
-  const inject = ['-e', 'trace=fsync,fdatasync', '-e', 'inject=fsync,fdatasync:error=EIO']
-  const child = spawn('strace', ['-f', '-p', String(pid), ...inject, '-o', '/dev/null'], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  })
-  const exited = once(child, 'exit')
-  const [line] = (await Promise.race([once(createInterface({ input: child.stderr }), 'line'), exited])) as unknown[]
-  if (!/attached/.test(String(line))) throw new Error(`strace could not attach: ${String(line)}`)
-  const end = async (): Promise<void> => {
-    child.kill('SIGINT') // detaches
-    await exited
-  }
-  t.teardown(end)
-  return end
-}
-
 t.test(
   'I23, I24: every flush of one node fails: uploads succeed on others, and nothing acknowledged leans on it',
-  { skip: noTracing },
+  { skip: traceless },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { shardsPerNode: 1 })
@@ -147,7 +90,7 @@ t.test(
       }
     }
     await write('before')
-    const mend = await breakFlushes(t, node.process.pid)
+    const mend = await tamperWithFlushes(t, node.process.pid, { error: 'EIO' })
     await write('broken')
     await eventually('it says read-only', async () => (await shardState(cluster, node)) === 'read-only')
     await write('read-only')
@@ -167,7 +110,7 @@ t.test(
   },
 )
 
-t.test('I23: a disk whose flushes failed for a while is used again without a restart', { skip: noTracing }, async t => {
+t.test('I23: a disk whose flushes failed for a while is used again without a restart', { skip: traceless }, async t => {
   const random = seededRandom(t)
   const cluster = await startCluster(t, { shardsPerNode: 1 })
   const client = cluster.client()
@@ -181,7 +124,7 @@ t.test('I23: a disk whose flushes failed for a while is used again without a res
     }
   }
   await write()
-  const mend = await breakFlushes(t, node.process.pid)
+  const mend = await tamperWithFlushes(t, node.process.pid, { error: 'EIO' })
   await write()
   await eventually('read-only', async () => (await shardState(cluster, node)) === 'read-only')
   await mend()

@@ -1,36 +1,88 @@
-/** What a soak does to a cluster. Each fault is begun, lasts for some operations of the load, and is ended; one at a time unless it says so. */
+/** What a soak does to a cluster. Each fault is begun, lasts for some operations of the load, and is ended; rarely there are two at once. */
 import { readFile, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Cluster, NodeHandle, ProxyHandle } from '../support/cluster.ts'
-import type { Random } from '../support/random.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { NodeHandle } from '../support/cluster.ts'
 import { blobFiles } from '../support/shard-files.ts'
+import { clockFaults, diskFaults } from './machine-faults.ts'
+import { topologyFault } from './topology-faults.ts'
+import type { Fault, World } from './world.ts'
 
-export interface Fault {
-  readonly name: string
-  /** What may be refused with 503 meanwhile: a write needs PostgreSQL, a read never does. */
-  readonly mayRefuse: 'nothing' | 'writes'
-  begin(): Promise<unknown>
-  /** Undoes it; resolves when what was stopped runs again. */
-  end(): Promise<unknown>
+/** Every kind as likely as the others; HOLDFAST_TEST_SOAK_ONLY names those that are to be tried alone. */
+export const kinds = ['node', 'proxy', 'server', 'copy', 'topology', 'disk', 'clock'] as const
+export type Kind = (typeof kinds)[number]
+
+/** The next fault, at random. `primary`: the proxy that is primary now. */
+export function randomFault(world: World, primary: number | undefined, among: readonly Kind[]): Fault {
+  const { random } = world
+  const possible = among.flatMap(kind => {
+    const faults = faultsOf(world, kind, primary)
+    return faults.length === 0 ? [] : [{ kind, faults }]
+  })
+  const { kind, faults } = random.pick(possible)
+  const first = random.pick(faults)
+  if (kind !== 'topology' || random.next() < 0.4) return first
+  const second = random.pick(['node', 'proxy', 'proxy', 'server', 'copy'] as const)
+  return during(first, random.pick(faultsOf(world, second, primary)))
 }
 
-/** Digests of which a copy was already damaged: a second fault of the same blob could be the last copy's. */
-export type Damaged = Set<string>
-
-/** The next fault, at random. `victim` is a proxy that no client of the load uses. */
-export function randomFault(cluster: Cluster, random: Random, victim: ProxyHandle, damaged: Damaged): Fault {
-  const kinds = [
-    ...nodeFaults(random.pick(cluster.nodes)),
-    ...nodeFaults(random.pick(cluster.nodes)),
-    ...proxyFaults(victim),
-    ...serverFaults(cluster),
-    copyFault(cluster, random, damaged, 'flipped'),
-    copyFault(cluster, random, damaged, 'lost'),
-  ]
-  return random.pick(kinds)
+function faultsOf(world: World, kind: Kind, primary: number | undefined): Fault[] {
+  const { random, cluster } = world
+  switch (kind) {
+    case 'node':
+      return nodeFaults(random.pick(cluster.nodes))
+    case 'proxy':
+      return proxyFaults(world, primary)
+    case 'server':
+      return serverFaults(world)
+    case 'copy':
+      return [copyFault(world, 'flipped'), copyFault(world, 'lost')]
+    case 'topology':
+      return [topologyFault(world)]
+    case 'disk':
+      return diskFaults(world)
+    case 'clock':
+      return clockFaults(world)
+  }
 }
 
-function nodeFaults({ id, process, chaos }: NodeHandle): Fault[] {
+/** The second begins in the middle of the first, and is over before it. */
+function during(first: Fault, second: Fault): Fault {
+  return {
+    name: `${first.name}, and ${second.name}`,
+    mayRefuse: second.mayRefuse === 'writes' ? 'writes' : first.mayRefuse,
+    ...(second.victim === undefined ? {} : { victim: second.victim }),
+    begin: async () => {
+      await first.begin()
+      await second.begin()
+    },
+    end: async () => {
+      await second.end()
+      await first.end()
+    },
+  }
+}
+
+/** 2 s away, 2 s there, and so on. */
+function flapping({ id, chaos }: NodeHandle): Fault {
+  let timer: NodeJS.Timeout | undefined
+  return {
+    name: `${id}: flapping`,
+    mayRefuse: 'nothing',
+    begin: async () => {
+      chaos!.mode = 'cut'
+      timer = setInterval(() => (chaos!.mode = chaos!.mode === 'cut' ? 'pass' : 'cut'), 2_000)
+      await sleep(7_000)
+    },
+    end: async () => {
+      clearInterval(timer)
+      chaos!.mode = 'pass'
+    },
+  }
+}
+
+function nodeFaults(node: NodeHandle): Fault[] {
+  const { id, process, chaos } = node
   const network = (mode: 'blackhole' | 'half-open' | 'cut'): Fault => ({
     name: `${id}: network ${mode}`,
     mayRefuse: 'nothing',
@@ -59,22 +111,29 @@ function nodeFaults({ id, process, chaos }: NodeHandle): Fault[] {
     network('blackhole'),
     network('half-open'),
     network('cut'),
+    flapping(node),
   ]
 }
 
-function proxyFaults({ id, process }: ProxyHandle): Fault[] {
+/** Every second time the primary's, so that what it carries out is taken over half-way. */
+function proxyFaults({ cluster, random }: World, primary: number | undefined): Fault[] {
+  const any = random.int(0, cluster.proxies.length - 1)
+  const victim = primary !== undefined && random.next() < 0.5 ? primary : any
+  const { id, process } = cluster.proxies[victim]!
+  const name = victim === primary ? `${id}, the primary` : id
   return [
-    { name: `${id}: killed`, mayRefuse: 'nothing', begin: () => process.kill(), end: () => process.start() },
+    { name: `${name}: killed`, mayRefuse: 'nothing', victim, begin: () => process.kill(), end: () => process.start() },
     {
-      name: `${id}: frozen`,
+      name: `${name}: frozen`,
       mayRefuse: 'nothing',
+      victim,
       begin: async () => process.stop(),
       end: async () => process.cont(),
     },
   ]
 }
 
-function serverFaults({ postgres, redis }: Cluster): Fault[] {
+function serverFaults({ cluster: { postgres, redis } }: World): Fault[] {
   return [
     { name: 'redis: flushed', mayRefuse: 'nothing', begin: () => redis.flushAll(), end: async () => {} },
     { name: 'redis: killed', mayRefuse: 'nothing', begin: () => redis.stop(), end: () => redis.start() },
@@ -85,7 +144,7 @@ function serverFaults({ postgres, redis }: Cluster): Fault[] {
 }
 
 /** One copy of one blob, behind the back of its node. */
-function copyFault(cluster: Cluster, random: Random, damaged: Damaged, how: 'flipped' | 'lost'): Fault {
+function copyFault({ cluster, random, damaged }: World, how: 'flipped' | 'lost'): Fault {
   return {
     name: `a copy: ${how}`,
     mayRefuse: 'nothing',

@@ -123,6 +123,27 @@ export class Client {
     return answer
   }
 
+  /** A copy or a move within what the API calls artifacts: no bytes go this way. */
+  async transfer(kind: 'copy' | 'move', from: string, to: string): Promise<Answer> {
+    const called = performance.now()
+    const answer = await this.request('POST', `/api/v1/artifacts/${kind}`, {
+      body: Buffer.from(JSON.stringify({ from: placeOf(from), to: placeOf(to) })),
+      headers: { 'content-type': 'application/json' },
+    })
+    const { status } = answer
+    const done = status === 200
+    const returned = done ? performance.now() : Infinity
+    const note = `${kind} ${from} -> ${to} ${status}`
+    if (done || status === 0 || status >= 500) {
+      this.#history?.recordCopy(from, to, { called, returned, note })
+      const gone = { called, returned, sets: null, note, ...(done ? { needs: 'present' as const } : {}) }
+      if (kind === 'move') this.#history?.record(from, gone)
+    } else if (status === 404) {
+      this.#history?.record(from, { called, returned: performance.now(), needs: 'absent', note })
+    }
+    return answer
+  }
+
   /**
    * Reads a body slowly, only hashing it: `pause` is awaited between chunks. Rejects when the body ends early or its digest is
    * not the ETag.
@@ -170,6 +191,11 @@ interface RequestOptions {
 
 /** The cluster said something untrue. Nothing excuses that, whatever fault there is. */
 export class WrongAnswer extends Error {}
+
+function placeOf(path: string): { repository: string; path: string } {
+  const slash = path.indexOf('/')
+  return { repository: path.slice(0, slash), path: path.slice(slash + 1) }
+}
 
 export function basic(user: string, password: string): string {
   return 'Basic ' + Buffer.from(`${user}:${password}`).toString('base64')

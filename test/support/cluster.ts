@@ -31,6 +31,8 @@ export interface ClusterOptions {
   /** Where a shard's folder is, instead of a folder of the test. */
   readonly shardFolder?: (shard: string) => Promise<string | undefined>
   readonly nodeWrapper?: (node: string) => readonly string[] | undefined
+  /** More variables for the process of this node or proxy. */
+  readonly processEnv?: (id: string) => Readonly<Record<string, string>>
 }
 
 export interface ShardHandle {
@@ -216,7 +218,11 @@ export class Cluster {
     const process = new TestProcess({
       name: id,
       args,
-      env: { HOLDFAST_SECRET: this.secret, HOLDFAST_CLUSTER_ID: this.clusterId },
+      env: {
+        HOLDFAST_SECRET: this.secret,
+        HOLDFAST_CLUSTER_ID: this.clusterId,
+        ...this.#options.processEnv?.(id),
+      },
       logFile: join(this.folder, 'log', `${id}.log`),
       ...(wrapper === undefined ? {} : { wrapper }),
     })
@@ -245,6 +251,7 @@ export class Cluster {
         HOLDFAST_POSTGRES_URL: this.postgres.url,
         HOLDFAST_ADMIN_PASSWORD: this.adminPassword,
         ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),
+        ...this.#options.processEnv?.(id),
       },
       logFile: join(this.folder, 'log', `${id}.log`),
     })

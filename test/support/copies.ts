@@ -5,7 +5,7 @@ import type { PlacementView } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionOf } from '../../shared/partition.ts'
 import type { ReferencedBlob, ReferenceRecord } from '../../shared/record.ts'
-import { wirePath } from '../../shared/wire.ts'
+import { wirePath, type NodeStatus, type ShardState } from '../../shared/wire.ts'
 import { replicas, type Cluster, type NodeHandle } from './cluster.ts'
 import { eventually } from './eventually.ts'
 
@@ -98,6 +98,12 @@ export async function askNode(
   } catch {
     return { status: 0, body: Buffer.alloc(0) }
   }
+}
+
+/** Of the node's first shard; undefined: the node does not say. */
+export async function shardState(cluster: Cluster, node: NodeHandle): Promise<ShardState | undefined> {
+  const { status, body } = await askNode(cluster, node, wirePath.status)
+  return status === 200 ? (JSON.parse(body.toString()) as NodeStatus).shards[0]?.state : undefined
 }
 
 async function eachShard<Answer>(

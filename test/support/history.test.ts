@@ -45,6 +45,31 @@ t.test('a history names the path and the operation that nothing explains', async
   t.equal(history.problems().length, 1)
 })
 
+t.test(
+  'a copy holds what its source held between call and return, through other copies too, and nothing else',
+  async t => {
+    const check = (...reads: [string, Operation][]): string[] => {
+      const history = new History()
+      history.record('a', put(0, 1, 'old'))
+      history.record('a', put(2, 3, 'one'))
+      history.recordCopy('a', 'b', { called: 4, returned: 8 })
+      history.record('a', put(6, 7, 'two'))
+      history.recordCopy('b', 'c', { called: 20, returned: 21 })
+      history.recordCopy('c', 'b', { called: 30, returned: Infinity })
+      history.recordCopy('empty', 'd', { called: 30, returned: Infinity })
+      for (const [path, operation] of reads) history.record(path, operation)
+      return history.problems()
+    }
+    t.same(check(['b', get(9, 10, 'one')], ['c', get(22, 23, 'one')]), [])
+    t.same(check(['b', get(9, 10, 'two')], ['c', get(22, 23, 'two')], ['b', get(40, 41, 'two')], ['d', get(40, 41, null)]), []) // prettier-ignore
+    t.match(check(['b', get(9, 10, 'old')]), [/^b: /], 'overwritten before the copy began')
+    t.match(check(['b', get(9, 10, 'one')], ['b', get(11, 12, 'two')]), [/^b: /], 'one copy has one value')
+    t.match(check(['c', get(22, 23, 'else')]), [/^c: /])
+    t.match(check(['c', get(22, 23, null)]), [/^c: /])
+    t.match(check(['d', get(31, 32, 'one')]), [/^d: /], 'nothing was ever there')
+  },
+)
+
 /** Runs a register for real, each operation taking effect somewhere between call and return. */
 const runs = fc.array(
   fc.record({

@@ -10,8 +10,8 @@ export interface Operation {
   readonly returned: number
   /** What the path must have held for this answer; undefined: anything. */
   readonly needs?: 'absent' | 'present' | { readonly value: string }
-  /** What the path holds afterwards: a digest, or null for nothing; undefined: what it held before. */
-  readonly sets?: string | null
+  /** What the path holds afterwards: a digest, or one of several, or null for nothing; undefined: what it held before. */
+  readonly sets?: string | null | readonly string[]
   /** For the report of a failure. */
   readonly note?: string
 }
@@ -33,7 +33,8 @@ interface State {
 const statesMax = 2_000_000
 
 /** Throws if the search becomes too large to finish: a test has too many writers on one path then. */
-export function checkRegister(operations: readonly Operation[], initial: string | null = null): Verdict {
+export function checkRegister(all: readonly Operation[], initial: string | null = null): Verdict {
+  const operations = narrowed(all)
   const definite = operations.filter(one => one.returned !== Infinity).sort((a, b) => a.called - b.called)
   const open = openOperations(operations)
   const seen = new Set<string>()
@@ -52,19 +53,44 @@ export function checkRegister(operations: readonly Operation[], initial: string 
   return { linearizable: false, stuck: candidates(furthest, definite), value: furthest.value }
 }
 
+/** Of values that nobody has seen on the path one is as good as any other. */
+function narrowed(operations: readonly Operation[]): Operation[] {
+  const seen = seenValues(operations)
+  return operations.map(operation => {
+    if (!isChoice(operation.sets)) return operation
+    const unseen = operation.sets.find(value => !seen.has(value))
+    return { ...operation, sets: [...operation.sets.filter(value => seen.has(value)), ...(unseen ? [unseen] : [])] }
+  })
+}
+
+function seenValues(operations: readonly Operation[]): Set<string | null> {
+  const seen = new Set<string | null>()
+  for (const { needs, returned } of operations) {
+    if (returned === Infinity || needs === undefined || needs === 'present') continue
+    seen.add(needs === 'absent' ? null : needs.value)
+  }
+  return seen
+}
+
+const isChoice = (sets: Operation['sets']): sets is readonly string[] => Array.isArray(sets)
+
+/** What the path may hold after the operation. */
+function valuesAfter({ sets }: Operation, before: string | null): readonly (string | null)[] {
+  if (sets === undefined) return [before]
+  return isChoice(sets) ? sets : [sets]
+}
+
 /** Of the writes with an unknown outcome only those that can explain something: their value was seen, or presence was needed. */
 function openOperations(operations: readonly Operation[]): Operation[] {
-  const seen = new Set<string | null>()
-  let presence = false
-  for (const { needs, returned } of operations) {
-    if (returned === Infinity || needs === undefined) continue
-    if (needs === 'absent') seen.add(null)
-    else if (needs === 'present') presence = true
-    else seen.add(needs.value)
-  }
+  const seen = seenValues(operations)
+  const presence = operations.some(({ needs, returned }) => returned !== Infinity && needs === 'present')
   return operations.filter(
     ({ returned, sets }) =>
-      returned === Infinity && sets !== undefined && (seen.has(sets) || (presence && sets !== null)),
+      returned === Infinity &&
+      sets !== undefined &&
+      (isChoice(sets)
+        ? presence || sets.some(value => seen.has(value))
+        : seen.has(sets) || (presence && sets !== null)),
   )
 }
 
@@ -95,7 +121,7 @@ function successors(state: State, definite: readonly Operation[], open: readonly
   open.forEach((operation, index) => {
     if (state.open.includes(index) || operation.called > firstReturn || !holds(operation, state.value)) return
     const done = [...state.open, index].sort((a, b) => a - b)
-    next.push({ ...state, open: done, value: operation.sets ?? null })
+    for (const value of valuesAfter(operation, state.value)) next.push({ ...state, open: done, value })
   })
   // Pushed last, tried first: most often the operation that returned first also came first.
   for (const index of indexes.sort(
@@ -103,7 +129,7 @@ function successors(state: State, definite: readonly Operation[], open: readonly
   )) {
     const operation = definite[index] as Operation
     if (!holds(operation, state.value)) continue
-    next.push({ ...advance(state, index), value: operation.sets === undefined ? state.value : operation.sets })
+    for (const value of valuesAfter(operation, state.value)) next.push({ ...advance(state, index), value })
   }
   return next
 }
@@ -123,11 +149,25 @@ function holds({ needs }: Operation, value: string | null): boolean {
   return needs === 'present' ? value !== null : value === needs.value
 }
 
+interface Recorded extends Operation {
+  /** A copy: it sets what that path held at some time between call and return. */
+  readonly from?: string
+}
+
 /** All operations of a test, by path. */
 export class History {
-  readonly #paths = new Map<string, Operation[]>()
+  readonly #paths = new Map<string, Recorded[]>()
 
   record(path: string, operation: Operation): void {
+    this.#add(path, operation)
+  }
+
+  /** `to` holds afterwards what `from` held. Checked path by path: the copy of a value that could have been read there is a true one. */
+  recordCopy(from: string, to: string, operation: Pick<Operation, 'called' | 'returned' | 'note'>): void {
+    this.#add(to, { ...operation, from, sets: [] })
+  }
+
+  #add(path: string, operation: Recorded): void {
     const operations = this.#paths.get(path)
     if (operations === undefined) this.#paths.set(path, [operation])
     else operations.push(operation)
@@ -151,8 +191,11 @@ export class History {
 
   /** What is wrong, path by path, in words; empty when every path is explained. */
   problems(): string[] {
+    const copied = copiedValues(this.#paths)
     return [...this.#paths].flatMap(([path, operations]) => {
-      const verdict = checkRegister(operations)
+      const verdict = checkRegister(
+        operations.map(one => (one.from === undefined ? one : { ...one, sets: [...(copied.get(one) ?? [])] })),
+      )
       if (verdict.linearizable) return []
       const stuck = verdict.stuck.map(describe).join('; ')
       return [`${path}: holding ${short(verdict.value)}, none of these can come next: ${stuck}`]
@@ -160,9 +203,36 @@ export class History {
   }
 }
 
+/** Of each copy what it may have read. A source may be the target of copies in turn, even in a circle: until nothing is new. */
+function copiedValues(paths: ReadonlyMap<string, readonly Recorded[]>): Map<Recorded, Set<string>> {
+  const copies = [...paths.values()].flat().filter(({ from }) => from !== undefined)
+  const values = new Map(copies.map(copy => [copy, new Set<string>()]))
+  const writes = new Map(copies.map(copy => [copy, writesSeenBy(copy, paths.get(copy.from ?? '') ?? [])]))
+  for (let grown = true; grown;) {
+    grown = false
+    for (const [copy, known] of values) {
+      const before = known.size
+      for (const write of writes.get(copy) ?? []) {
+        if (typeof write.sets === 'string') known.add(write.sets)
+        else for (const value of values.get(write) ?? []) known.add(value)
+      }
+      grown ||= known.size > before
+    }
+  }
+  return values
+}
+
+/** Writes that began before the copy ended, unless another one came after them and before the copy. */
+function writesSeenBy(copy: Recorded, operations: readonly Recorded[]): Recorded[] {
+  const writes = operations.filter(({ sets }) => sets !== undefined)
+  const before = writes.filter(({ returned }) => returned < copy.called)
+  const lastCalled = before.reduce((latest, { called }) => Math.max(latest, called), -Infinity)
+  return writes.filter(({ called, returned }) => called <= copy.returned && returned >= lastCalled)
+}
+
 function describe({ note, needs, sets, called, returned }: Operation): string {
   const needed = needs === undefined ? '' : ` needs ${typeof needs === 'string' ? needs : short(needs.value)}`
-  const set = sets === undefined ? '' : ` sets ${short(sets)}`
+  const set = sets === undefined ? '' : ` sets ${isChoice(sets) ? `one of ${sets.map(short).join()}` : short(sets)}`
   return `${note ?? 'operation'}${needed}${set} [${called.toFixed(1)}, ${returned.toFixed(1)}]`
 }
 

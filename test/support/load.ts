@@ -16,6 +16,8 @@ export interface LoadOptions {
   readonly smallPaths?: number
   readonly largePaths?: number
   readonly largeBytes?: number
+  /** Of a hundred operations, how many are copies and moves between the paths; none unless told. */
+  readonly transferPercent?: number
 }
 
 /** Between two operations of a worker, at most: else the load takes all that the machine can do, and faults meet nothing but queues. */
@@ -25,6 +27,8 @@ export interface Tally {
   reads: number
   writes: number
   deletes: number
+  /** Copies and moves. */
+  transfers: number
   readMsMax: number
   writeMsMax: number
 }
@@ -34,6 +38,8 @@ export class Load {
   readonly #options: LoadOptions
   readonly #workers: Promise<void>[]
   readonly #shared: readonly Buffer[]
+  #clients: readonly Client[]
+  readonly #busy = new Map<Client, number>()
   #stopping = false
   readonly failures: string[] = []
   readonly wrong: string[] = []
@@ -47,6 +53,7 @@ export class Load {
   /** Ends with the test at the latest. */
   constructor(t: Pick<Test, 'teardown'>, options: LoadOptions) {
     this.#options = options
+    this.#clients = options.clients
     t.teardown(() => this.stop())
     const { random, concurrency = 12 } = options
     // The same bytes under many paths: what deduplication is for.
@@ -80,23 +87,43 @@ export class Load {
     await Promise.all(this.#workers)
   }
 
+  /** From now on these are asked; resolves when nobody else has anything in hand any more. */
+  async use(clients: readonly Client[]): Promise<void> {
+    this.#clients = clients
+    const others = (): boolean => [...this.#busy].some(([client, count]) => count > 0 && !clients.includes(client))
+    await eventually('the other clients are done', () => !others(), { withinMs: 60_000, everyMs: 10 })
+  }
+
+  #count(client: Client, more: number): void {
+    this.#busy.set(client, (this.#busy.get(client) ?? 0) + more)
+  }
+
   async #work(): Promise<void> {
-    const { random, clients, smallPaths = 60, largePaths = 8 } = this.#options
+    const { random, smallPaths = 60, largePaths = 8, transferPercent = 0 } = this.#options
     while (!this.#stopping) {
-      const client = random.pick(clients)
       const large = random.next() < 0.06
       const name = large ? `large-${random.int(1, largePaths)}` : `small-${random.int(1, smallPaths)}`
       const path = `raw/${this.folder}/${name}`
       const dice = random.next()
-      const phase = this.phaseName
       await sleep(random.next() * pauseMsMax)
+      const phase = this.phaseName
+      const client = random.pick(this.#clients)
+      this.#count(client, 1)
       try {
-        if (dice < 0.6) this.#account(phase, 'reads', `GET ${path}`, await client.get(path))
+        if (transferPercent > 0 && random.next() * 100 < transferPercent) {
+          const kind = random.pick(['copy', 'copy', 'move'] as const)
+          const other = large ? `large-${random.int(1, largePaths)}` : `small-${random.int(1, smallPaths)}`
+          const to = `raw/${this.folder}/${other}`
+          if (to === path) continue
+          this.#account(phase, 'transfers', `${kind} ${path} -> ${to}`, await client.transfer(kind, path, to))
+        } else if (dice < 0.6) this.#account(phase, 'reads', `GET ${path}`, await client.get(path))
         else if (dice < 0.95) this.#account(phase, 'writes', `PUT ${path}`, await client.put(path, this.#body(large)))
         else this.#account(phase, 'deletes', `DELETE ${path}`, await client.delete(path))
       } catch (error) {
         if (!(error instanceof WrongAnswer)) throw error
         this.wrong.push(`${phase}: ${error.message}`)
+      } finally {
+        this.#count(client, -1)
       }
     }
   }
@@ -109,8 +136,8 @@ export class Load {
     )
   }
 
-  #account(phase: string, kind: 'reads' | 'writes' | 'deletes', what: string, answer: Answer): void {
-    const fine = kind === 'writes' ? [200, 201] : kind === 'reads' ? [200, 404] : [204, 404]
+  #account(phase: string, kind: keyof typeof fineStatuses, what: string, answer: Answer): void {
+    const fine = fineStatuses[kind]
     for (const tally of [this.total, this.current]) {
       if (fine.includes(answer.status)) tally[kind]++
       if (kind === 'reads') tally.readMsMax = Math.max(tally.readMsMax, answer.ms)
@@ -122,12 +149,20 @@ export class Load {
   }
 }
 
-function newTally(): Tally {
-  return { reads: 0, writes: 0, deletes: 0, readMsMax: 0, writeMsMax: 0 }
+/** 409: the source of a copy was changed meanwhile. */
+const fineStatuses: Record<'reads' | 'writes' | 'deletes' | 'transfers', readonly number[]> = {
+  reads: [200, 404],
+  writes: [200, 201],
+  deletes: [204, 404],
+  transfers: [200, 404, 409],
 }
 
-export function tallyText({ reads, writes, deletes, readMsMax, writeMsMax }: Tally): string {
-  return `${reads} reads (slowest ${readMsMax.toFixed(0)} ms), ${writes} writes, ${deletes} deletes (slowest ${writeMsMax.toFixed(0)} ms)`
+function newTally(): Tally {
+  return { reads: 0, writes: 0, deletes: 0, transfers: 0, readMsMax: 0, writeMsMax: 0 }
+}
+
+export function tallyText({ reads, writes, deletes, transfers, readMsMax, writeMsMax }: Tally): string {
+  return `${reads} reads (slowest ${readMsMax.toFixed(0)} ms), ${writes} writes, ${deletes} deletes, ${transfers} copies and moves (slowest ${writeMsMax.toFixed(0)} ms)`
 }
 
 /** Ends the load, in which no operation may have failed: every answer is right, and explained by the acknowledged writes. */
