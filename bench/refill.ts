@@ -4,33 +4,23 @@
  * requests as the primary makes them (1,000 blobs, 64 MiB, two at a time). What the primary itself does (comparing, the queue in PostgreSQL) is
  * not in it. The plain copy is `cp -r` of the blobs as files, then fsync of each.
  */
-import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { hash, randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { crc32 } from 'node:zlib'
 import { parseArgs } from 'node:util'
-import { request } from 'undici'
-import { tryPort } from '../cli/cluster-folder.ts'
 import { batchesOf } from '../proxy/tasks/shard-contents.ts'
 import { atMost } from '../shared/at-most.ts'
-import { type Digest, newGeneration, type ShardId } from '../shared/ids.ts'
-import { BlockCrcs, encodeRecord, inlineBlobBytesMax } from '../shared/record.ts'
-import { type BlobKey, type CommitRequest, type TransferAnswer, type TransferRequest, wireAuthorization, wirePath } from '../shared/wire.ts' // prettier-ignore
+import { type Digest, newGeneration } from '../shared/ids.ts'
+import { type BlobKey, type TransferAnswer, type TransferRequest, wirePath } from '../shared/wire.ts'
 import { cpuSeconds } from './processes.ts'
+import { call, type Node, put, startNode, stop } from './storage-nodes.ts'
 
 const MiB = 1024 * 1024
-const secret = randomBytes(24).toString('hex')
-const headers = { authorization: wireAuthorization(secret), 'holdfast-fence': 'primary:1' }
 const bytesPerRequest = 64 * MiB
 const requestsAtOnce = 2
 
-interface Node {
-  readonly url: string
-  readonly shard: ShardId
-  readonly process: ChildProcess
-}
 interface TestBlob extends BlobKey {
   readonly bytes: number
 }
@@ -114,64 +104,10 @@ function plainCopy(folder: string, name: string): Promise<number> {
 async function store(folder: string, nodes: readonly Node[], size: number): Promise<TestBlob> {
   const body = randomBytes(size)
   const digest = hash('sha256', body) as Digest
-  const blob = { partition: between(0, 4096), digest, generation: newGeneration(), bytes: size }
-  await Promise.all([writeFile(join(folder, 'files', digest), body), ...nodes.map(node => put(node, blob, body))])
-  return blob
-}
-
-async function put(node: Node, blob: TestBlob, body: Buffer): Promise<void> {
-  if (blob.bytes <= inlineBlobBytesMax) {
-    const frame = encodeRecord({ kind: 'blob', ...blob, crc: crc32(body), time: Date.now() }, body)
-    await call(node, 'POST', wirePath.append, Buffer.concat([Buffer.of(node.shard.length), Buffer.from(node.shard), frame])) // prettier-ignore
-    return
-  }
-  const id = `u${randomBytes(25).toString('hex').slice(0, 25)}`
-  const crcs = new BlockCrcs()
-  crcs.update(body)
-  const order: CommitRequest = { ...blob, blockCrcs: crcs.finish().toString('base64') }
-  await call(node, 'PUT', wirePath.upload(node.shard, id), body)
-  await call(node, 'POST', wirePath.commit(node.shard, id), JSON.stringify(order))
-}
-
-async function call(node: Node, method: string, path: string, body?: string | Buffer): Promise<unknown> {
-  const options = { method, headers, headersTimeout: 600_000, ...(body === undefined ? {} : { body }) }
-  const answer = await request(node.url + path, options)
-  const value: unknown = await answer.body.json()
-  if (answer.statusCode !== 200) throw new Error(`${method} ${path}: ${answer.statusCode} ${JSON.stringify(value)}`)
-  return value
-}
-
-async function startNode(folder: string, id: string): Promise<Node> {
-  const port = (await tryPort(0)) ?? 0
-  const shard = `${id}-1` as ShardId
-  const flags = {
-    '--node': id,
-    '--zone': id,
-    '--cluster-id': 'bench',
-    '--host': '127.0.0.1',
-    '--port': String(port),
-    '--state-folder': join(folder, id, 'state'),
-    '--shard': `${shard}=${join(folder, id, 'shard')}`,
-    '--log-level': 'warn',
-  }
-  const main = join(import.meta.dirname, '..', 'cli', 'main.js')
-  await mkdir(join(folder, id, 'shard'), { recursive: true })
-  const child = spawn(process.execPath, [main, 'storage-node', ...Object.entries(flags).flat()], {
-    stdio: ['ignore', 'inherit', 'inherit'],
-    env: { ...process.env, HOLDFAST_SECRET: secret },
-  })
-  const node = { url: `http://127.0.0.1:${port}`, shard, process: child }
-  const deadline = Date.now() + 20_000
-  for (;;) {
-    const isUp = await call(node, 'GET', wirePath.status).catch(() => undefined) // not listening yet
-    if (isUp !== undefined) return node
-    if (Date.now() > deadline || child.exitCode !== null) throw new Error(`node ${id} does not start`)
-    await new Promise(resolve => setTimeout(resolve, 50))
-  }
-}
-
-async function stop({ process: child }: Node): Promise<void> {
-  if (child.exitCode !== null) return
-  child.kill('SIGTERM')
-  await new Promise(resolve => child.once('exit', resolve))
+  const key = { partition: between(0, 4096), digest, generation: newGeneration() }
+  await Promise.all([
+    writeFile(join(folder, 'files', digest), body),
+    ...nodes.map(node => put(node, [{ ...key, body }])),
+  ])
+  return { ...key, bytes: size }
 }
