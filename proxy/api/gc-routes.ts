@@ -8,11 +8,17 @@ import type { ApiDeps } from './types.ts'
 const closed = { additionalProperties: false } as const
 const time = Type.Integer({ description: 'Milliseconds since 1970, by the clock of PostgreSQL' })
 const disarmed = Type.Object({ reason: Type.String(), by: Type.String(), at: time })
+const counted = Type.Object({
+  at: time,
+  blobs: Type.Integer({ description: 'Less those that were deleted since; what was written since is not in it' }),
+  bytes: Type.Integer(),
+})
 const status = Type.Object({
   armed: Type.Boolean(),
   disarmed: nullable(disarmed),
   minAgeMs: Type.Integer({ description: 'A blob younger than this is left alone' }),
   holdMs: Type.Integer({ description: 'Between condemned and deleted' }),
+  counted: nullable(counted),
 })
 const story = Type.Object({
   digest: Type.String(),
@@ -33,8 +39,9 @@ const admin = { access: { demands: [{ action: 'admin' }] } } as const
 /** /api/v1/gc: what garbage collection thinks of a blob, and its emergency stop. It runs as the task `collect-garbage`. */
 export function addGcRoutes(app: Api, { collection, collectionAges: ages }: ApiDeps): void {
   const statusNow = async () => {
-    const found = (await collection.disarmed()) ?? null
-    return { armed: found === null, disarmed: found, ...ages }
+    const [found = null, all] = await Promise.all([collection.disarmed(), collection.counted()])
+    const last = all === undefined ? null : { at: all.at, blobs: all.blobs, bytes: all.bytes }
+    return { armed: found === null, disarmed: found, ...ages, counted: last }
   }
   app.get(
     '/gc',

@@ -51,7 +51,7 @@ export interface ApiDeps {
   readonly backups: Pick<Backups, 'list'>
   readonly restores: RestoreStore
   readonly topology: Pick<TopologyControl, 'show' | 'plan' | 'apply' | 'pause' | 'resume' | 'abort'>
-  readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'explain'>
+  readonly collection: Pick<CollectionStore, 'disarmed' | 'disarm' | 'arm' | 'counted' | 'explain'>
   readonly collectionAges: CollectionAges
   /**
    * Tells every worker, this one included, that what these keys name has changed (`repositoriesKey`, `userKey(name)`); resolves

@@ -21,6 +21,23 @@ export interface JudgedBlob {
   readonly verdict: BlobVerdict
 }
 
+/** A blob that lost a name, once at least. 'gone': it has no row any more. */
+export interface JudgedLoser extends Omit<JudgedBlob, 'verdict'> {
+  readonly verdict: BlobVerdict | 'gone'
+}
+
+/** What there was when all blobs were last looked at, less what was deleted since. */
+export interface CountedBlobs {
+  readonly blobs: number
+  readonly bytes: number
+  /** When that was, by the clock of PostgreSQL. */
+  readonly at: number
+  /** How long ago, by the same clock; below 0 if that was set back. */
+  readonly ageMs: number
+  /** Of the database in which they were counted. */
+  readonly incarnation: string
+}
+
 export type DoomedBlob = Pick<Blob, 'digest' | 'generation' | 'partition' | 'bytes'>
 
 /** Everything that is known of a digest. */
@@ -44,6 +61,21 @@ export interface Disarmed {
 export interface CollectionStore {
   /** A page of all blobs in the order of their digests; `after` is the last of the page before, '' at the beginning. Changes nothing. */
   judge(after: Digest | '', limit: number, ages: CollectionAges): Promise<readonly JudgedBlob[]>
+  /**
+   * A page of those that may be unused, as `judge`: each blob that nothing names is one of them, but for what only a look at all blobs
+   * finds (from before names were followed, or by a mistake of ours).
+   */
+  judgeLosers(after: Digest | '', limit: number, ages: CollectionAges): Promise<readonly JudgedLoser[]>
+  /** Those of the digests that are named, by an artifact or in the trash, or gone, need not be looked at again until they lose a name. */
+  settleLosers(digests: readonly Digest[], token: number): Promise<void>
+  /** They may be unused, whatever is known of them. */
+  addLosers(digests: readonly Digest[], token: number): Promise<void>
+  /** undefined: never looked at all of them. */
+  counted(): Promise<CountedBlobs | undefined>
+  /** All were looked at, just now. */
+  noteCounted(counted: Pick<CountedBlobs, 'blobs' | 'bytes' | 'incarnation'>, token: number): Promise<void>
+  /** So many of those that were counted are gone. */
+  takeFromCounted(gone: Pick<CountedBlobs, 'blobs' | 'bytes'>, token: number): Promise<void>
   /** Those of the digests that are still unused, now condemned. A commit that names one makes it live again. */
   condemn(
     digests: readonly Digest[],

@@ -4,8 +4,10 @@ import type {
   BlobVerdict,
   CollectionAges,
   CollectionStore,
+  CountedBlobs,
   Disarmed,
   DoomedBlob,
+  JudgedLoser,
 } from './collection-types.ts'
 import type { Database } from './database.ts'
 import { fenced } from './leaders.ts'
@@ -37,6 +39,47 @@ const judge = statement<JudgedRow>(
   'gc-judge',
   `SELECT b.digest, b.bytes, ${verdict} FROM blobs b WHERE b.digest > $3 ORDER BY b.digest LIMIT $4`,
 )
+/**
+ * 'OFFSET 0': each row is looked up by its digest. Names that were lost several times come several times; those of the last one that the
+ * page has no room for are skipped with it.
+ */
+const judgeLosers = statement<JudgedLoser>(
+  'gc-judge-losers',
+  `SELECT l.digest, coalesce(b.bytes, 0) AS bytes, coalesce(b.verdict, 'gone') AS verdict
+  FROM (SELECT DISTINCT n.digest FROM (SELECT digest FROM lost_names WHERE digest > $3 ORDER BY digest LIMIT $4) n) l
+    LEFT JOIN LATERAL (SELECT b.bytes, ${verdict} FROM blobs b WHERE b.digest = l.digest OFFSET 0) b ON true
+  ORDER BY l.digest`,
+)
+/** One statement, so one snapshot: of each row that is deleted it sees the loss, and a later loss has a row that it does not see. */
+const settleLosers = statement(
+  'gc-settle-losers',
+  `DELETE FROM lost_names b WHERE b.digest = ANY ($1::bytea[])
+    AND (${naming.artifact} OR ${naming.trash} OR NOT EXISTS (SELECT FROM blobs x WHERE x.digest = b.digest OFFSET 0))`,
+)
+const addLosers = statement(
+  'gc-add-losers',
+  `INSERT INTO lost_names (digest) SELECT d FROM unnest($1::bytea[]) d
+  WHERE NOT EXISTS (SELECT FROM lost_names n WHERE n.digest = d OFFSET 0)`,
+)
+const loadCounted = statement<CountedBlobs>(
+  'gc-counted',
+  `SELECT c.blobs, c.bytes, c.at, c.incarnation, floor(extract(epoch FROM now()) * 1000)::bigint - c.at AS "ageMs"
+  FROM settings s, jsonb_to_record(s.value::jsonb) AS c (blobs bigint, bytes bigint, at bigint, incarnation text)
+  WHERE s.key = 'gc_counted'`,
+)
+const noteCounted = statement(
+  'gc-note-counted',
+  `INSERT INTO settings (key, value)
+  VALUES ('gc_counted', json_build_object('blobs', $1::bigint, 'bytes', $2::bigint, 'incarnation', $3::text,
+    'at', floor(extract(epoch FROM now()) * 1000)::bigint)::text)
+  ON CONFLICT (key) DO UPDATE SET value = excluded.value`,
+)
+const takeFromCounted = statement(
+  'gc-take-from-counted',
+  `UPDATE settings s SET value = (s.value::jsonb || jsonb_build_object('blobs', greatest(0, (s.value::jsonb->>'blobs')::bigint - $1::bigint),
+    'bytes', greatest(0, (s.value::jsonb->>'bytes')::bigint - $2::bigint)))::text
+  WHERE s.key = 'gc_counted'`,
+)
 const condemn = statement<Pick<Blob, 'digest' | 'bytes'>>(
   'gc-condemn',
   `SELECT digest, bytes FROM condemn_blobs_1($1, $2 * interval '1 millisecond')`,
@@ -52,12 +95,18 @@ const purging = statement<DoomedRow>(
     UNION ALL SELECT digest, generation, partition, bytes FROM owed_drops) doomed
   WHERE digest > $1 ORDER BY digest LIMIT $2`,
 )
-/** The fence outlives the row: a commit that slept all that time must not bring the generation back. */
+/**
+ * The fence outlives the row: a commit that slept all that time must not bring the generation back. Rows are looked up by their digests
+ * before their state is: among all that are dying it would be found slowly.
+ */
 const finish = statement(
   'gc-finish',
-  `WITH gone AS (
-    DELETE FROM blobs b USING unnest($1::bytea[], $2::text[]) AS d (digest, generation)
-    WHERE b.digest = d.digest AND b.generation = d.generation AND b.state = 'purging'
+  `WITH dying AS MATERIALIZED (
+    SELECT d.digest, d.generation FROM unnest($1::bytea[], $2::text[]) AS d (digest, generation),
+      LATERAL (SELECT b.generation, b.state FROM blobs b WHERE b.digest = d.digest OFFSET 0) b
+    WHERE b.generation = d.generation AND b.state = 'purging'),
+  gone AS (
+    DELETE FROM blobs b USING dying d WHERE b.digest = d.digest AND b.generation = d.generation
     RETURNING b.digest, b.generation),
   settled AS (
     DELETE FROM owed_drops o USING unnest($1::bytea[], $2::text[]) AS d (digest, generation)
@@ -98,6 +147,39 @@ export class CollectionTables implements CollectionStore {
 
   judge(after: Digest | '', limit: number, { minAgeMs, holdMs }: CollectionAges): Promise<readonly JudgedRow[]> {
     return this.#database.query(judge, [holdMs, minAgeMs, bytea(after), limit])
+  }
+
+  judgeLosers(
+    after: Digest | '',
+    limit: number,
+    { minAgeMs, holdMs }: CollectionAges,
+  ): Promise<readonly JudgedLoser[]> {
+    return this.#database.query(judgeLosers, [holdMs, minAgeMs, bytea(after), limit])
+  }
+
+  async settleLosers(digests: readonly Digest[], token: number): Promise<void> {
+    await fenced(this.#database, token, transaction => transaction.query(settleLosers, [digests.map(bytea)]))
+  }
+
+  async addLosers(digests: readonly Digest[], token: number): Promise<void> {
+    await fenced(this.#database, token, transaction => transaction.query(addLosers, [digests.map(bytea)]))
+  }
+
+  async counted(): Promise<CountedBlobs | undefined> {
+    const [row] = await this.#database.query(loadCounted)
+    return row
+  }
+
+  async noteCounted(
+    { blobs, bytes, incarnation }: Pick<CountedBlobs, 'blobs' | 'bytes' | 'incarnation'>,
+    token: number,
+  ): Promise<void> {
+    const values = [blobs, bytes, incarnation]
+    await fenced(this.#database, token, transaction => transaction.query(noteCounted, values))
+  }
+
+  async takeFromCounted({ blobs, bytes }: Pick<CountedBlobs, 'blobs' | 'bytes'>, token: number): Promise<void> {
+    await fenced(this.#database, token, transaction => transaction.query(takeFromCounted, [blobs, bytes]))
   }
 
   condemn(

@@ -9,12 +9,14 @@ import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Digest, ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { type DropRequest, type NodeStatus, wirePath } from '../../shared/wire.ts'
-import type { BlobVerdict, CollectionAges, CollectionStore, DoomedBlob } from '../metadata/collection-types.ts'
+import type { CollectionAges, CollectionStore, DoomedBlob, JudgedLoser } from '../metadata/collection-types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClient } from '../routing/node-client.ts'
 import { databaseDoubt } from '../recovery/judge-database.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
+import { type Amount, counting, type Found, isMuch, nothing, plus, tooMuch, total } from './garbage-amounts.ts'
 import { primaryRole, type Term } from './primary.ts'
+import { surveyBlobs } from './survey-blobs.ts'
 import { sweepLeftovers, sweepLosses, type SweepDeps } from './sweep-leftovers.ts'
 
 const judgedPage = 5_000
@@ -31,10 +33,8 @@ const dropTimeoutMs = 120_000
 const sweptAtOnce = 512
 /** A copy without a row may be an upload that is just being committed. */
 const leftoverAgeMsMin = 10_000
-/** More than this share of all blobs or bytes at once is more often an accident than garbage. */
-export const brakeShare = 0.05
-/** Nobody minds this little, whatever share it is. */
-const brakeBlobsMin = 1_000
+/** All blobs are looked at when this has passed since the last time: a week, less what a nightly run may be early. */
+const surveyEveryMs = 7 * 86_400_000 - 3_600_000
 
 export interface CollectGarbageDeps {
   readonly metadata: SweepDeps['metadata']
@@ -45,21 +45,17 @@ export interface CollectGarbageDeps {
   readonly ages: CollectionAges
 }
 
-interface Amount {
-  readonly blobs: number
-  readonly bytes: number
-}
-const nothing: Amount = { blobs: 0, bytes: 0 }
-
 interface Checkpoint {
-  readonly phase: 'judge' | 'condemn' | 'purge' | 'finish' | 'sweep'
+  readonly phase: 'survey' | 'judge' | 'condemn' | 'purge' | 'finish' | 'sweep'
   /** The last digest that was dealt with in this phase. */
   readonly after: Digest | ''
   /** The next partition to be swept. */
   readonly partition: number
-  readonly found: Readonly<Partial<Record<BlobVerdict, Amount>>>
+  readonly found: Found
   readonly condemned: Amount
   readonly purged: Amount
+  /** All blobs were looked at in this run. */
+  readonly surveyed: boolean
 }
 const beginning: Checkpoint = {
   phase: 'judge',
@@ -68,6 +64,7 @@ const beginning: Checkpoint = {
   found: {},
   condemned: nothing,
   purged: nothing,
+  surveyed: false,
 }
 
 interface Params {
@@ -75,6 +72,8 @@ interface Params {
   readonly plan: boolean
   /** Go on although it is more than the brake lets pass. */
   readonly force: boolean
+  /** Look at all blobs, not only at those that lost a name. */
+  readonly full: boolean
 }
 
 export function collectGarbage(deps: CollectGarbageDeps): Job<Checkpoint> {
@@ -101,21 +100,30 @@ class Collection {
     this.#deps = deps
     this.#context = context
     this.#params = paramsOf(context.params)
-    this.#at = context.checkpoint ?? beginning
+    this.#at = checkpointOf(context) ?? beginning
   }
 
   async run(): Promise<void> {
     const { log } = this.#context
+    if (this.#at === beginning && (await this.#isSurveyDue())) await this.#next('survey')
+    if (this.#at.phase === 'survey') {
+      await this.#survey()
+      if (this.#params.plan) return
+      await this.#next('judge')
+    }
     if (this.#at.phase === 'judge') {
       await this.#judge()
-      for (const [verdict, { blobs, bytes }] of Object.entries(this.#at.found))
-        log(`${verdict}: ${blobs} blobs, ${bytes} bytes`)
       if (this.#params.plan) return
+      if (await this.#isTooMuch()) {
+        log('more than 5 % of what there was when all blobs were last counted: they are counted again')
+        this.#at = { ...this.#at, found: {} }
+        await this.#next('survey')
+        return this.run()
+      }
       await this.#next('condemn')
     }
     await this.#checkArmed()
     if (this.#at.phase === 'condemn') {
-      this.#checkBrake()
       await this.#condemn()
       log(`condemned: ${this.#at.condemned.blobs} blobs, ${this.#at.condemned.bytes} bytes`)
       await this.#next('purge')
@@ -126,41 +134,82 @@ class Collection {
     }
     if (this.#at.phase === 'finish') {
       await this.#finish()
+      if (this.#at.purged.blobs > 0) {
+        await this.#deps.collection.takeFromCounted(this.#at.purged, this.#context.term.token)
+      }
       await this.#next('sweep')
     }
     await this.#sweep()
     log(`purged: ${this.#at.purged.blobs} blobs, ${this.#at.purged.bytes} bytes`)
   }
 
+  async #isSurveyDue(): Promise<boolean> {
+    if (this.#params.full) return true
+    const counted = await this.#deps.collection.counted()
+    // Another incarnation: what lost its name in which database is a question that a look at everything answers.
+    if (counted === undefined || counted.incarnation !== this.#deps.incarnation()) return true
+    return counted.ageMs < 0 || counted.ageMs >= surveyEveryMs
+  }
+
+  async #survey(): Promise<void> {
+    const { collection, ages, incarnation } = this.#deps
+    const { token } = this.#context.term
+    const step = async (found: Found, after: Digest): Promise<void> => {
+      this.#at = { ...this.#at, found, after }
+      await this.#step('looking at all blobs', total(found).blobs)
+    }
+    const pause = async (ms: number): Promise<void> => {
+      await this.#context.pause(ms)
+      this.#check()
+    }
+    this.#check()
+    const found = await surveyBlobs({ collection, ages, token, plan: this.#params.plan, pause, step }, this.#at)
+    const all = total(found)
+    this.#context.log(`all blobs: ${all.blobs} blobs, ${all.bytes} bytes`)
+    this.#logFound(found)
+    this.#at = { ...this.#at, found: {}, surveyed: true }
+    if (!this.#params.plan) await collection.noteCounted({ ...all, incarnation: incarnation() }, token)
+  }
+
+  #logFound(found: Found): void {
+    for (const [verdict, { blobs, bytes }] of Object.entries(found))
+      this.#context.log(`${verdict}: ${blobs} blobs, ${bytes} bytes`)
+  }
+
   async #judge(): Promise<void> {
     for (;;) {
       this.#check()
-      const page = await this.#deps.collection.judge(this.#at.after, judgedPage, this.#deps.ages)
+      const page = await this.#deps.collection.judgeLosers(this.#at.after, judgedPage, this.#deps.ages)
       const last = page.at(-1)
-      if (last === undefined) return
-      const found: Partial<Record<BlobVerdict, Amount>> = { ...this.#at.found }
-      for (const { verdict, bytes } of page) found[verdict] = plus(found[verdict], bytes)
+      if (last === undefined) break
+      const found = counting(this.#at.found, page)
       this.#at = { ...this.#at, found, after: last.digest }
       await this.#step('looking for unused blobs', total(found).blobs)
     }
+    if (this.#at.surveyed) return
+    this.#context.log('of the blobs that lost a name, or wait since they have none:')
+    this.#logFound(this.#at.found)
   }
 
   /** Judges again, page by page: it is cheaper than to keep a list of what may be millions. */
   async #condemn(): Promise<void> {
     const { collection, ages } = this.#deps
+    const { token } = this.#context.term
     for (;;) {
       await this.#checkNotDisarmed()
-      const page = await collection.judge(this.#at.after, judgedPage, ages)
+      const page = await collection.judgeLosers(this.#at.after, judgedPage, ages)
       const last = page.at(-1)
       if (last === undefined) return
       const unused = page.filter(blob => blob.verdict === 'unused').map(blob => blob.digest)
       let { condemned } = this.#at
       for (let start = 0; start < unused.length; start += condemnedPage) {
         this.#check()
-        const digests = unused.slice(start, start + condemnedPage)
-        const done = await collection.condemn(digests, ages.minAgeMs, this.#context.term.token)
+        const done = await collection.condemn(unused.slice(start, start + condemnedPage), ages.minAgeMs, token)
         for (const { bytes } of done) condemned = plus(condemned, bytes)
       }
+      const settled = page.filter(({ verdict }) => isSettled.has(verdict)).map(blob => blob.digest)
+      this.#check()
+      if (settled.length > 0) await collection.settleLosers(settled, token)
       this.#at = { ...this.#at, condemned, after: last.digest }
       await this.#step('condemning unused blobs', condemned.blobs)
     }
@@ -334,17 +383,17 @@ class Collection {
     }
   }
 
-  #checkBrake(): void {
+  /**
+   * Throws if it is too much of what there is. True: only of what there was when it was counted, which may be so much less than there is
+   * now; it never was more, but for what was deleted since, and that is taken off.
+   */
+  async #isTooMuch(): Promise<boolean> {
     const unused = this.#at.found.unused ?? nothing
-    const all = total(this.#at.found)
-    if (this.#params.force || unused.blobs <= brakeBlobsMin) return
-    if (unused.blobs <= all.blobs * brakeShare && unused.bytes <= all.bytes * brakeShare) return
-    throw new HoldfastError(
-      'CONFLICT',
-      `${unused.blobs} of ${all.blobs} blobs (${unused.bytes} of ${all.bytes} bytes) are unused, more than ${brakeShare * 100} %: ` +
-        'look at the plan, then run it with force',
-      { unused, all },
-    )
+    if (this.#params.force) return false
+    const all = (await this.#deps.collection.counted()) ?? nothing
+    if (!isMuch(unused, all)) return false
+    if (this.#at.surveyed) throw tooMuch(unused, all)
+    return true
   }
 
   async #next(phase: Checkpoint['phase']): Promise<void> {
@@ -364,23 +413,20 @@ class Collection {
   }
 }
 
+/** One of the release before is begun anew: it may stand in front of a brake that is elsewhere now. */
+function checkpointOf({ checkpoint }: JobContext<Checkpoint>): Checkpoint | undefined {
+  return checkpoint !== undefined && 'surveyed' in checkpoint ? checkpoint : undefined
+}
+
 const fenceOf = ({ token }: Term): string => `${primaryRole}:${token}`
 
-function plus(amount: Amount | undefined, bytes: number): Amount {
-  return { blobs: (amount?.blobs ?? 0) + 1, bytes: (amount?.bytes ?? 0) + bytes }
-}
+/** Nothing to wait for: each leaves the list until it loses a name again. */
+const isSettled: ReadonlySet<JudgedLoser['verdict']> = new Set(['referenced', 'trash', 'gone'])
 
-function total(found: Checkpoint['found']): Amount {
-  const amounts = Object.values(found)
-  return {
-    blobs: amounts.reduce((sum, { blobs }) => sum + blobs, 0),
-    bytes: amounts.reduce((sum, { bytes }) => sum + bytes, 0),
+function paramsOf({ plan = false, force = false, full = false, ...unknown }: JobParams): Params {
+  const isKnown = Object.keys(unknown).length === 0
+  if (!isKnown || typeof plan !== 'boolean' || typeof force !== 'boolean' || typeof full !== 'boolean') {
+    throw new HoldfastError('BAD_REQUEST', 'the parameters are plan, force and full, each true or false')
   }
-}
-
-function paramsOf({ plan = false, force = false, ...unknown }: JobParams): Params {
-  if (Object.keys(unknown).length > 0 || typeof plan !== 'boolean' || typeof force !== 'boolean') {
-    throw new HoldfastError('BAD_REQUEST', 'the parameters are plan and force, each true or false')
-  }
-  return { plan, force }
+  return { plan, force, full }
 }

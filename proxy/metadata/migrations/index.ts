@@ -8,6 +8,7 @@ import { cleanup } from './0009-cleanup.ts'
 import { versionsWithinSequence } from './0010-versions-within-sequence.ts'
 import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
+import { lostNames } from './0013-lost-names.ts'
 import type { Migration } from './migration.ts'
 
 /** Every step of the schema, by number. A new one is a file of its own and a line here. */
@@ -22,4 +23,5 @@ export const migrations: readonly Migration[] = [
   versionsWithinSequence,
   backupHold,
   owedDrops,
+  lostNames,
 ]

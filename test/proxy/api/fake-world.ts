@@ -184,6 +184,7 @@ export async function setUp(t: Test): Promise<World> {
       disarmed: async () => world.disarmed,
       disarm: async (reason, by) => void (world.disarmed ??= { reason, by, at: 1 }),
       arm: async () => void (world.disarmed = undefined),
+      counted: async () => ({ at: 7, blobs: 3, bytes: 15, ageMs: 1, incarnation: 'one' }),
       explain: async digest => {
         if (!digest.startsWith('a')) return undefined
         return {

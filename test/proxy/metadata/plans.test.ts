@@ -57,6 +57,7 @@ t.test('a page reads no more than itself, however much lies around it', async t 
     INSERT INTO trash_refs (repository_id, path, digest, version, created_by, created_at, updated_at, deleted_by, deleted_at, expires_at)
       SELECT 1, CASE WHEN i <= 20 THEN 'a/' || i ELSE 'z/' || i END, ${digest('i::text')}, i, 'u', now(), now(), 'd', now(), now() + interval '1 day'
       FROM generate_series(1, ${rows}) i;
+    INSERT INTO lost_names (digest) SELECT digest FROM blobs;
     INSERT INTO downloads SELECT 1, path, now()::date FROM artifacts;
     INSERT INTO outbox SELECT i, 1, 'r', 'z/' || i, 'put', i, 'u', now() - interval '1 hour' FROM generate_series(21, ${rows}) i;
     INSERT INTO repairs (kind, subject, partition, digest, generation, missing, handoffs, due_at)
@@ -125,6 +126,9 @@ t.test('a page reads no more than itself, however much lies around it', async t 
     recordDownloads: of => new CleanupTables(of).recordDownloads([{ repositoryId: 1, path: 'z/15' }]),
     forgetDownloads: of => new CleanupTables(of).forgetDownloads({ repositoryId: 1, path: 'z/15' }, 20, token),
     judge: of => new CollectionTables(of).judge(middle, 20, ages),
+    judgeLosers: of => new CollectionTables(of).judgeLosers(middle, 20, ages),
+    settleLosers: of => new CollectionTables(of).settleLosers([middle], token),
+    addLosers: of => new CollectionTables(of).addLosers([middle], token),
     purging: of => new CollectionTables(of).purging(middle, 20),
     finishPurge: of =>
       new CollectionTables(of).finishPurge(

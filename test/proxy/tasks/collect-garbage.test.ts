@@ -5,6 +5,7 @@ import type { Blob, Metadata } from '../../../proxy/metadata/types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
 import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
+import { surveyBlobs, type SurveyDeps } from '../../../proxy/tasks/survey-blobs.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { type Digest, newGeneration, type ShardId } from '../../../shared/ids.ts'
 import { partitionCount } from '../../../shared/partition.ts'
@@ -14,7 +15,7 @@ import { emptySet, SetDigest } from '../../../shared/set-digest.ts'
 import type { BlobKey, DropRequest, Entry, PartitionSummary, ShardStatus } from '../../../shared/wire.ts'
 import { evenSpec, known, topologyOf } from '../../shared/topologies.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
-import { blob, commit, connect, done, open, put } from '../metadata/fixtures.ts'
+import { blob, commit, connect, digestOf, done, open, put } from '../metadata/fixtures.ts'
 
 const server = await startTestPostgres(t)
 const map = buildClusterMap(topologyOf(evenSpec(6, 3)))
@@ -26,6 +27,7 @@ const held: CollectionAges = { minAgeMs: 0, holdMs: 3_600_000 }
 const nameOf = ({ digest, generation }: Pick<BlobKey, 'digest' | 'generation'>): string => `${digest}.${generation}`
 
 class World {
+  readonly url: string
   readonly metadata: Metadata
   readonly token: number
   /** What each shard holds. */
@@ -39,14 +41,16 @@ class World {
   /** Called before each step that saves. */
   onSave: () => void = () => {}
 
-  private constructor(metadata: Metadata, token: number) {
+  private constructor(url: string, metadata: Metadata, token: number) {
+    this.url = url
     this.metadata = metadata
     this.token = token
   }
 
   static async start(t: Test): Promise<World> {
-    const metadata = await open(t, await server.createDatabase())
-    return new World(metadata, await metadata.issueToken('primary', 'test'))
+    const url = await server.createDatabase()
+    const metadata = await open(t, url)
+    return new World(url, metadata, await metadata.issueToken('primary', 'test'))
   }
 
   async run(ages: CollectionAges, params: JobParams = {}, token = this.token): Promise<void> {
@@ -340,6 +344,99 @@ t.test('more than 5 % of everything stops the run, unless it is forced', async t
   t.match(world.lines.at(-2), 'condemned: 1101 blobs')
 })
 
+t.test(
+  'an ordinary run looks at what lost a name; all blobs are looked at once a week, and when somebody asks',
+  async t => {
+    const world = await World.start(t)
+    const { metadata } = world
+    const { collection } = metadata
+    await world.run(held)
+    t.match(
+      await collection.counted(),
+      { blobs: 0, incarnation: metadata.incarnation },
+      'a new cluster begins with that',
+    )
+    const behind = await connect(t, world.url)
+    const forget = (one: Blob) => behind.query(`DELETE FROM lost_names WHERE digest = '\\x${one.digest}'`)
+    const verdictOf = async (one: Blob) => (await collection.explain(one.digest, held))?.verdict
+
+    const [noted, missed] = [await garbage(world, 'noted'), await garbage(world, 'missed')]
+    const [repository] = await metadata.listRepositories()
+    done(await metadata.commitArtifact(commit(repository!, 'named')))
+    await forget(missed)
+    await world.run(held, { plan: true })
+    t.same(world.lines.slice(-2), ['of the blobs that lost a name, or wait since they have none:', 'unused: 1 blobs, 16 bytes']) // prettier-ignore
+    await world.run(held)
+    t.equal(await verdictOf(noted), 'condemned')
+    t.equal(await verdictOf(missed), 'unused', 'what nobody noted is not looked for each night')
+    await world.run(held, { plan: true })
+    t.match(world.lines.at(-1), 'condemned: 1 blobs', 'the plan names what waits')
+
+    world.lines.length = 0
+    await world.run(held, { plan: true, full: true })
+    t.match(world.lines[0], 'all blobs: 3 blobs')
+    t.same(world.lines.slice(1).map(line => line.split(',')[0]).sort(), ['condemned: 1 blobs', 'referenced: 1 blobs', 'unused: 1 blobs']) // prettier-ignore
+    t.equal(await verdictOf(missed), 'unused', 'a plan changes nothing')
+    await world.run(held, { full: true })
+    t.equal(await verdictOf(missed), 'condemned')
+    t.match(await collection.counted(), { blobs: 3 })
+
+    const change = (fields: string) => behind.query(`UPDATE settings SET value = (value::jsonb || ${fields})::text WHERE key = 'gc_counted'`) // prettier-ignore
+    const reasons = {
+      'a week has passed': `jsonb_build_object('at', (value::jsonb->>'at')::bigint - 7 * 86400000)`,
+      'the clock was set back': `jsonb_build_object('at', (value::jsonb->>'at')::bigint + 86400000)`,
+      'another database': `'{"incarnation": "another"}'`,
+    }
+    for (const [reason, fields] of Object.entries(reasons)) {
+      const one = await garbage(world, reason)
+      await forget(one)
+      await change(fields)
+      await world.run(held)
+      t.equal(await verdictOf(one), 'condemned', reason)
+      t.match(await collection.counted(), { incarnation: metadata.incarnation })
+    }
+    await world.run(atOnce)
+    t.match(await collection.counted(), { blobs: 1 }, 'what is deleted is taken off')
+    await world.run(atOnce)
+    const { rows } = await behind.query('SELECT FROM lost_names')
+    t.same(rows, [], 'nothing is looked at for ever')
+  },
+)
+
+t.test('a cluster that has grown since it was counted is counted again before the brake is pulled', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  await world.run(held)
+  const behind = await connect(t, world.url)
+  await garbage(world, 'first')
+  await behind.query(`
+    INSERT INTO blobs (digest, generation, partition, bytes, md5, sha1)
+      SELECT sha256(i::text::bytea), 'g', 7, 1, '', '' FROM generate_series(1, 40000) i;
+    INSERT INTO artifacts (repository_id, path, digest, version, created_by, created_at, updated_at, outbox_seq)
+      SELECT 1, 'grown/' || i, sha256(i::text::bytea), nextval('artifact_versions'), 'u', now(), now(), 0 FROM generate_series(1, 40000) i;
+    UPDATE artifacts SET digest = NULL WHERE path LIKE 'grown/1___'`)
+  await world.run(held)
+  t.ok(world.lines.some(line => line.includes('counted again')))
+  t.match(world.lines.at(-2), 'condemned: 1001 blobs')
+  t.match(await metadata.collection.counted(), { blobs: 40_001 })
+})
+
+t.test('a survey that was cut off goes on where it was', async t => {
+  const asked: string[] = []
+  const digests = Array.from({ length: 3_000 }, (_, index) => digestOf(String(index))).sort()
+  const collection = {
+    judge: async (after: string, limit: number) => {
+      asked.push(after)
+      return digests.filter(digest => digest > after).slice(0, limit).map(digest => ({ digest, bytes: 2, verdict: 'referenced' as const })) // prettier-ignore
+    },
+    addLosers: async () => t.fail('all of them are named'),
+  } as unknown as SurveyDeps['collection']
+  const deps = { collection, ages: held, token: 1, plan: false, pause: async () => {}, step: async () => {} }
+  const half = { found: { referenced: { blobs: 1_500, bytes: 3_000 } }, after: digests[1_499]! }
+  t.same(await surveyBlobs(deps, half), { referenced: { blobs: 3_000, bytes: 6_000 } })
+  t.equal(asked[0], digests[1_499])
+})
+
 t.test('I27: an old primary condemns and purges nothing', async t => {
   const world = await World.start(t)
   const one = await garbage(world, 'one')
@@ -419,7 +516,9 @@ t.test(
     const told = new Map<ShardId, string[][]>(changing.shards.map(({ id }) => [id, []]))
     const forgotten: string[] = []
     const collection: Partial<CollectionStore> = {
-      judge: async () => [],
+      judgeLosers: async () => [],
+      counted: async () => ({ blobs: 0, bytes: 0, at: 0, ageMs: 0, incarnation: 'one' }),
+      takeFromCounted: async () => {},
       disarmed: async () => undefined,
       newestVersion: async () => 1,
       purge: async (_holdMs, limit) => waiting.splice(0, limit),
@@ -466,7 +565,9 @@ t.test('a frozen shard costs its time limit once a phase, and every page is a st
   const saved: { phase: string; after: string }[] = []
   const notes = new Set<string | undefined>()
   const collection: Partial<CollectionStore> = {
-    judge: async () => [],
+    judgeLosers: async () => [],
+    counted: async () => ({ blobs: 0, bytes: 0, at: 0, ageMs: 0, incarnation: 'one' }),
+    takeFromCounted: async () => {},
     disarmed: async () => undefined,
     newestVersion: async () => 1,
     purge: async () => purged.splice(0, 1),
