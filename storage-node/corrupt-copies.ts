@@ -2,16 +2,22 @@
  * Copies that were found corrupt, on their way out: a record of the drop, then the bad bytes go to quarantine. From the moment one is
  * found it is never served, also while nothing can be written (I5).
  */
-import { decodeBlobLocation, blobKey } from './index.ts'
+import { type BlobLocation, blobKey, decodeBlobLocation } from './index.ts'
 import { parseBlobName } from './blob-name.ts'
 import { newRecord } from './log.ts'
 import type { Shard } from './shard.ts'
 import { readFully } from './store-fs.ts'
 
+export interface Finding {
+  /** Of the copy that was read; the name may have another one by now. */
+  readonly location: BlobLocation
+  readonly why: string
+}
+
 export class CorruptCopies {
   readonly #shard: Shard
   /** Name -> what is wrong with it. Gone from here when the drop is in the log, or a good copy is. */
-  readonly #found = new Map<string, string>()
+  readonly #found = new Map<string, Finding>()
   readonly #moving = new Map<string, Promise<void>>()
 
   constructor(shard: Shard) {
@@ -28,17 +34,17 @@ export class CorruptCopies {
   }
 
   /** Resolves when the copy has moved, or cannot for now; whoever calls while it moves waits for the same. Never rejects. */
-  quarantine(name: string, why: string): Promise<void> {
+  quarantine(name: string, finding: Finding): Promise<void> {
     const moving = this.#moving.get(name)
     if (moving !== undefined) return moving
     const { log } = this.#shard
     if (!this.#found.has(name)) {
       this.#shard.damagedCount += 1
-      log.error({ blob: name, why }, 'blob quarantined')
+      log.error({ blob: name, why: finding.why }, 'blob found corrupt')
     }
-    this.#found.set(name, why)
+    this.#found.set(name, finding)
     const move = this.#shard
-      .exclusively(name, () => this.#move(name, why))
+      .exclusively(name, () => this.#move(name, finding))
       .catch((error: unknown) => {
         log.warn({ err: error, blob: name }, 'quarantine is not durable yet; the copy is kept back in memory')
       })
@@ -49,7 +55,7 @@ export class CorruptCopies {
 
   /** Tries again what could not be written then. */
   async retry(): Promise<void> {
-    for (const [name, why] of this.#found) await this.quarantine(name, why)
+    for (const [name, finding] of this.#found) await this.quarantine(name, finding)
   }
 
   /** Resolves when this copy is not being moved. */
@@ -61,10 +67,16 @@ export class CorruptCopies {
     await Promise.all(this.#moving.values())
   }
 
-  async #move(name: string, why: string): Promise<void> {
+  async #move(name: string, { location, why }: Finding): Promise<void> {
     const shard = this.#shard
     const time = shard.clock.now()
     const value = await shard.lookUp(index => index.get(blobKey(name)))
+    const present = value === undefined ? undefined : decodeBlobLocation(value)
+    if (present !== undefined && !isSameCopy(present, location)) {
+      shard.log.info({ blob: name }, 'another copy has come in the place of the corrupt one')
+      this.#found.delete(name)
+      return
+    }
     // Not there: dropped meanwhile, or by an attempt that was cut off behind its record. Nobody lost it, then.
     if (value !== undefined) {
       await this.#keepEvidence(name, value, new Date(time))
@@ -93,4 +105,9 @@ export class CorruptCopies {
       log.warn({ err: error, blob: name }, 'the bytes of a corrupt blob could not be kept')
     }
   }
+}
+
+/** A copy that only moved within the log, by compaction, is the same one. */
+function isSameCopy(one: BlobLocation, other: BlobLocation): boolean {
+  return one.kind === other.kind && one.time === other.time && one.crc === other.crc
 }

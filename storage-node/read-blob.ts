@@ -104,7 +104,8 @@ function readInline(request: BlobRequest, location: BlobLocation, range: ByteRan
     shard.openFiles.release(open)
     if (error !== null) return fail(request, readError(shard, error))
     const blob = buffer.subarray(0, bytes)
-    if (read !== bytes || crc32(blob) !== location.crc) return fail(request, corrupt(request, 'checksum of the blob'))
+    if (read !== bytes || crc32(blob) !== location.crc)
+      return fail(request, corrupt(request, location, 'checksum of the blob'))
     if (pooled) response.once('close', () => smallBuffers.give(buffer))
     writeHead(request, location, range)
     response.end(range === undefined ? blob : blob.subarray(range.first, range.last + 1))
@@ -116,7 +117,7 @@ async function sendFile(request: BlobRequest, location: BlobLocation, range: Byt
   const open = await openBlobFile(shard, name)
   try {
     open.blockCrcs ??= await blockCrcsOf(request, location)
-    const reader = new BlockReader(request, open, open.blockCrcs, location.bytes)
+    const reader = new BlockReader(request, location, open, open.blockCrcs)
     await sendChunks(request, location, range, reader)
   } finally {
     shard.openFiles.release(open)
@@ -154,7 +155,9 @@ async function openError(
   shard.health.checkReadable()
   // Dropped or moved while it was being looked up: nothing is wrong.
   const location = await shard.locate(name)
-  if (location !== undefined && isSame(location) && !shard.isBusy(name)) void shard.quarantine(name, why)
+  if (location !== undefined && isSame(location) && !shard.isBusy(name)) {
+    void shard.quarantine(name, location, why)
+  }
   return notFound()
 }
 
@@ -176,7 +179,7 @@ export async function blockCrcsOf(copy: Copy, location: BlobLocation): Promise<B
     const read = await readFully(open.file, table, location.offset).catch((error: unknown) => {
       throw readError(shard, error)
     })
-    if (read !== table.length || crc32(table) !== location.crc) throw corrupt(copy, 'block checksums')
+    if (read !== table.length || crc32(table) !== location.crc) throw corrupt(copy, location, 'block checksums')
     return table
   } finally {
     shard.openFiles.release(open)
@@ -185,29 +188,29 @@ export async function blockCrcsOf(copy: Copy, location: BlobLocation): Promise<B
 
 /** Reads verified blocks of one blob file. */
 export class BlockReader {
-  readonly bytes: number
   readonly #copy: Copy
+  readonly #location: BlobLocation
   readonly #open: OpenFile
   readonly #blockCrcs: Buffer
 
-  constructor(copy: Copy, open: OpenFile, blockCrcs: Buffer, bytes: number) {
+  constructor(copy: Copy, location: BlobLocation, open: OpenFile, blockCrcs: Buffer) {
     this.#copy = copy
+    this.#location = location
     this.#open = open
     this.#blockCrcs = blockCrcs
-    this.bytes = bytes
   }
 
   /** Whole blocks from `block` on into `target`, as many as fit and there are. Rejects with BLOB_CORRUPT. */
   async read(target: Buffer, block: number, blockCount: number): Promise<Buffer> {
     const start = block * blockBytes
-    const chunk = target.subarray(0, Math.min(blockCount * blockBytes, this.bytes - start))
+    const chunk = target.subarray(0, Math.min(blockCount * blockBytes, this.#location.bytes - start))
     const read = await readFully(this.#open.file, chunk, start).catch((error: unknown) => {
       throw readError(this.#copy.shard, error)
     })
-    if (read !== chunk.length) throw corrupt(this.#copy, 'file is too short')
+    if (read !== chunk.length) throw corrupt(this.#copy, this.#location, 'file is too short')
     for (let at = 0, index = block; at < chunk.length; at += blockBytes, index += 1) {
       if (crc32(chunk.subarray(at, at + blockBytes)) !== this.#blockCrcs.readUInt32LE(index * 4)) {
-        throw corrupt(this.#copy, `checksum of block ${index}`)
+        throw corrupt(this.#copy, this.#location, `checksum of block ${index}`)
       }
     }
     return chunk
@@ -300,8 +303,8 @@ function notFound(): HoldfastError {
   return new HoldfastError('BLOB_NOT_FOUND', 'this shard does not have the blob')
 }
 
-function corrupt({ shard, name }: Copy, why: string): HoldfastError {
-  void shard.quarantine(name, why)
+function corrupt({ shard, name }: Copy, location: BlobLocation, why: string): HoldfastError {
+  void shard.quarantine(name, location, why)
   return new HoldfastError('BLOB_CORRUPT', 'the copy on this shard is corrupt', { why })
 }
 

@@ -204,6 +204,9 @@ export class Scrub {
   async #isBad(name: string): Promise<boolean> {
     const { shard } = this.#deps
     const { signal } = this.#turn
+    const location = await shard.locate(name)
+    // Dropped since it was listed: nothing is wrong, unless it was corrupt.
+    if (location === undefined) return shard.isCorrupt(name) || (await shard.isLost(name))
     let unpaced = 0
     const pace = (bytes: number): Promise<void> => {
       unpaced -= bytes
@@ -213,11 +216,11 @@ export class Scrub {
       const { state, bytes = 0 } = await verifyBlob(shard, name, signal, pace)
       unpaced += bytes
       await this.#pace.spent(overheadBytes + Math.max(0, unpaced), signal)
-      // Dropped since it was listed: nothing is wrong.
+      // Dropped since: nothing is wrong.
       return state === 'corrupt' || (state === 'missing' && (shard.isCorrupt(name) || (await shard.isLost(name))))
     } catch (error) {
       await this.#heedUnreadable(error)
-      await shard.quarantine(name, 'unreadable')
+      await shard.quarantine(name, location, 'unreadable')
       return true
     }
   }

@@ -93,7 +93,7 @@ async function readInline(shard: Shard, name: string, location: BlobLocation): P
       throw readError(shard, error)
     })
     if (read === payload.length && crc32(payload) === location.crc) return payload
-    void shard.quarantine(name, 'checksum of the blob')
+    void shard.quarantine(name, location, 'checksum of the blob')
     return undefined
   } finally {
     shard.openFiles.release(open)

@@ -317,10 +317,13 @@ export class Shard {
     })
   }
 
-  /** The copy is corrupt: from this call on it is never served; it leaves the index, and its bytes go to quarantine. Never rejects. */
-  quarantine(name: string, why: string): Promise<void> {
+  /**
+   * The copy that was at `location` is corrupt: from this call on it is never served; it leaves the index, and its bytes go to quarantine.
+   * One that has come in its place since stays. Never rejects.
+   */
+  quarantine(name: string, location: BlobLocation, why: string): Promise<void> {
     this.#locations.delete(name)
-    return this.#corrupt.quarantine(name, why)
+    return this.#corrupt.quarantine(name, { location, why })
   }
 
   /** Corrupt copies whose drop could not be written at the time are tried again, if it can be now. */

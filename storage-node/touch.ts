@@ -26,7 +26,7 @@ async function holdsInline(shard: Shard, name: string, location: BlobLocation): 
     const blob = Buffer.allocUnsafe(location.bytes)
     const read = await readFully(open.file, blob, location.offset)
     if (read === blob.length && crc32(blob) === location.crc) return true
-    void shard.quarantine(name, 'checksum of the blob')
+    void shard.quarantine(name, location, 'checksum of the blob')
     return false
   } finally {
     shard.openFiles.release(open)
@@ -37,7 +37,7 @@ async function holdsFile(shard: Shard, name: string, location: BlobLocation): Pr
   const open = await openPresentFile(shard, name)
   try {
     if ((await open.file.size()) === location.bytes) return true
-    void shard.quarantine(name, 'length of the file')
+    void shard.quarantine(name, location, 'length of the file')
     return false
   } finally {
     shard.openFiles.release(open)

@@ -25,7 +25,7 @@ export async function verifyBlob(shard: Shard, name: string, signal: AbortSignal
   try {
     const problem = await (location.kind === 'inline' ? checkInline(shard, location, name) : checkFile(shard, location, name, signal, pace)) // prettier-ignore
     if (problem === undefined) return { state: 'good', bytes }
-    await shard.quarantine(name, problem)
+    await shard.quarantine(name, location, problem)
     return { state: 'corrupt', bytes, reason: problem }
   } catch (error) {
     if (isHoldfastError(error, 'BLOB_NOT_FOUND')) return { state: 'missing', reason: 'its file is missing' }
@@ -60,7 +60,7 @@ async function checkFile(
   try {
     if ((await open.file.size()) !== location.bytes) return 'length of the file'
     open.blockCrcs ??= await blockCrcsOf({ shard, name }, location)
-    const reader = new BlockReader({ shard, name }, open, open.blockCrcs, location.bytes)
+    const reader = new BlockReader({ shard, name }, location, open, open.blockCrcs)
     const sha256 = createHash('sha256')
     const buffer = Buffer.allocUnsafe(blocksAtOnce * blockBytes)
     const blockCount = Math.ceil(location.bytes / blockBytes)

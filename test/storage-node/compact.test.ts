@@ -16,7 +16,17 @@ import { Shard } from '../../storage-node/shard.ts'
 import { readMarker } from '../../storage-node/shard-marker.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { nodeFs, readFully, type StoreFs } from '../../storage-node/store-fs.ts'
-import { blockCrcs, quiet, shardA, startNode, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import {
+  blockCrcs,
+  never,
+  quiet,
+  shardA,
+  startNode,
+  type TestBlob,
+  testBlob,
+  testReference,
+  uploadId,
+} from './fixtures.ts'
 import { FaultyFs } from './faulty-fs.ts'
 import { RecordingFs } from './recording-fs.ts'
 import { eventually } from '../support/eventually.ts'
@@ -149,7 +159,10 @@ class Player {
         const blob = model.blobs[step.which % Math.max(1, model.blobs.length)]
         if (blob === undefined) return
         if (step.do === 'drop') await shard.drop(blob, 'deleted')
-        else if (model.held.has(blob)) await shard.quarantine(blobName(blob), 'told so')
+        else if (model.held.has(blob)) {
+          const location = (await shard.locate(blobName(blob))) ?? never()
+          await shard.quarantine(blobName(blob), location, 'told so')
+        }
         model.held.delete(blob)
         return
       }
@@ -444,7 +457,7 @@ t.test('a loss that ends while its record is being moved does not come back', as
   t.teardown(() => shard.close())
   const lost = testBlob(1_000)
   await appendBlob(shard, lost)
-  await shard.quarantine(blobName(lost), 'told so')
+  await shard.quarantine(blobName(lost), (await shard.locate(blobName(lost))) ?? never(), 'told so')
   for (const blob of Array.from({ length: 8 }, () => testBlob(1_500))) {
     await appendBlob(shard, blob)
     await shard.drop(blob, 'deleted')

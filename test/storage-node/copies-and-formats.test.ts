@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { crc32 } from 'node:zlib'
 import { wirePath } from '../../shared/wire.ts'
+import type { BlobLocation } from '../../storage-node/index.ts'
 import { blobName } from '../../storage-node/blob-name.ts'
 import { defaultLimits } from '../../storage-node/config.ts'
 import { listReferences } from '../../storage-node/lists.ts'
@@ -13,7 +14,17 @@ import { nodeFs } from '../../storage-node/store-fs.ts'
 import { Uploads } from '../../storage-node/uploads.ts'
 import { eventually } from '../support/eventually.ts'
 import { FaultyFs } from './faulty-fs.ts'
-import { blockCrcs, quiet, shardA, startNode, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import {
+  blockCrcs,
+  never,
+  quiet,
+  shardA,
+  startNode,
+  type TestBlob,
+  testBlob,
+  testReference,
+  uploadId,
+} from './fixtures.ts'
 
 const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
 const clock = { now: () => Date.now(), monotonic: () => performance.now() }
@@ -27,9 +38,30 @@ async function openShard(folder: string, fs = new FaultyFs()): Promise<Shard> {
   return shard
 }
 
-function appendSmall(shard: Shard, { body, ...key }: TestBlob): Promise<void> {
-  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time: Date.now() }, body))
+function appendSmall(shard: Shard, { body, ...key }: TestBlob, time = Date.now()): Promise<void> {
+  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time }, body))
 }
+
+async function located(shard: Shard, blob: TestBlob): Promise<BlobLocation> {
+  return (await shard.locate(blobName(blob))) ?? never()
+}
+
+t.test('I5: who read the corrupt copy slowly does not harm the good one that came in its place', async t => {
+  const shard = await openShard(t.testdir())
+  const blob = testBlob(500)
+  await appendSmall(shard, blob, 1_000)
+  const corrupt = await located(shard, blob)
+  await shard.quarantine(blobName(blob), corrupt, 'told so')
+  t.equal(await shard.locate(blobName(blob)), undefined)
+  await appendSmall(shard, blob, 2_000)
+  await shard.quarantine(blobName(blob), corrupt, 'told late')
+  t.ok(await shard.locate(blobName(blob)), 'it is still there')
+  t.equal(shard.isCorrupt(blobName(blob)), false, 'and is served')
+  t.equal(shard.lossCount, 0)
+  await shard.quarantine(blobName(blob), await located(shard, blob), 'this one too')
+  t.equal(await shard.locate(blobName(blob)), undefined)
+  await shard.close()
+})
 
 t.test('whoever finds a copy corrupt a second time waits until the first has moved it', async t => {
   const shard = await openShard(t.testdir())
@@ -39,8 +71,9 @@ t.test('whoever finds a copy corrupt a second time waits until the first has mov
   staged.write(blob.body)
   await staged.finish()
   await shard.commitFile(id, { ...blob, blockCrcs: blockCrcs(blob.body) })
-  void shard.quarantine(blobName(blob), 'told so')
-  await shard.quarantine(blobName(blob), 'told again')
+  const location = await located(shard, blob)
+  void shard.quarantine(blobName(blob), location, 'told so')
+  await shard.quarantine(blobName(blob), location, 'told again')
   t.equal((await shard.files.listQuarantine()).length, 1)
   await shard.close()
 })
@@ -105,7 +138,7 @@ t.test('a small blob that comes home while its corrupt copy leaves stays', async
   const shard = await openShard(t.testdir())
   const blob = testBlob(500)
   await appendSmall(shard, blob)
-  const leaving = shard.quarantine(blobName(blob), 'told so')
+  const leaving = shard.quarantine(blobName(blob), await located(shard, blob), 'told so')
   await appendSmall(shard, blob)
   await leaving
   t.ok(await shard.locate(blobName(blob)))
@@ -117,8 +150,9 @@ t.test('what was dropped before it was found corrupt is no loss', async t => {
   const shard = await openShard(t.testdir())
   const blob = testBlob(500)
   await appendSmall(shard, blob)
+  const location = await located(shard, blob)
   const dropping = shard.drop(blob, 'deleted')
-  await Promise.all([dropping, shard.quarantine(blobName(blob), 'told so')])
+  await Promise.all([dropping, shard.quarantine(blobName(blob), location, 'told so')])
   t.equal(await dropping, 'dropped')
   t.equal(shard.lossCount, 0)
   t.equal(await shard.isLost(blobName(blob)), false)
@@ -133,7 +167,7 @@ t.test('a corrupt copy that could not be dropped for good is dropped by whoever 
   const blob = testBlob(500)
   await appendSmall(shard, blob)
   fs.fails = (operation, path) => (operation === 'datasync' && path.includes('/log/') ? 'EIO' : undefined)
-  await shard.quarantine(blobName(blob), 'told so')
+  await shard.quarantine(blobName(blob), await located(shard, blob), 'told so')
   t.equal(shard.isCorrupt(blobName(blob)), true, 'kept back')
   fs.fails = () => undefined
   await shard.probe()

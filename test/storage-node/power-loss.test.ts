@@ -12,7 +12,7 @@ import { Shard } from '../../storage-node/shard.ts'
 import { type OpenMode, type StoreFile, type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { touchBlob } from '../../storage-node/touch.ts'
-import { blockCrcs, quiet, shardA, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import { blockCrcs, never, quiet, shardA, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
 import { RecordingFs } from './recording-fs.ts'
 
 const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
@@ -87,7 +87,8 @@ async function tell(fs: RecordingFs, folder: string): Promise<Story> {
   await Promise.all([write(4), write(5), shard.checkpoint()])
   await shard.drop(large[0] as TestBlob, 'moved')
   fs.acknowledge('dropped large 0')
-  await shard.quarantine(blobName(large[1] as TestBlob), 'told so')
+  const corrupt = blobName(large[1] as TestBlob)
+  await shard.quarantine(corrupt, (await shard.locate(corrupt)) ?? never(), 'told so')
   fs.acknowledge('quarantined large 1')
   await Promise.all([write(6), write(7)])
   await shard.close()

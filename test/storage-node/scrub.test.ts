@@ -13,7 +13,17 @@ import { Shard } from '../../storage-node/shard.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { nodeFs, type StoreFs } from '../../storage-node/store-fs.ts'
 import { FaultyFs } from './faulty-fs.ts'
-import { blockCrcs, quiet, shardA, startNode, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import {
+  blockCrcs,
+  never,
+  quiet,
+  shardA,
+  startNode,
+  type TestBlob,
+  testBlob,
+  testReference,
+  uploadId,
+} from './fixtures.ts'
 
 const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
 const dayMs = 86_400_000
@@ -206,7 +216,9 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
   for (const blob of blobs) await appendSmall(here.shard, blob)
   const names = async (): Promise<string[]> =>
     (await listLosses(here.shard, { after: undefined, limit: 100 })).losses.map(blobName).sort()
-  for (const blob of blobs.slice(0, 3)) await here.shard.quarantine(blobName(blob), 'told so')
+  for (const name of blobs.slice(0, 3).map(blobName)) {
+    await here.shard.quarantine(name, (await here.shard.locate(name)) ?? never(), 'told so')
+  }
   const expected = blobs.slice(0, 3).map(blobName).sort()
   t.same(await names(), expected)
   for (const blob of Array.from({ length: 12 }, () => testBlob(1_000))) {
@@ -243,7 +255,9 @@ t.test(
     await putFile(here.shard, back)
     await putFile(here.shard, gone)
     await appendSmall(here.shard, unwanted)
-    for (const blob of [back, gone, unwanted]) await here.shard.quarantine(blobName(blob), 'told so')
+    for (const name of [back, gone, unwanted].map(blobName)) {
+      await here.shard.quarantine(name, (await here.shard.locate(name)) ?? never(), 'told so')
+    }
     await putFile(here.shard, back)
     await here.shard.drop(unwanted, 'deleted')
     const kept = async (): Promise<number> => {
