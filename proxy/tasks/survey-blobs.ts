@@ -6,7 +6,8 @@ import type { Digest } from '../../shared/ids.ts'
 import type { CollectionAges, CollectionStore } from '../metadata/collection-types.ts'
 import { counting, type Found } from './garbage-amounts.ts'
 
-const pageMin = 250
+/** The first page too, so that a survey that was cut off by slow disks is not begun with a page that is cut off again. */
+export const surveyPageMin = 250
 const pageMax = 5_000
 /** A page that takes longer is followed by smaller ones: where rows come from slow disks the time limit of a statement is not far. */
 const pageMsMax = 400
@@ -27,7 +28,7 @@ export interface SurveyDeps {
 /** Resolves with what there is, from `after` on added to `found`. What may be unused is among the losers of names then. */
 export async function surveyBlobs(deps: SurveyDeps, begin: { found: Found; after: Digest | '' }): Promise<Found> {
   let { found, after } = begin
-  let limit = pageMax / 5
+  let limit = surveyPageMin
   for (let savedAt = performance.now(); ;) {
     const startedAt = performance.now()
     const page = await deps.collection.judge(after, limit, deps.ages)
@@ -41,7 +42,7 @@ export async function surveyBlobs(deps: SurveyDeps, begin: { found: Found; after
     found = counting(found, page)
     after = last.digest
     const tookMs = performance.now() - startedAt
-    limit = tookMs > pageMsMax ? Math.max(pageMin, limit / 2) : Math.min(pageMax, limit * 2)
+    limit = tookMs > pageMsMax ? Math.max(surveyPageMin, limit / 2) : Math.min(pageMax, limit * 2)
     if (performance.now() - savedAt >= saveMs) {
       await deps.step(found, after)
       savedAt = performance.now()
