@@ -28,6 +28,8 @@ class MemoryShards {
   readonly damaged = new Set<string>()
   readonly counts = { entries: 0, names: 0, pages: 0, singles: 0, pulled: 0 }
   onTransfer: (request: TransferRequest) => void = () => {}
+  /** So many are answered, and nothing is there afterwards. */
+  forgottenTransfers = 0
 
   blobsOf(shard: ShardId): Map<string, number> {
     return this.blobs.get(shard) ?? this.blobs.set(shard, new Map()).get(shard)!
@@ -89,8 +91,10 @@ class MemoryShards {
   #transfer(request: TransferRequest): TransferAnswer {
     this.onTransfer(request)
     this.counts.pulled += request.blobs.length
+    const answer: TransferAnswer = { results: request.blobs.map(() => 'copied') }
+    if (this.forgottenTransfers-- > 0) return answer
     for (const { digest, generation, bytes } of request.blobs) this.blobsOf(request.shard).set(`${digest}.${generation}`, bytes) // prettier-ignore
-    return { results: request.blobs.map(() => 'copied') }
+    return answer
   }
 }
 
@@ -154,7 +158,9 @@ t.test('names compare as a listing orders them', async t => {
 })
 
 t.test('every name of every shard is in exactly one stretch, with those of the other shards beside it', async t => {
-  const names = fc.uniqueArray(fc.string({ unit: 'binary', minLength: 1, maxLength: 3 }), { maxLength: 40 })
+  // The last two stand the other way round in the order of JavaScript.
+  const unit = fc.constantFrom('a', 'b', '\u{e9}', '\uffff', '\u{10000}')
+  const names = fc.uniqueArray(fc.string({ unit, minLength: 1, maxLength: 3 }), { maxLength: 40 })
   await t.resolves(fc.assert(
     fc.asyncProperty(fc.array(names, { minLength: 1, maxLength: 4 }), fc.integer({ min: 1, max: 7 }), async (sets, limit) => {
       const shards = new MemoryShards()
@@ -252,6 +258,27 @@ t.test('I20: whatever the old owners hold, the new ones end with no older versio
       { seed, numRuns: 200 },
     ),
   )
+})
+
+t.test('I20: what a new owner said it took, and has not, is found by the comparison and brought again', async t => {
+  const { shards, deps, partition, from, added, turns, move } = moving()
+  for (const shard of from) {
+    for (let index = 0; index < 50; index += 1) {
+      shards.append(shard, recordAt(partition, `p/${index}`, 1))
+      shards.blobsOf(shard).set(blobKeyAt(index), 10)
+    }
+  }
+  const { appendTo } = deps.references
+  let sent = 0
+  Object.assign(deps.references, {
+    appendTo: async (record: ReferenceRecord, targets: readonly ShardId[]) =>
+      ++sent <= 20 ? Promise.resolve(new Set(targets)) : appendTo(record, targets),
+  })
+  shards.forgottenTransfers = 1
+  t.equal(await move(), undefined)
+  t.equal(shards.referencesOf(added).size, 50)
+  t.equal(shards.blobsOf(added).size, 50)
+  t.equal(turns.length, 2)
 })
 
 t.test('a damaged record keeps none of the others from coming, and its partition is not settled', async t => {

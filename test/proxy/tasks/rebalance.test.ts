@@ -310,8 +310,13 @@ t.test('a settlement that fails in the middle of the copying ends the run, and t
       return world.metadata.publishClusterMap(map)
     },
   }
-  // By this clock it is time to settle again at once, until that has failed.
-  const job = rebalance({ ...world, metadata, now: () => (now += publishes < 4 ? 4_000 : 1), adoptionMs: 0 })
+  // Time goes by only while something is copied, so that it is time to settle in the middle of a partition.
+  const appendTo: World['references']['appendTo'] = (record, shards) => {
+    now += 4_000
+    return world.references.appendTo(record, shards)
+  }
+  const references = Object.assign(Object.create(world.references) as World['references'], { appendTo })
+  const job = rebalance({ ...world, references, metadata, now: () => now, adoptionMs: 0 })
   const lines: string[] = []
   const context: JobContext<never> = {
     runId: 1,
