@@ -3,13 +3,14 @@ import { readFile, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { NodeHandle } from '../support/cluster.ts'
+import { losses } from '../support/partitions.ts'
 import { blobFiles } from '../support/shard-files.ts'
 import { clockFaults, diskFaults } from './machine-faults.ts'
 import { topologyFault } from './topology-faults.ts'
 import type { Fault, World } from './world.ts'
 
 /** Every kind as likely as the others; HOLDFAST_TEST_SOAK_ONLY names those that are to be tried alone. */
-export const kinds = ['node', 'proxy', 'server', 'copy', 'topology', 'disk', 'clock'] as const
+export const kinds = ['node', 'proxy', 'server', 'copy', 'topology', 'disk', 'clock', 'partition'] as const
 export type Kind = (typeof kinds)[number]
 
 /** The next fault, at random. `primary`: the proxy that is primary now. */
@@ -43,6 +44,8 @@ function faultsOf(world: World, kind: Kind, primary: number | undefined): Fault[
       return diskFaults(world)
     case 'clock':
       return clockFaults(world)
+    case 'partition':
+      return partitionFaults(world)
   }
 }
 
@@ -141,6 +144,24 @@ function serverFaults({ cluster: { postgres, redis } }: World): Fault[] {
     { name: 'postgres: killed', mayRefuse: 'writes', begin: () => postgres.kill(), end: () => postgres.start() },
     { name: 'postgres: frozen', mayRefuse: 'writes', begin: () => postgres.pause(), end: () => postgres.resume() },
   ]
+}
+
+/** One proxy does not reach one node, or Redis, which everybody else does. */
+function partitionFaults({ cluster, random, partitions }: World): Fault[] {
+  if (partitions === undefined) return []
+  const proxy = random.pick(cluster.proxies).id
+  const node = random.pick(cluster.nodes)
+  const loss = random.pick(losses)
+  const others = [
+    { name: node.id, port: node.chaos!.port },
+    { name: 'redis', port: Number(new URL(cluster.redis.url).port) },
+  ]
+  return others.map(({ name, port }) => ({
+    name: `${proxy} and ${name}: ${loss} lost`,
+    mayRefuse: 'nothing',
+    begin: () => partitions.cut(proxy, port, loss),
+    end: () => partitions.heal(),
+  }))
 }
 
 /** One copy of one blob, behind the back of its node. */

@@ -1,6 +1,7 @@
 /**
  * `npm run soak -- [--seed S] [--minutes M] [--only kind,…]`: the soak of test/soak/soak.ts. The seed is printed, and repeats the choice of
- * faults; `--only` tries kinds of them alone: node, proxy, server, copy, topology, disk, clock.
+ * faults; `--only` tries kinds of them alone: node, proxy, server, copy, topology, disk, clock,
+ * partition.
  */
 import { spawn } from 'node:child_process'
 import { join } from 'node:path'

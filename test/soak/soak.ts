@@ -20,6 +20,7 @@ import { mountSmallDisk, noMounts, noTracing } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
+import { findPartitions } from '../support/partitions.ts'
 import type { Random } from '../support/random.ts'
 import { backUp, collect } from './background.ts'
 import { kinds, randomFault, type Kind } from './faults.ts'
@@ -85,11 +86,14 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
 
 async function startWorld(t: Test, random: Random): Promise<World> {
   const nodes = ['a', 'b', 'c'].flatMap(zone => [`node-${zone}1`, `node-${zone}2`])
-  const clocks = await findClocks(t, [...nodes, ...proxies.map(proxy => `proxy-${proxy + 1}`)])
+  const proxyNames = proxies.map(proxy => `proxy-${proxy + 1}`)
+  const clocks = await findClocks(t, [...nodes, ...proxyNames])
+  const partitions = await findPartitions(t, proxyNames)
   const folder = (await noMounts()) === false ? await mountSmallDisk(t, smallDiskSize) : undefined
   const target = await mkdtemp(join(tmpdir(), 'hf-backup-'))
   t.teardown(() => rm(target, { recursive: true, force: true }))
-  const proxyFlags = ['--gc-min-age-ms', '500', '--gc-hold-ms', '1000', '--abandoned-ms', '3000']
+  // Longer than any write takes: bytes that are reclaimed under a write make it a 503.
+  const proxyFlags = ['--gc-min-age-ms', '500', '--gc-hold-ms', '1000', '--abandoned-ms', '20000']
   proxyFlags.push('--backup-target', `file://${target}`, '--backup-keep', '3')
   const cluster = await startCluster(t, {
     proxies: proxies.length,
@@ -99,14 +103,15 @@ async function startWorld(t: Test, random: Random): Promise<World> {
     redis: true,
     proxyFlags,
     shardFolder: async shard => (shard === smallDiskShard ? folder : undefined),
+    proxyWrapper: id => partitions?.wrapper(id),
     processEnv: id => clocks?.env(id) ?? {},
   })
   const smallDisk = folder === undefined ? undefined : { node: smallDiskShard.slice(0, -2), folder }
   const flushes = (await noTracing()) === false
-  const missing = Object.entries({ mounts: smallDisk, clocks, strace: flushes || undefined })
+  const missing = Object.entries({ mounts: smallDisk, clocks, iptables: partitions, strace: flushes || undefined })
   const without = missing.filter(([, found]) => found === undefined).map(([name]) => name)
   if (without.length > 0) t.comment(`without faults that need ${without.join(', ')}`)
-  return { t, cluster, random, damaged: new Set(), smallDisk, clocks, flushes }
+  return { t, cluster, random, damaged: new Set(), smallDisk, clocks, partitions, flushes }
 }
 
 /** Index of the proxy that is primary; undefined: nobody, at the moment. */

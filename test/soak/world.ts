@@ -2,6 +2,7 @@
 import type { Test } from 'tap'
 import type { Clocks } from '../support/clock.ts'
 import type { Cluster } from '../support/cluster.ts'
+import type { Partitions } from '../support/partitions.ts'
 import type { Random } from '../support/random.ts'
 
 export interface World {
@@ -14,6 +15,8 @@ export interface World {
   readonly smallDisk: { readonly node: string; readonly folder: string } | undefined
   /** Undefined where they cannot be moved. */
   readonly clocks: Clocks | undefined
+  /** Undefined where no network can be broken between two processes only. */
+  readonly partitions: Partitions | undefined
   /** May flushes be made slow and failing? */
   readonly flushes: boolean
 }

@@ -31,6 +31,7 @@ export interface ClusterOptions {
   /** Where a shard's folder is, instead of a folder of the test. */
   readonly shardFolder?: (shard: string) => Promise<string | undefined>
   readonly nodeWrapper?: (node: string) => readonly string[] | undefined
+  readonly proxyWrapper?: (proxy: string) => readonly string[] | undefined
   /** More variables for the process of this node or proxy. */
   readonly processEnv?: (id: string) => Readonly<Record<string, string>>
 }
@@ -240,6 +241,7 @@ export class Cluster {
     const port = await freePort()
     const stateFolder = join(this.folder, 'proxies', id)
     const { logLevel = 'info', proxyFlags = [] } = this.#options
+    const wrapper = this.#options.proxyWrapper?.(id)
     const flags = ['--host', '127.0.0.1', '--port', String(port), '--state-folder', stateFolder, '--zone', zone]
     flags.push('--storage-nodes', storageNodes.join(','), '--log-level', logLevel)
     const process = new TestProcess({
@@ -254,6 +256,7 @@ export class Cluster {
         ...this.#options.processEnv?.(id),
       },
       logFile: join(this.folder, 'log', `${id}.log`),
+      ...(wrapper === undefined ? {} : { wrapper }),
     })
     return { id, zone, stateFolder, process, url: `http://127.0.0.1:${port}` }
   }
