@@ -202,6 +202,14 @@ export const proxyOptions = {
     default: 1_000,
     doc: 'Deleting a folder with up to so many artifacts never has to be confirmed.',
   },
+  lingerMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 0,
+    max: 600_000,
+    default: 0,
+    doc: 'How long a proxy that is asked to end still takes new connections, while /readyz says that it goes: at least as long as the balancer needs to notice.',
+  },
   drainMs: {
     kind: 'int',
     unit: 'ms',

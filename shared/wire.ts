@@ -76,6 +76,8 @@ export interface NodeStatus {
   readonly node: NodeId
   readonly zone: Zone
   readonly state: 'up' | 'draining'
+  /** Another one after each start of the process. Nodes of older releases do not tell. */
+  readonly run?: string
   readonly epoch: number
   /** The highest fencing token the node has seen, by role. */
   readonly tokens?: Readonly<Record<string, number>>

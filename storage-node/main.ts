@@ -40,7 +40,6 @@ export async function runStorageNode(
   log.info({ url, node: config.node, zone: config.zone }, 'storage node serves')
   let closing: Promise<void> | undefined
   const close = async (drainMs: number) => {
-    node.draining = true
     await server.close(drainMs)
     await node.close()
     log.info('storage node is closed')

@@ -1,5 +1,6 @@
 /** A storage node: its shards, their uploads, its state folder, and what happens by itself in the background. */
 import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
 import { type NodeStatus, type ShardStatus, wireVersion } from '../shared/wire.ts'
@@ -47,7 +48,12 @@ export class StorageNode {
   readonly gate = new EpochGate()
   readonly transfers: TransferLimit
   readonly bodies: BodyBudget
+  /** It is about to go, and says so. */
   draining = false
+  /** Ends some time after that. */
+  takesUploads = true
+  /** Of this life of the process: what was tried in an earlier one may be tried again. */
+  readonly #run = randomBytes(8).toString('hex')
   readonly #deps: StorageNodeDeps
   #clusterId: string | undefined
   #timers: Every[] = []
@@ -112,6 +118,7 @@ export class StorageNode {
       node: this.config.node,
       zone: this.config.zone,
       state: this.draining ? 'draining' : 'up',
+      run: this.#run,
       epoch: this.state.epoch,
       tokens: this.state.tokens,
       shards: [...this.shards.values()].map(({ shard, compaction, scrub }) => ({
@@ -127,6 +134,11 @@ export class StorageNode {
     let count = 0
     for (const { uploads } of this.shards.values()) count += uploads.count
     return count
+  }
+
+  /** Some that are being received, or will be committed any moment. */
+  get hasUploads(): boolean {
+    return [...this.shards.values()].some(({ uploads }) => uploads.isAwaited)
   }
 
   /**

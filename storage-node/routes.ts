@@ -251,7 +251,7 @@ async function scrub(call: Call): Promise<void> {
 async function putUpload(call: Call): Promise<void> {
   const { node, request } = call
   const { uploads } = shardNamed(node, call.parts[0])
-  if (node.draining) throw new HoldfastError('SHUTTING_DOWN', 'the node is shutting down')
+  if (!node.takesUploads) throw new HoldfastError('SHUTTING_DOWN', 'the node is shutting down')
   if (node.uploadCount >= node.limits.uploadCountMax) throw new HoldfastError('OVERLOADED', 'too many uploads')
   const header = headerOf(request, wireHeader.expectedBytes) ?? headerOf(request, 'content-length')
   if (header !== undefined && !/^\d{1,15}$/.test(header)) throw new HoldfastError('BAD_REQUEST', 'not a length')

@@ -4,6 +4,7 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { Agent } from 'undici'
 import { HoldfastError } from '../shared/errors.ts'
@@ -16,6 +17,10 @@ import { handleRoute, type RouteContext } from './routes.ts'
 
 const blobPrefix = '/v1/blobs/'
 
+/** Proxies ask each second how a node is, and wait half a second for the answer: by then they know that it is about to go. */
+const announceMs = 2_000
+const lookEveryMs = 25
+
 export class WireServer {
   readonly #node: StorageNode
   readonly #log: Logger
@@ -26,6 +31,8 @@ export class WireServer {
   readonly #agent: Agent
   readonly #inFlight = new Set<ServerResponse>()
   #onIdle: (() => void) | undefined
+  /** Connections end with the answer they have. */
+  #ending = false
 
   constructor(node: StorageNode, log: Logger) {
     this.#node = node
@@ -65,15 +72,36 @@ export class WireServer {
     return `http://${address.family === 'IPv6' ? `[${address.address}]` : address.address}:${address.port}`
   }
 
-  /** Takes no new connections, finishes what is in flight for at most `drainMs`, then cuts off the rest. */
+  /**
+   * Lets the proxies hear that it is about to go and serves everything until they have; then what it has begun (uploads, their commits),
+   * what is read, and records; then takes no new connections, and finishes what is in flight. All of it for at most `drainMs`; the
+   * rest is cut off. Nobody is waited for when nobody is connected.
+   */
   async close(drainMs: number): Promise<void> {
+    const until = performance.now() + drainMs
+    this.#node.draining = true
+    await this.#dispensable(Math.min(announceMs, drainMs))
+    this.#node.takesUploads = false
+    await this.#dispensable(until - performance.now(), () => !this.#node.hasUploads)
+    this.#ending = true
     this.#server.close()
     this.#server.closeIdleConnections()
     for (const response of this.#inFlight) if (!response.headersSent) response.setHeader('Connection', 'close')
-    if (this.#inFlight.size > 0) await this.#idleWithin(drainMs)
-    this.#aborter.abort()
+    // What it copies from other nodes may take hours, and goes on after the restart.
+    this.#aborter.abort(new HoldfastError('SHUTTING_DOWN', 'the node is shutting down'))
+    if (this.#inFlight.size > 0) await this.#idleWithin(Math.max(0, until - performance.now()))
     this.#server.closeAllConnections()
     await this.#agent.destroy()
+  }
+
+  /** Resolves when nobody is connected, or `isDone`, after `ms` at the latest. */
+  async #dispensable(ms: number, isDone = () => false): Promise<void> {
+    const until = performance.now() + ms
+    while (performance.now() < until && !isDone() && (await this.#connectionCount()) > 0) await sleep(lookEveryMs)
+  }
+
+  #connectionCount(): Promise<number> {
+    return new Promise(resolve => this.#server.getConnections((error, count) => resolve(error === null ? count : 0)))
   }
 
   #idleWithin(ms: number): Promise<void> {
@@ -88,7 +116,7 @@ export class WireServer {
 
   #serve(request: IncomingMessage, response: ServerResponse): void {
     response.sendDate = false
-    if (this.#node.draining) response.setHeader('Connection', 'close')
+    if (this.#ending) response.setHeader('Connection', 'close')
     this.#inFlight.add(response)
     response.once('close', this.#onClose)
     if (!wireAuthorized(headerOf(request, 'authorization'), this.#expected)) {

@@ -12,6 +12,7 @@ import { errnoOf, type StoreFs } from './store-fs.ts'
 
 interface Upload {
   readonly staged: StagedFile
+  readonly from: 'proxy' | 'node'
   finished: FinishedFile | undefined
   committing: Promise<void> | undefined
   /** Monotonic. */
@@ -26,6 +27,8 @@ export interface CommitOrder extends BlobKey {
 
 /** Ids of aborted uploads that are remembered; an upload comes at most seconds after its abort. */
 const abortedCountMax = 10_000
+/** What is complete is committed at once, unless its proxy died or waits for a slower replica. */
+const commitWithinMs = 10_000
 
 export class Uploads {
   readonly #fs: StoreFs
@@ -46,12 +49,20 @@ export class Uploads {
     return this.#uploads.size
   }
 
+  /** Is one of a proxy in flight, or staged so lately that its commit may be on its way? */
+  get isAwaited(): boolean {
+    const since = this.#shard.clock.monotonic() - commitWithinMs
+    return [...this.#uploads.values()].some(
+      ({ from, finished, touchedAt }) => from === 'proxy' && (finished === undefined || touchedAt > since),
+    )
+  }
+
   /**
    * Receives a body; resolves when it is written and flushed. A body that breaks off, stalls or is too large leaves nothing.
    * `expectedBytes` is what the shard must have room for (INSUFFICIENT_STORAGE).
    */
   async receive(id: string, body: IncomingMessage, expectedBytes: number | undefined): Promise<UploadAnswer> {
-    const upload = await this.#begin(id, expectedBytes)
+    const upload = await this.#begin(id, expectedBytes, 'proxy')
     try {
       await this.#pump(body, upload.staged)
       return await this.#finish(upload)
@@ -63,7 +74,7 @@ export class Uploads {
 
   /** The same for bytes from another node. */
   async receiveFrom(id: string, body: AsyncIterable<Buffer>, expectedBytes: number): Promise<FinishedFile> {
-    const upload = await this.#begin(id, expectedBytes)
+    const upload = await this.#begin(id, expectedBytes, 'node')
     try {
       for await (const chunk of body) {
         this.#checkLength(upload.staged.bytes + chunk.length)
@@ -129,7 +140,7 @@ export class Uploads {
     for (const id of [...this.#uploads.keys()]) await this.abort(id)
   }
 
-  async #begin(id: string, expectedBytes: number | undefined): Promise<Upload> {
+  async #begin(id: string, expectedBytes: number | undefined, from: Upload['from']): Promise<Upload> {
     this.#checkLength(expectedBytes ?? 0)
     this.#shard.health.checkWritable('blob', expectedBytes)
     if (this.#uploads.has(id)) throw exists(id)
@@ -146,7 +157,8 @@ export class Uploads {
       await staged.abort()
       throw notFound(id)
     }
-    const upload = { staged, finished: undefined, committing: undefined, touchedAt: this.#shard.clock.monotonic() }
+    const touchedAt = this.#shard.clock.monotonic()
+    const upload = { staged, from, finished: undefined, committing: undefined, touchedAt }
     this.#uploads.set(id, upload)
     return upload
   }

@@ -3,7 +3,8 @@
  * Every route stands in `edgeRoutes` with its access decision (I41).
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
+import { Server as NetServer, type AddressInfo, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { HoldfastError, toHoldfastError } from '../../shared/errors.ts'
 import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
@@ -33,6 +34,8 @@ export interface EdgeServerOptions extends PaceLimits {
   readonly requestsMax: number
   /** A request on whose connection nothing moves for this long is answered 408 if it lacks its body, else its connection is closed. */
   readonly idleMs: number
+  /** So long, at least, a proxy that ends takes new connections after it has begun to say on /readyz that it goes. */
+  readonly lingerMs?: number
   /** 'off': node:http answers everything. What the two understand must not differ, and a test compares them. */
   readonly fastLane?: 'on' | 'off'
 }
@@ -75,7 +78,8 @@ export class EdgeServer {
   #looking: NodeJS.Timeout | undefined
   /** Answers of the lane are logged, too. Read once: the lane pays nothing for a log that is not written. */
   readonly #debug: boolean
-  readonly #connections = new Set<Socket>()
+  /** With the time they were accepted; by performance.now(). */
+  readonly #connections = new Map<Socket, number>()
   /** Connections of the fast lane that wait for an answer. */
   readonly #asking = new Set<Socket>()
   /** The metrics page that is being made. */
@@ -173,8 +177,9 @@ export class EdgeServer {
   }
 
   /**
-   * Drains, waits a moment for requests that are on their way on kept connections (until none has come for `quietMs`, `lingerMs` at
-   * most), then takes no new connections and waits up to `drainMs` for what is in flight (I39). Safe to call twice.
+   * Drains for `lingerMs` of the options, waits a moment for requests that are on their way on kept connections (until none has come for
+   * `quietMs`, `quietWithinMs` at most), then takes no new connections and waits up to `drainMs` for what is in flight (I39). Safe to
+   * call twice.
    */
   close(drainMs: number): Promise<void> {
     this.#closing ??= this.#close(drainMs)
@@ -183,18 +188,23 @@ export class EdgeServer {
 
   async #close(drainMs: number): Promise<void> {
     this.drain()
+    await sleep(Math.min(this.#options.lingerMs ?? 0, drainMs))
     const late = setTimeout(() => {
       this.#lane.destroy()
       this.#server.closeAllConnections()
     }, drainMs)
-    await this.#quiet(Math.min(lingerMs, drainMs))
+    await this.#quiet(Math.min(quietWithinMs, drainMs))
+    // Not node:http's own way: it cuts connections whose answer is made, but not yet sent.
+    const closed = new Promise<void>(resolve => NetServer.prototype.close.call(this.#server, () => resolve()))
+    await this.#heard()
     this.#ending = true
-    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()))
     this.#lane.close()
     // Also those that have sent nothing yet, or half a head: node:http would wait for the rest.
     const busy = new Set([...[...this.#answering.values()].map(({ socket }) => socket), ...this.#asking])
-    for (const socket of this.#connections) if (!busy.has(socket)) socket.destroySoon()
+    for (const socket of this.#connections.keys()) if (!busy.has(socket)) socket.destroySoon()
     await closed
+    // Of what was not its own way this is left: its timer.
+    this.#server.close()
     clearTimeout(late)
     clearInterval(this.#looking)
   }
@@ -213,6 +223,13 @@ export class EdgeServer {
     }
   }
 
+  /** Resolves when no new connection is left whose client has not had the time to say what it wants. */
+  async #heard(): Promise<void> {
+    const isExpected = ([socket, acceptedAt]: [Socket, number]): boolean =>
+      socket.bytesWritten === 0 && performance.now() - acceptedAt < firstRequestMs
+    while ([...this.#connections].some(isExpected)) await sleep(lookMs)
+  }
+
   /** Resolves when no connection is left, after `withinMs` at the latest. */
   #deserted(withinMs: number): Promise<void> {
     return new Promise(resolve => {
@@ -226,7 +243,7 @@ export class EdgeServer {
   }
 
   #onConnection(socket: Socket): void {
-    this.#connections.add(socket)
+    this.#connections.set(socket, performance.now())
     // Each request on it listens for its end, and there may be many, pipelined.
     socket.setMaxListeners(0)
     socket.once('close', () => {
@@ -303,7 +320,7 @@ export class EdgeServer {
       // What has arrived and is not taken waits for us.
       if (awaitsBody(exchange) && exchange.request.readableLength === 0) waitedFor.set(exchange.socket, 'upload')
     }
-    for (const socket of this.#connections) if (socket.writableLength > 0) waitedFor.set(socket, 'download')
+    for (const socket of this.#connections.keys()) if (socket.writableLength > 0) waitedFor.set(socket, 'download')
     for (const [socket, direction] of this.#slowClients.look(waitedFor)) this.#tooSlow(socket, direction)
   }
 
@@ -470,6 +487,9 @@ const awaitsBody = ({ request, response, failed }: Underway): boolean =>
   !failed && !request.complete && !response.headersSent
 
 /** How long a proxy that ends listens for requests that its clients sent before they could know, in ms. */
-const lingerMs = 1_000
+const quietWithinMs = 1_000
 /** It leaves earlier when none has come for so long: what was sent to it before is here by then, from anywhere in a continent. */
 const quietMs = 250
+/** A connection that was accepted last brings its first request within so long, unless its client has none yet. */
+const firstRequestMs = 1_000
+const lookMs = 10

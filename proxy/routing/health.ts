@@ -113,9 +113,12 @@ export class HealthTable {
       entry.checksGood = 0
       if (entry.checksFailed === 0) entry.silentAt = this.#now()
       entry.checksFailed += 1
-      if (entry.checksFailed >= this.#options.fallCount) entry.checkedDown = true
+      if (isLeaving(entry) || entry.checksFailed >= this.#options.fallCount) entry.checkedDown = true
     } else {
+      // Whatever there was against it, it was restarted since, and on purpose.
+      const isBack = isLeaving(entry) && status.state === 'up'
       this.#learn(entry, status)
+      if (isBack) this.#welcome(entry)
       entry.checksFailed = 0
       entry.checksGood += 1
       entry.goodAt = this.#now()
@@ -138,6 +141,13 @@ export class HealthTable {
     }
     const before = this.#stateOf(entry)
     const now = this.#now()
+    if (isLeaving(entry) && outcome === 'unreachable') {
+      // It said that it would go: no illness, and nothing that an ejection should outlast.
+      entry.checkedDown = true
+      entry.checksGood = 0
+      this.#tell(node, entry, before)
+      return
+    }
     if (now - entry.lastFailureAt > this.#options.failureMemoryMs) entry.failed = entry.unreachable = 0
     entry.lastFailureAt = now
     entry.failed += 1
@@ -164,7 +174,13 @@ export class HealthTable {
 
   /** It asked for no new work: used only where no other candidate is up. */
   draining(node: NodeId): boolean {
-    return this.#nodes.get(node)?.status?.state === 'draining'
+    const entry = this.#nodes.get(node)
+    return entry !== undefined && isLeaving(entry)
+  }
+
+  /** Which life of its process it last answered from; undefined: unknown, or a node that does not tell. */
+  run(node: NodeId): string | undefined {
+    return this.#nodes.get(node)?.status?.run
   }
 
   /** Share of its normal reads the node should get now, above 0 and up to 1: slow start after an absence. */
@@ -199,7 +215,7 @@ export class HealthTable {
       return {
         node,
         state: this.#stateOf(entry),
-        draining: entry.status?.state === 'draining',
+        draining: isLeaving(entry),
         ...(reason === undefined ? {} : { reason }),
         ...(entry.checksFailed === 0 ? {} : { silentMs: this.#now() - entry.silentAt }),
         ...(entry.status === undefined ? {} : { status: entry.status }),
@@ -211,6 +227,14 @@ export class HealthTable {
     for (const shard of entry.status?.shards ?? []) this.#shards.delete(shard.id)
     entry.status = status
     for (const shard of status.shards) this.#shards.set(shard.id, shard)
+  }
+
+  #welcome(entry: Entry): void {
+    const now = this.#now()
+    entry.checkedDown = false
+    entry.failed = entry.unreachable = 0
+    entry.ejectedUntil = Math.min(entry.ejectedUntil, now)
+    entry.backAt = now
   }
 
   #forgive(node: NodeId, entry: Entry): void {
@@ -255,6 +279,9 @@ export class HealthTable {
     if (after !== before) this.#onChange(node, after, this.#reasonOf(entry))
   }
 }
+
+/** The last it said is that it would go. */
+const isLeaving = ({ status }: Entry): boolean => status?.state === 'draining'
 
 function newEntry(): Entry {
   return {

@@ -39,11 +39,12 @@ export interface ReplicaSetOptions {
 export class ReplicaSet {
   readonly #context: WriteContext
   readonly #options: ReplicaSetOptions
-  readonly #tried = new Set<ShardId>()
+  /** With the run of their nodes: one that was restarted since may be tried again. */
+  readonly #tried = new Map<ShardId, string | undefined>()
   /** Nodes that were down when they were asked, since nobody else was left: that they are is no news. */
   readonly #hopedFor = new Set<NodeId>()
   /** Their other shards need not be tried either. */
-  readonly #failedNodes = new Set<NodeId>()
+  readonly #failedNodes = new Map<NodeId, string | undefined>()
   readonly #errors: HoldfastError[] = []
   #members: ReplicaUpload[] = []
   #wake: (() => void) | undefined
@@ -85,7 +86,8 @@ export class ReplicaSet {
 
   /** Begins an upload to the shard; it is a member only after `add`. */
   open(target: WriteTarget, fresh = false): ReplicaUpload {
-    this.#tried.add(target.shard)
+    const run = this.#context.runOf(target.node)
+    this.#tried.set(target.shard, run)
     if (this.#context.isDown(target.node)) this.#hopedFor.add(target.node)
     const options = {
       ...this.#options,
@@ -94,7 +96,7 @@ export class ReplicaSet {
       onUndiscarded: () => this.#context.discards.add({ target, path: replica.path }),
       onFail: (error: HoldfastError) => {
         this.#context.counters.droppedReplicas += 1
-        if (isNodeFailure(error)) this.#failedNodes.add(target.node)
+        if (isNodeFailure(error)) this.#failedNodes.set(target.node, run)
       },
     }
     const replica: ReplicaUpload = new ReplicaUpload(target, this.#context.uplink(target), options, fresh)
@@ -132,14 +134,13 @@ export class ReplicaSet {
     )
   }
 
-  /** The next shard that could stand in, none twice; beside `kept` (live members unless told). */
+  /** The next shard that could stand in, none twice in the same life of its node; beside `kept` (live members unless told). */
   nextSpare(kept: readonly ReplicaUpload[] = this.live): WriteTarget | undefined {
     const lost = this.#members.findLast(replica => replica.failed && this.owners.includes(replica.target.shard))
     const live = this.live
     const from = (leniency: Leniency): WriteTarget | undefined => {
       const spares = spareTargets(this.#question(leniency)).filter(
-        ({ shard, node }) =>
-          !this.#tried.has(shard) && !this.#failedNodes.has(node) && !live.some(({ target }) => target.node === node),
+        target => !this.#wasTried(target) && !live.some(({ target: { node } }) => node === target.node),
       )
       return replacementFor(
         lost?.target,
@@ -149,6 +150,13 @@ export class ReplicaSet {
     }
     // What may be back but is not known to be is for writes that fail otherwise.
     return from('lenient') ?? (this.suffices(kept) ? undefined : from('hopeful'))
+  }
+
+  #wasTried({ shard, node }: WriteTarget): boolean {
+    const run = this.#context.runOf(node)
+    const isSame = <Key>(runs: ReadonlyMap<Key, string | undefined>, key: Key): boolean =>
+      runs.has(key) && runs.get(key) === run
+    return isSame(this.#tried, shard) || isSame(this.#failedNodes, node)
   }
 
   /** A shard that was lost only because a kept connection had just been closed. It leaves the members. */

@@ -106,6 +106,11 @@ export class WriteContext {
     return this.#deps.health.state(node) === 'down'
   }
 
+  /** Which life of its process the node last answered from. What failed in an earlier one may do now. */
+  runOf(node: NodeId): string | undefined {
+    return this.#deps.health.run(node)
+  }
+
   /**
    * Has the node answered its last health check? If so silence means a busy disk rather than a frozen process, and work
    * that is moved elsewhere would make a busy cluster busier still.

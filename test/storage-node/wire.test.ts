@@ -629,7 +629,7 @@ t.test('a header cannot make a record another one than its kind says', async t =
   t.same((await client.get(shardA, blob)).body, blob.body)
 })
 
-t.test('a draining node says so, finishes what is in flight, and ends', async t => {
+t.test('I39: a draining node says so, goes on until that is heard and its uploads are committed, and ends', async t => {
   const { client, folder, close } = await startNode(t)
   const blob = testBlob(2_000_000)
   const id = uploadId()
@@ -637,16 +637,30 @@ t.test('a draining node says so, finishes what is in flight, and ends', async t 
   const upload = client.call('PUT', wirePath.upload(shardA, id), body)
   body.push(blob.body.subarray(0, 1_000_000))
   await until(async () => (await readdir(join(folder, shardA, 'tmp'))).length === 1)
+  const { run } = (await client.call('GET', wirePath.status)).json
   let closed = false
-  const closing = close(10_000).then(() => (closed = true))
-  await sleep(20)
-  t.equal(closed, false)
+  const closing = close(20_000).then(() => (closed = true))
+  const startedAt = performance.now()
+  t.match((await client.call('GET', wirePath.status)).json, { state: 'draining', run })
+  t.type(run, 'string')
+  const late = testBlob(100_000)
+  await client.put(shardA, late)
+  t.ok((await client.get(shardA, late)).body.equals(late.body), 'who has not heard it is served as ever')
+  await until(async () => {
+    const path = wirePath.upload(shardA, uploadId())
+    const { status } = await client.call('PUT', path, late.body)
+    await client.call('DELETE', path)
+    return status === 503
+  })
+  t.ok(performance.now() - startedAt > 1_500, 'until everybody has')
   body.push(blob.body.subarray(1_000_000))
   body.push(null)
-  const answer = await upload
-  t.equal(answer.status, 200)
-  t.equal(answer.headers['connection'], 'close')
+  t.equal((await upload).status, 200)
+  await sleep(200)
+  t.equal(closed, false, 'what was received will be committed')
+  await client.commit(shardA, id, blob)
   await closing
+  t.ok(performance.now() - startedAt < 10_000)
   await t.rejects(client.call('GET', wirePath.status), 'takes no connections')
 })
 

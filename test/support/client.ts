@@ -1,5 +1,8 @@
 /** A client of the cluster that believes nothing: it checks every body against its ETag and writes down all it did and saw. */
 import { createHash, hash } from 'node:crypto'
+import { once } from 'node:events'
+import { get, type IncomingMessage } from 'node:http'
+import { Readable } from 'node:stream'
 import { Pool } from 'undici'
 import { atMost } from '../../shared/at-most.ts'
 import type { History } from './history.ts'
@@ -146,25 +149,44 @@ export class Client {
 
   /**
    * Reads a body slowly, only hashing it: `pause` is awaited between chunks. Rejects when the body ends early or its digest is
-   * not the ETag.
+   * not the ETag. Not with undici: a connection that ends while its reader pauses breaks it, although all bytes are there.
    */
   async download(path: string, pause: (bytes: number) => Promise<void> | undefined): Promise<string> {
-    const response = await this.#pool.request({
-      method: 'GET',
-      path: `/repository/${path}`,
-      headers: this.#authorization === undefined ? {} : { authorization: this.#authorization },
-    })
+    const headers = this.#authorization === undefined ? {} : { authorization: this.#authorization }
+    const request = get(`${this.origin}/repository/${path}`, { agent: false, headers })
+    const [response] = (await once(request, 'response')) as [IncomingMessage]
     if (response.statusCode !== 200) throw new WrongAnswer(`GET ${path}: ${response.statusCode}`)
     const sha256 = createHash('sha256')
     let bytes = 0
-    for await (const chunk of response.body as AsyncIterable<Buffer>) {
+    for await (const chunk of response as AsyncIterable<Buffer>) {
       sha256.update(chunk)
       bytes += chunk.length
       await pause(bytes)
     }
     const digest = sha256.digest('hex')
-    if (response.headers['etag'] !== `"${digest}"`) throw new WrongAnswer(`GET ${path}: wrong bytes`)
+    if (response.headers.etag !== `"${digest}"`) throw new WrongAnswer(`GET ${path}: wrong bytes`)
     return digest
+  }
+
+  /** PUT of a body that comes slowly: `pause` is awaited between chunks of 64 KiB. */
+  async upload(path: string, body: Buffer, pause: (bytes: number) => Promise<void> | undefined): Promise<number> {
+    async function* chunks() {
+      for (let at = 0; at < body.length; at += 65_536) {
+        yield body.subarray(at, at + 65_536)
+        await pause(at)
+      }
+    }
+    const response = await this.#pool.request({
+      method: 'PUT',
+      path: `/repository/${path}`,
+      headers: {
+        ...(this.#authorization === undefined ? {} : { authorization: this.#authorization }),
+        'content-length': String(body.length),
+      },
+      body: Readable.from(chunks()),
+    })
+    await response.body.dump()
+    return response.statusCode
   }
 
   /** One value of /metrics: the sum over all label sets of a name that match. */

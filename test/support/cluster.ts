@@ -30,6 +30,8 @@ export interface ClusterOptions {
   readonly redisUrl?: (url: string) => Promise<string>
   /** Where a shard's folder is, instead of a folder of the test. */
   readonly shardFolder?: (shard: string) => Promise<string | undefined>
+  /** Of the build that all processes start with: `process.mainFile` replaces it for the next start of one. */
+  readonly mainFile?: string
   readonly nodeWrapper?: (node: string) => readonly string[] | undefined
   readonly proxyWrapper?: (proxy: string) => readonly string[] | undefined
   /** More variables for the process of this node or proxy. */
@@ -127,11 +129,10 @@ export class Cluster {
     await Promise.all(this.proxies.map(proxy => proxy.process.start()))
   }
 
-  /** A client of one proxy (the first one), as the administrator. Closed with the cluster. */
-  client(options: ClientOptions & { proxy?: number; anonymous?: boolean } = {}): Client {
-    const { proxy = 0, anonymous = false, ...rest } = options
-    const handle = present(this.proxies[proxy], `proxy ${proxy}`)
-    const client = new Client(handle.url, { ...(anonymous ? {} : { password: this.adminPassword }), ...rest })
+  /** A client of one proxy (the first one) or of what stands before them, as the administrator. Closed with the cluster. */
+  client(options: ClientOptions & { proxy?: number; url?: string; anonymous?: boolean } = {}): Client {
+    const { proxy = 0, url = present(this.proxies[proxy], `proxy ${proxy}`).url, anonymous = false, ...rest } = options
+    const client = new Client(url, { ...(anonymous ? {} : { password: this.adminPassword }), ...rest })
     this.#clients.push(client)
     return client
   }
@@ -199,6 +200,11 @@ export class Cluster {
     for (const { chaos } of this.nodes) await chaos?.close()
   }
 
+  get #build(): { mainFile?: string } {
+    const { mainFile } = this.#options
+    return mainFile === undefined ? {} : { mainFile }
+  }
+
   async #node(id: string, zone: string): Promise<NodeHandle> {
     const port = await freePort()
     const { shardsPerNode = 2, logLevel = 'info', nodeFlags = [], chaos = false } = this.#options
@@ -225,6 +231,7 @@ export class Cluster {
         ...this.#options.processEnv?.(id),
       },
       logFile: join(this.folder, 'log', `${id}.log`),
+      ...this.#build,
       ...(wrapper === undefined ? {} : { wrapper }),
     })
     const relay = chaos ? new ChaosRelay({ host: '127.0.0.1', port }) : undefined
@@ -256,6 +263,7 @@ export class Cluster {
         ...this.#options.processEnv?.(id),
       },
       logFile: join(this.folder, 'log', `${id}.log`),
+      ...this.#build,
       ...(wrapper === undefined ? {} : { wrapper }),
     })
     return { id, zone, stateFolder, process, url: `http://127.0.0.1:${port}` }

@@ -14,6 +14,8 @@ export interface ProcessOptions {
   readonly readyMs?: number
   /** Put before the program, e.g. ['strace', '-f', …]. The process must still be the one that speaks on the channel. */
   readonly wrapper?: readonly string[]
+  /** Of another build than the one that is tested. */
+  readonly mainFile?: string
 }
 
 /** HOLDFAST_TEST_MAIN tests another build than this tree's: an older release, an installed package. */
@@ -27,6 +29,8 @@ const setpriv = (process.env['PATH'] ?? '')
 export class TestProcess {
   readonly name: string
   readonly #options: ProcessOptions
+  /** Read at each start: another build takes its place with a restart. */
+  mainFile: string
   #child: ChildProcess | undefined
   #exited: Promise<string> = Promise.resolve('never started')
   #url: string | undefined
@@ -37,7 +41,8 @@ export class TestProcess {
   constructor(options: ProcessOptions) {
     this.name = options.name
     this.#options = options
-    if (!existsSync(mainFile)) throw new Error(`${mainFile} is missing: run npm run build`)
+    this.mainFile = options.mainFile ?? mainFile
+    if (!existsSync(this.mainFile)) throw new Error(`${this.mainFile} is missing: run npm run build`)
   }
 
   get pid(): number {
@@ -68,7 +73,7 @@ export class TestProcess {
     const output = openSync(logFile, 'a')
     // A test that is killed takes its processes along, also those it had stopped.
     const prefix = setpriv === undefined ? [] : [setpriv, '--pdeathsig', 'KILL', '--']
-    const command = [...prefix, ...wrapper, process.execPath, '--enable-source-maps', mainFile, ...args, ...extra]
+    const command = [...prefix, ...wrapper, process.execPath, '--enable-source-maps', this.mainFile, ...args, ...extra]
     const child = spawn(command[0] as string, command.slice(1), {
       env: { PATH: process.env['PATH'] ?? '', ...env },
       stdio: ['ignore', output, output, 'ipc'],

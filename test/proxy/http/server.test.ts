@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { Agent, get, type IncomingMessage } from 'node:http'
 import { connect, type Socket } from 'node:net'
 import { networkInterfaces } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { eventually } from '../../support/eventually.ts'
@@ -423,6 +424,80 @@ t.test('a connection whose answer was under way when the end began is not waited
   await closed
   t.ok(performance.now() - startedAt < 5_000, 'the kept connection ends with its answer')
 })
+
+t.test('I39: answers that are made, and wait for a slow reader, are sent to their end', async t => {
+  const world = await startEdge(t)
+  const body = randomBytes(1_000_000)
+  world.add('raw/1m', body)
+  const connection = await RawConnection.open(world.url)
+  connection.socket.pause()
+  // In one piece, so that node:http answers them. More than the kernel's buffers hold.
+  await connection.send('GET /repository/raw/1m HTTP/1.1\r\nHost: h\r\n\r\n'.repeat(12))
+  await eventually('answers arrive', () => connection.socket.bytesRead > 0)
+  await sleep(200)
+  t.ok(world.server.requestsInFlight > 0, 'not all of them')
+  const closed = world.server.close(20_000)
+  await eventually('it takes no connections', () => refuses(world.url))
+  connection.socket.resume()
+  await eventually('it ends', () => connection.ended)
+  t.equal(
+    parseAnswers(Buffer.from(connection.received, 'latin1')).filter(answer => answer.body.length === body.length)
+      .length,
+    12,
+  )
+  await closed
+})
+
+t.test('I39: a connection that is accepted gets an answer, however late it comes', async t => {
+  const world = await startEdge(t)
+  world.add('raw/x', 'hello')
+  let over = false
+  const idle = await RawConnection.open(world.url)
+  const closed = world.server.close(20_000).then(() => (over = true))
+  const asked: Promise<string>[] = []
+  while (!over) {
+    const connection = await RawConnection.open(world.url).catch(() => undefined)
+    if (connection === undefined) break
+    asked.push(
+      // As a client does that is busy: the connection was made a while ago.
+      sleep(100).then(async () => {
+        await connection.send('GET /repository/raw/x HTTP/1.1\r\nHost: h\r\n\r\n')
+        await eventually('it ends', () => connection.ended)
+        return connection.received
+      }),
+    )
+    await sleep(10)
+  }
+  await closed
+  idle.close()
+  const answers = await Promise.all(asked)
+  t.ok(answers.length > 20)
+  t.same(
+    answers.filter(answer => !answer.endsWith('hello')),
+    [],
+    `all of ${answers.length}`,
+  )
+})
+
+t.test('I39: as long as it is told to, a proxy that ends takes connections and says that it goes', async t => {
+  const world = await startEdge(t, { lingerMs: 600 })
+  const startedAt = performance.now()
+  const closed = world.server.close(20_000)
+  const statuses = new Set<number>()
+  while (performance.now() - startedAt < 550) {
+    statuses.add((await ask(world, '/readyz', { headers: { connection: 'close' } })).status)
+    await sleep(20)
+  }
+  t.same([...statuses], [503])
+  await closed
+  t.ok(await refuses(world.url))
+})
+
+const refuses = (url: string): Promise<boolean> =>
+  fetch(url).then(
+    () => false,
+    () => true,
+  )
 
 t.test('connections without a request, or with half a one, do not hold the end up', async t => {
   const world = await startEdge(t)

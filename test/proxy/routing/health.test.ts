@@ -145,6 +145,28 @@ t.test('draining, failed, full and read-only are what the node last said', t => 
   t.end()
 })
 
+t.test('I39: a node that said that it goes is down with the first silence, and up with the first answer', t => {
+  for (const leave of [
+    (health: HealthTable) => health.checked(a, undefined),
+    (health: HealthTable) => health.observe(a, 'unreachable'),
+  ]) {
+    const { health, clock } = table()
+    health.checked(a, status(a, { run: 'first' }))
+    for (let i = 0; i < 5; i++) health.observe(a, 'failed')
+    health.checked(a, status(a, { state: 'draining', run: 'first' }))
+    leave(health)
+    t.equal(health.state(a), 'down')
+    t.ok(health.draining(a))
+    for (let i = 0; i < 9; i++) health.observe(a, 'unreachable')
+    clock.ms += 2_000
+    health.checked(a, status(a, { run: 'second' }))
+    t.equal(health.state(a), 'up', 'what it did before does not count')
+    t.equal(health.run(a), 'second')
+    t.equal(health.share(a), 0.1, 'its caches are empty')
+  }
+  t.end()
+})
+
 t.test('whatever happens, passive ejection takes at most half of the nodes, and all come back', t => {
   const event = fc.record({
     node: fc.constantFrom(...ids),

@@ -4,7 +4,7 @@ import { inspect } from 'node:util'
 import fc from 'fast-check'
 import t from 'tap'
 import { isHoldfastError } from '../../../shared/errors.ts'
-import { newGeneration, type ShardId } from '../../../shared/ids.ts'
+import { newGeneration, type ShardId, type Zone } from '../../../shared/ids.ts'
 import { eventually } from '../../support/eventually.ts'
 import type { FakeWriteNode, Faults } from '../../support/fake-write-node.ts'
 import { holders, startWriteCluster, type WriteCluster, zonesHolding } from '../../support/write-cluster.ts'
@@ -160,6 +160,40 @@ t.test(
     }
   },
 )
+
+t.test('I39: nodes that are restarted one after another during an upload take its bytes again', async t => {
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
+  const { health, nodeId } = cluster
+  const body = source.subarray(0, 10 * mib)
+  let runs = 0
+  const check = (index: number, state: 'up' | 'draining'): void => {
+    const id = nodeId(index)
+    const status = { version: '0', wire: 1, clusterId: 'test', node: id, zone: 'a' as Zone, epoch: 1, shards: [] }
+    if (state === 'up') runs += 1
+    health.checked(id, { ...status, state, run: `run ${state === 'up' ? runs : 'before'}` })
+  }
+  for (const index of [0, 1, 2]) check(index, 'up')
+  const restartAt = new Map([2, 4, 6].map((at, index) => [at * mib, index]))
+  const restart = async (at: number): Promise<void> => {
+    const index = restartAt.get(at)
+    const node = cluster.nodes[index ?? -1]
+    if (index === undefined || node === undefined) return
+    check(index, 'draining')
+    node.die()
+    health.checked(nodeId(index), undefined)
+    await node.start()
+    check(index, 'up')
+    // The body goes on when the upload has noticed.
+    await sleep(100)
+  }
+  const written = await (
+    await cluster.writer.stage(3, chunksOf(body, 64 * 1024, restart), options(body.length))
+  ).commit()
+  const held = holders(cluster, written, body)
+  t.ok(held.length >= 2)
+  t.ok(zonesHolding(cluster, held) >= 2)
+  t.ok(await nothingStaysStaged(cluster))
+})
 
 t.test('I30: a replica frozen in the middle of a body delays the upload by less than 6 s', async t => {
   for (const replicas of [3, 2]) {
