@@ -116,7 +116,10 @@ class Parent {
       workers.map(async worker => {
         const ended = new Promise<void>(resolve => worker.once('exit', () => resolve()))
         worker.process.kill('SIGTERM')
-        const late = setTimeout(() => worker.process.kill('SIGKILL'), this.#config.lingerMs + this.#config.drainMs + 5_000)
+        const late = setTimeout(
+          () => worker.process.kill('SIGKILL'),
+          this.#config.lingerMs + this.#config.drainMs + 5_000,
+        )
         await ended
         clearTimeout(late)
       }),

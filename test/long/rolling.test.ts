@@ -39,12 +39,12 @@ async function restartAll(t: Test, options: ClusterOptions, balancer: { checkMs?
 
 t.test(
   'I39: every process is restarted twice under load, coordinated by PostgreSQL: no request fails',
-  { timeout: 280_000 },
+  { timeout: 400_000 },
   t => restartAll(t, {}, {}),
 )
 
 t.test(
   'I39: the same with two workers in each proxy and Redis, behind a balancer that asks who is ready',
-  { timeout: 280_000 },
+  { timeout: 400_000 },
   t => restartAll(t, { redis: true, proxyFlags: ['--workers', '2', '--linger-ms', '1s'] }, { checkMs: 250 }),
 )
