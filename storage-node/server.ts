@@ -16,6 +16,7 @@ import { sendBlob } from './read-blob.ts'
 import { handleRoute, type RouteContext } from './routes.ts'
 
 const blobPrefix = '/v1/blobs/'
+const bundlePrefix = '/v1/bundle/'
 
 /** Proxies ask each second how a node is, and wait half a second for the answer: by then they know that it is about to go. */
 const announceMs = 2_000
@@ -86,7 +87,7 @@ export class WireServer {
     this.#ending = true
     this.#server.close()
     this.#server.closeIdleConnections()
-    for (const response of this.#inFlight) if (!response.headersSent) response.setHeader('Connection', 'close')
+    for (const response of this.#inFlight) if (!response.headersSent) sayLast(response)
     // What it copies from other nodes may take hours, and goes on after the restart.
     this.#aborter.abort(new HoldfastError('SHUTTING_DOWN', 'the node is shutting down'))
     if (this.#inFlight.size > 0) await this.#idleWithin(Math.max(0, until - performance.now()))
@@ -116,7 +117,7 @@ export class WireServer {
 
   #serve(request: IncomingMessage, response: ServerResponse): void {
     response.sendDate = false
-    if (this.#ending) response.setHeader('Connection', 'close')
+    if (this.#ending) sayLast(response)
     this.#inFlight.add(response)
     response.once('close', this.#onClose)
     if (!wireAuthorized(headerOf(request, 'authorization'), this.#expected)) {
@@ -174,4 +175,13 @@ export class WireServer {
       else this.#log.debug({ code: error.code, requestId, url: request.url }, 'request refused')
     })
   }
+}
+
+/**
+ * The last answer on its connection. Those that may be long do without: undici 7, which reads them, ends its process when such a connection
+ * ends while it holds the answer back for a slow reader. Theirs is closed when the node ends.
+ */
+function sayLast(response: ServerResponse): void {
+  const { method, url = '' } = response.req
+  if (method !== 'GET' && !url.startsWith(bundlePrefix)) response.setHeader('Connection', 'close')
 }
