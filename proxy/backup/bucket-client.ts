@@ -1,9 +1,10 @@
 /** One signed request to a bucket, tried again while that may help. Redirects are not followed: they would need another signature. */
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http'
 import type { LookupFunction } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Pool, type Dispatcher } from 'undici'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { codeOf, isCertificate, isPassing, refusalOf, silenceOf, type Refusal } from './bucket-errors.ts'
+import { BucketHttp } from './bucket-http.ts'
 import { addressOf, type BucketPlace } from './bucket-url.ts'
 import { textOf } from './bucket-xml.ts'
 import { type BucketCredentials, encodeQuery, type RequestToSign, sha256, signV4 } from './sign-v4.ts'
@@ -13,7 +14,7 @@ const triesMax = 8
 const pauseMaxMs = 8_000
 const connectMs = 10_000
 /** For an answer to begin, and for its next bytes. */
-const silentMs = 30_000
+const silentMsDefault = 30_000
 /** A body that goes out slower than this is cut off. */
 const slowestBytesPerMs = 64
 const connections = 16
@@ -30,6 +31,8 @@ export interface BucketDeps {
   readonly partBytesMin?: number
   /** In place of DNS. */
   readonly lookup?: LookupFunction
+  /** For an answer to begin, and for its next bytes (30 s). */
+  readonly silentMs?: number
 }
 
 export interface BucketRequest {
@@ -46,11 +49,9 @@ export interface BucketRequest {
   readonly patienceMs?: number
 }
 
-type Response = Dispatcher.ResponseData
-
 export interface BucketAnswer {
   readonly status: number
-  readonly headers: Response['headers']
+  readonly headers: IncomingHttpHeaders
   /** Whole; of an error too. */
   readonly text: string
   /** `<Code>` of an error; also of one that comes with status 200, as the end of an upload may. */
@@ -62,15 +63,16 @@ export interface BucketAnswer {
 export class BucketClient {
   readonly place: BucketPlace
   readonly #deps: BucketDeps
-  readonly #pool: Pool
+  readonly #http: BucketHttp
+  readonly #silentMs: number
 
   /** Connects when first asked. Idle connections keep no process alive. */
   constructor(place: BucketPlace, deps: BucketDeps) {
     this.place = place
     this.#deps = deps
-    const { lookup } = deps
-    const connect = { timeout: connectMs, ...(lookup === undefined ? {} : { lookup }) }
-    this.#pool = new Pool(addressOf(place, '').origin, { connections, connect, bodyTimeout: silentMs })
+    const { lookup, silentMs = silentMsDefault } = deps
+    this.#silentMs = silentMs
+    this.#http = new BucketHttp(addressOf(place, '').origin, { connections, connectMs, silentMs, lookup })
   }
 
   /**
@@ -81,7 +83,7 @@ export class BucketClient {
     return this.#tried(request, async (response, unsure) => {
       const text = await wholeText(response)
       const code = request.method === 'HEAD' ? '' : errorCodeOf(text)
-      const { statusCode: status, headers } = response
+      const { statusCode: status = 500, headers } = response
       const good = status < 300 && code === ''
       if (good || (status >= 300 && accept.includes(status))) return { status, headers, text, code, unsure }
       return refusal(status < 300 ? 500 : status, code, headers)
@@ -89,9 +91,9 @@ export class BucketClient {
   }
 
   /** The same with an answer of 2xx whose body is still to be read, to its end or destroyed. */
-  open(request: BucketRequest): Promise<Response> {
+  open(request: BucketRequest): Promise<IncomingMessage> {
     return this.#tried(request, async response => {
-      const { statusCode: status, headers } = response
+      const { statusCode: status = 500, headers } = response
       if (status < 300) return response
       return refusal(status, errorCodeOf(await wholeText(response)), headers)
     })
@@ -104,7 +106,7 @@ export class BucketClient {
 
   async #tried<Result extends object>(
     request: BucketRequest,
-    read: (response: Response, unsure: boolean) => Promise<Result | Failed>,
+    read: (response: IncomingMessage, unsure: boolean) => Promise<Result | Failed>,
   ): Promise<Result> {
     const { what, signal } = request
     let unsure = false
@@ -136,20 +138,20 @@ export class BucketClient {
     headers = {},
     body,
     signal,
-    patienceMs = silentMs,
-  }: BucketRequest): Promise<Response> {
+    patienceMs = this.#silentMs,
+  }: BucketRequest): Promise<IncomingMessage> {
     const { host, path } = addressOf(this.place, key)
     const bodySha256 = sha256(body ?? '')
     const { region } = this.place
     const toSign = { method, host, path, query, headers, bodySha256 }
     const signed = signV4(toSign, await this.#deps.credentials(), region, this.#deps.now())
-    return this.#pool.request({
+    return this.#http.ask({
       method,
       path: query.length === 0 ? path : `${path}?${encodeQuery(query)}`,
       headers: signed,
-      body: body ?? null,
-      headersTimeout: patienceMs + Math.ceil((body?.length ?? 0) / slowestBytesPerMs),
-      ...(signal === undefined ? {} : { signal }),
+      body,
+      headMs: patienceMs + Math.ceil((body?.length ?? 0) / slowestBytesPerMs),
+      signal,
     })
   }
 }
@@ -158,7 +160,7 @@ interface Failed {
   readonly refusal: Refusal
 }
 
-function refusal(status: number, code: string, headers: Response['headers']): Failed {
+function refusal(status: number, code: string, headers: IncomingHttpHeaders): Failed {
   const { date, 'x-amz-bucket-region': region } = headers
   return {
     refusal: {
@@ -176,7 +178,7 @@ function errorCodeOf(text: string): string {
   return /^[A-Za-z]{1,64}$/.test(code) ? code : ''
 }
 
-async function wholeText({ body }: Response): Promise<string> {
+async function wholeText(body: IncomingMessage): Promise<string> {
   const taken: Buffer[] = []
   let bytes = 0
   for await (const chunk of body as AsyncIterable<Buffer>) {

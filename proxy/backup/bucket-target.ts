@@ -71,7 +71,8 @@ export class BucketTarget implements BackupTarget {
     let tries = 1
     for (let since = 0; ;) {
       const headers = etag === undefined || at === 0 ? {} : { range: `bytes=${at}-`, 'if-match': etag }
-      const { statusCode, headers: answer, body } = await this.#client.open({ method: 'GET', key, headers, what })
+      const body = await this.#client.open({ method: 'GET', key, headers, what })
+      const { statusCode, headers: answer } = body
       body.on('error', () => {}) // the loop below meets it; destroying a body that nobody takes is one, too
       try {
         if (at > 0 && statusCode !== 206) throw this.#wrong(what, 'it gives no ranges')

@@ -22,9 +22,10 @@ export interface BucketServerOptions {
 
 /**
  * What goes wrong with a request: an error of the server before anything is done; done, but the answer is lost; the connection cut in the
- * middle of the answer; an answer that takes so long; 200 with an error in it.
+ * middle of the answer; half an answer and then silence; an answer that takes so long; 200 with an error in it; the last answer on its
+ * connection.
  */
-export type Fault = 'error' | 'lost' | 'cut' | { readonly slowMs: number } | 'error-in-200'
+export type Fault = 'error' | 'lost' | 'cut' | 'stall' | { readonly slowMs: number } | 'error-in-200' | 'close'
 
 interface Stored {
   readonly body: Buffer
@@ -138,7 +139,9 @@ export class BucketServer {
       if (bucket !== this.#options.bucket) throw new Refused(404, 'NoSuchBucket')
       const done = this.#act({ method, key, query, body: Buffer.concat(body), request })
       if (fault === 'lost') request.socket.destroy()
-      else if (fault === 'cut') cut(request, response, done)
+      else if (fault === 'cut') half(response, done, () => request.socket.destroy())
+      else if (fault === 'stall') half(response, done)
+      else if (fault === 'close') answer(response, done.status, done.body, { ...done.headers, connection: 'close' })
       else answer(response, done.status, done.body, done.headers)
     } catch (error) {
       if (!(error instanceof Refused)) throw error
@@ -320,9 +323,9 @@ function answer(
   response.end(body)
 }
 
-function cut(request: IncomingMessage, response: ServerResponse, { status, body, headers = {} }: Done): void {
+function half(response: ServerResponse, { status, body, headers = {} }: Done, afterwards?: () => void): void {
   response.writeHead(status, { ...headers, 'content-length': String(body.length) })
-  response.write(body.slice(0, Math.floor(body.length / 2)), () => request.socket.destroy())
+  response.write(body.slice(0, Math.floor(body.length / 2)), afterwards)
 }
 
 const ticketOf = (request: IncomingMessage): string | undefined => {
