@@ -24,6 +24,7 @@ import { findPartitions } from '../support/partitions.ts'
 import { Random } from '../support/random.ts'
 import { backUp, collect } from './background.ts'
 import { kinds, randomFault, type Kind } from './faults.ts'
+import { explainLeftovers } from './leftovers.ts'
 import { smallDiskSize } from './machine-faults.ts'
 import { settled } from './topology-faults.ts'
 import { run, type World } from './world.ts'
@@ -46,7 +47,7 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
   const clients = proxies.map(proxy => cluster.client({ proxy, history, timeoutMs: 30_000 }))
   const askers = proxies.map(proxy => cluster.client({ proxy }))
   await run(cluster, repo, 'set', 'raw', '--trash-days', '0') // what is deleted shall be garbage
-  // Dice of its own: how often the load throws depends on time, and the seed shall repeat the choice of faults.
+  // Dice of its own: how often the load throws depends on time.
   const load = new Load(t, { random: new Random(random.seed + 1), clients, concurrency: 8, transferPercent: 6 })
   await load.progress(40, 20)
 
@@ -57,13 +58,15 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
   const counts = new Map<string, number>()
   for (let round = 1; performance.now() < end && t.passing(); round++) {
     if (round % roundsInFolder === 0) load.folder = `load-${round}`
-    const fault = randomFault(world, await primaryOf(askers), only)
+    // Dice of its own for each round: how often a fault throws them depends on what it meets, and the seed shall repeat the next one.
+    const dice = new Random(random.seed + 1_000 * round)
+    const fault = randomFault({ ...world, random: dice }, await primaryOf(askers), only)
     const name = `${round}, ${fault.name}`
     counts.set(fault.name, (counts.get(fault.name) ?? 0) + 1)
     load.phase(name)
     await load.use(clients.filter((_, index) => index !== fault.victim))
     await fault.begin()
-    await load.progress(random.int(5, 80), fault.mayRefuse === 'writes' ? 0 : random.int(0, 40), 60_000)
+    await load.progress(dice.int(5, 80), fault.mayRefuse === 'writes' ? 0 : dice.int(0, 40), 60_000)
     await fault.end()
     // A node that fails again and again is ejected for longer each time.
     await cluster.allNodesUp(90_000)
@@ -140,13 +143,13 @@ async function judge(t: Test, cluster: Cluster, history: History, load: Load): P
   await eventually(
     'fsck finds nothing',
     async () => {
-      await run(cluster, gc, 'run', '--force')
+      const collected = await run(cluster, gc, 'run', '--force')
       const { code, text } = await run(cluster, fsck)
-      report = text
+      report = `${text}\nthe last collection (${collected.code}): ${collected.text}`
       return code === 0
     },
     { withinMs: 90_000, everyMs: 1_000 },
-  ).catch(() => t.fail(`I36: ${report}`))
+  ).catch(async () => t.fail(`I36: ${report}\n${await explainLeftovers({ cluster })}`))
   t.strictSame(cluster.crashes(), [], 'no process ended by itself')
 }
 
