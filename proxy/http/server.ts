@@ -11,6 +11,7 @@ import { sendError, sendJson, sendText, type Exchange } from './answers.ts'
 import { originForm } from './artifact-path.ts'
 import type { ArtifactRoutes } from './artifact-routes.ts'
 import { refuseBrokenRequest } from './broken-requests.ts'
+import { Connections, quietWithinMs } from './connections.ts'
 import { onlyReads, prefixOf, routeOf, welcome } from './edge-routes.ts'
 import { httpStatus } from './http-errors.ts'
 import { FastLane, type LaneAnswer, type LaneRequest } from './fast-lane.ts'
@@ -78,8 +79,7 @@ export class EdgeServer {
   #looking: NodeJS.Timeout | undefined
   /** Answers of the lane are logged, too. Read once: the lane pays nothing for a log that is not written. */
   readonly #debug: boolean
-  /** With the time they were accepted; by performance.now(). */
-  readonly #connections = new Map<Socket, number>()
+  readonly #connections = new Connections()
   /** Connections of the fast lane that wait for an answer. */
   readonly #asking = new Set<Socket>()
   /** The metrics page that is being made. */
@@ -88,10 +88,6 @@ export class EdgeServer {
   #closing: Promise<void> | undefined
   /** Connections end with the answer they have. */
   #ending = false
-  /** When a request last came in while draining; by performance.now(). */
-  #lastBegunAt = 0
-  /** Called when the last connection has gone. */
-  #onDeserted: (() => void) | undefined
 
   constructor(deps: EdgeServerDeps, options: EdgeServerOptions) {
     this.#deps = deps
@@ -177,9 +173,8 @@ export class EdgeServer {
   }
 
   /**
-   * Drains for `lingerMs` of the options, waits a moment for requests that are on their way on kept connections (until none has come for
-   * `quietMs`, `quietWithinMs` at most), then takes no new connections and waits up to `drainMs` for what is in flight (I39). Safe to
-   * call twice.
+   * Drains for `lingerMs` of the options, waits a moment for requests that are on their way on kept connections, then takes no new
+   * connections and waits up to `drainMs` for what is in flight (I39). Safe to call twice.
    */
   close(drainMs: number): Promise<void> {
     this.#closing ??= this.#close(drainMs)
@@ -193,15 +188,15 @@ export class EdgeServer {
       this.#lane.destroy()
       this.#server.closeAllConnections()
     }, drainMs)
-    await this.#quiet(Math.min(quietWithinMs, drainMs))
+    await this.#connections.quiet(Math.min(quietWithinMs, drainMs))
     // Not node:http's own way: it cuts connections whose answer is made, but not yet sent.
     const closed = new Promise<void>(resolve => NetServer.prototype.close.call(this.#server, () => resolve()))
-    await this.#heard()
+    await this.#connections.heard()
     this.#ending = true
     this.#lane.close()
     // Also those that have sent nothing yet, or half a head: node:http would wait for the rest.
     const busy = new Set([...[...this.#answering.values()].map(({ socket }) => socket), ...this.#asking])
-    for (const socket of this.#connections.keys()) if (!busy.has(socket)) socket.destroySoon()
+    for (const socket of this.#connections) if (!busy.has(socket)) socket.destroySoon()
     await closed
     // Of what was not its own way this is left: its timer.
     this.#server.close()
@@ -209,47 +204,10 @@ export class EdgeServer {
     clearInterval(this.#looking)
   }
 
-  /** Resolves when no connection is left or no request has come for `quietMs`, after `withinMs` at the latest. */
-  async #quiet(withinMs: number): Promise<void> {
-    const until = performance.now() + withinMs
-    this.#lastBegunAt = performance.now()
-    while (this.#connections.size > 0) {
-      const now = performance.now()
-      const leftMs = Math.min(until, this.#lastBegunAt + quietMs) - now
-      if (leftMs <= 0) return
-      await this.#deserted(leftMs)
-      // What came in while this process did something else is read before it counts as not come.
-      await new Promise(resolve => setImmediate(resolve))
-    }
-  }
-
-  /** Resolves when no new connection is left whose client has not had the time to say what it wants. */
-  async #heard(): Promise<void> {
-    const isExpected = ([socket, acceptedAt]: [Socket, number]): boolean =>
-      socket.bytesWritten === 0 && performance.now() - acceptedAt < firstRequestMs
-    while ([...this.#connections].some(isExpected)) await sleep(lookMs)
-  }
-
-  /** Resolves when no connection is left, after `withinMs` at the latest. */
-  #deserted(withinMs: number): Promise<void> {
-    return new Promise(resolve => {
-      const timer = setTimeout(resolve, withinMs)
-      this.#onDeserted = () => {
-        clearTimeout(timer)
-        resolve()
-      }
-      if (this.#connections.size === 0) this.#onDeserted()
-    })
-  }
-
   #onConnection(socket: Socket): void {
-    this.#connections.set(socket, performance.now())
     // Each request on it listens for its end, and there may be many, pipelined.
     socket.setMaxListeners(0)
-    socket.once('close', () => {
-      this.#connections.delete(socket)
-      if (this.#connections.size === 0) this.#onDeserted?.()
-    })
+    this.#connections.add(socket)
   }
 
   #onRequest(request: IncomingMessage, response: ServerResponse, expectation: Expectation): void {
@@ -258,7 +216,7 @@ export class EdgeServer {
     const problem = this.#lines.get(socket)?.problemOf(request)
     if (this.#draining) {
       response.shouldKeepAlive = false
-      this.#lastBegunAt = performance.now()
+      this.#connections.requested()
     }
     const exchange = this.#begin(request, response)
     if (problem === undefined) {
@@ -320,7 +278,7 @@ export class EdgeServer {
       // What has arrived and is not taken waits for us.
       if (awaitsBody(exchange) && exchange.request.readableLength === 0) waitedFor.set(exchange.socket, 'upload')
     }
-    for (const socket of this.#connections.keys()) if (socket.writableLength > 0) waitedFor.set(socket, 'download')
+    for (const socket of this.#connections) if (socket.writableLength > 0) waitedFor.set(socket, 'download')
     for (const [socket, direction] of this.#slowClients.look(waitedFor)) this.#tooSlow(socket, direction)
   }
 
@@ -485,11 +443,3 @@ type Expectation = 'none' | 'continue' | 'unknown'
 
 const awaitsBody = ({ request, response, failed }: Underway): boolean =>
   !failed && !request.complete && !response.headersSent
-
-/** How long a proxy that ends listens for requests that its clients sent before they could know, in ms. */
-const quietWithinMs = 1_000
-/** It leaves earlier when none has come for so long: what was sent to it before is here by then, from anywhere in a continent. */
-const quietMs = 250
-/** A connection that was accepted last brings its first request within so long, unless its client has none yet. */
-const firstRequestMs = 1_000
-const lookMs = 10
