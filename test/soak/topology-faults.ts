@@ -5,14 +5,15 @@ import { eventually } from '../support/eventually.ts'
 import type { Random } from '../support/random.ts'
 import { run, type Fault, type World } from './world.ts'
 
-const settledMs = 240_000
+/** After half an hour most partitions have something, and some thousand of them move while everything else goes on. */
+const settledMs = 900_000
 
 /** One change at a time, carried out by the primary; `end` resolves when every partition is where it belongs. */
 export function topologyFault(world: World): Fault {
   const { cluster, random } = world
   const abort = random.next() < 0.3
   const dice = random.next()
-  const rate = String(random.pick([500_000, 5_000_000]))
+  const rate = String(random.pick([2_000_000, 20_000_000]))
   let before = 0
   return {
     name: `topology: a change${abort ? ', aborted' : ''}`,
