@@ -111,6 +111,12 @@ function cluster(parts: CountedParts): Reading[] {
     shardGauge('scrub_finished_timestamp_seconds', 'When everything was last read', health, shard =>
       shard.scrub?.finishedAt === undefined ? undefined : shard.scrub.finishedAt / 1000,
     ),
+    shardGauge('background_share', "Part of a disk's time that work in the background may take now", health, shard => {
+      return shard.background?.share
+    }),
+    shardGauge('background_bytes', "Read and written by it since the node's start", health, shard => {
+      return shard.background?.bytes
+    }),
     {
       name: 'holdfast_shard_out',
       help: '1 for a shard that is out: its copies are made anew elsewhere until it is back',

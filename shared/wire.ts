@@ -18,6 +18,8 @@ export const wireHeader = {
   fence: 'holdfast-fence',
   /** Request: the id of the client request this one serves; ends up in both logs. */
   requestId: 'holdfast-request-id',
+  /** Request between nodes, or of the primary to copy: work in the background, `usual`, or `urgent` for the last copy of something. */
+  background: 'holdfast-background',
   /** Request of an upload whose length is known: bytes the shard must have room for. */
   expectedBytes: 'holdfast-expected-bytes',
 } as const
@@ -99,6 +101,8 @@ export interface ShardStatus {
   readonly deadBytes?: number
   /** Copies that were found corrupt or missing, and are not back. */
   readonly losses?: number
+  /** Part of the disk's time that work in the background may take now, 0 to 1; what it has read and written since the node's start. */
+  readonly background?: { readonly share: number; readonly bytes: number }
   readonly scrub?: {
     readonly state: ScrubStatus['state']
     /** Part of the pass under way that is done, 0 to 1. */

@@ -32,13 +32,11 @@ import { Pace } from './pace.ts'
 import { listSegments } from './replay.ts'
 import { eachLocation } from './segment-use.ts'
 import type { Shard } from './shard.ts'
-import { readFully, type StoreFs } from './store-fs.ts'
+import { readFully, type StoreFile, type StoreFs } from './store-fs.ts'
 
 export interface CompactionDeps {
   readonly fs: StoreFs
   readonly shard: Shard
-  /** How busy the process is, 0 to 1. */
-  readonly load: () => number
 }
 
 export interface SegmentFacts {
@@ -85,7 +83,7 @@ export class Compaction {
 
   constructor(deps: CompactionDeps) {
     this.#deps = deps
-    this.#pace = new Pace(deps.shard.limits.compactBytesPerSec, deps.load)
+    this.#pace = new Pace(deps.shard.limits.compactBytesPerSec)
   }
 
   /** Ends what is under way, soon. */
@@ -177,7 +175,7 @@ export class Compaction {
     const { signal } = this.#aborter
     const file = await fs.open(segmentPath(shard.files.log, segment), 'read')
     try {
-      const read = (target: Buffer, position: number) => readFully(file, target, position)
+      const read = (target: Buffer, position: number) => this.#read(file, target, position)
       const nonce = await findNonce(read, segment)
       if (nonce === undefined) return false
       let count = 0
@@ -205,7 +203,26 @@ export class Compaction {
     for (let pause = 0; pause < busyPauses && shard.logWaitingBytes > logBusyBytes; pause++) {
       await this.#pace.spent(batchBytes / 16, signal)
     }
-    await this.#pace.spent(await copier.settle(), signal)
+    const done = await shard.background.begin('usual', signal)
+    let written = 0
+    try {
+      written = await copier.settle()
+    } finally {
+      done(written)
+    }
+    await this.#pace.spent(written, signal)
+  }
+
+  /** As much as there is, a piece at a time. */
+  async #read(file: StoreFile, target: Buffer, position: number): Promise<number> {
+    const { signal } = this.#aborter
+    for (let at = 0; at < target.length; at += batchBytes) {
+      const piece = target.subarray(at, at + batchBytes)
+      const read = () => readFully(file, piece, position + at)
+      const bytes = await this.#deps.shard.background.run(piece.length, { signal }, read)
+      if (bytes < piece.length) return at + bytes
+    }
+    return target.length
   }
 
   /** The reserve is used only for what gives back more than it takes. */

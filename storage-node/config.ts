@@ -45,6 +45,10 @@ export interface StorageNodeLimits {
   /** Of the whole node: what it pulls from other nodes at once (a large blob, or a bundle of small ones), and how fast. */
   readonly transferConcurrency: number
   readonly transferBytesPerSec: number
+  /** Of each disk: what scrub, compaction and copies to and from other nodes take of it, all together (background.ts). */
+  readonly backgroundPercent: number
+  readonly backgroundBytesPerSecMin: number
+  readonly backgroundBytesPerSecMax: number
   /** Preallocated so that references and drops go on when the disk is full; at most 2 % of the disk. */
   readonly reserveBytes: number
   /** Below this part of the disk, or `freeBytesMin` on disks above 40 GiB, whichever is more, new blobs are refused. */
@@ -95,6 +99,9 @@ export const defaultLimits: StorageNodeLimits = {
   locationCountMax: 50_000,
   transferConcurrency: 8,
   transferBytesPerSec: 512 * MiB,
+  backgroundPercent: 10,
+  backgroundBytesPerSecMin: 4 * MiB,
+  backgroundBytesPerSecMax: 1024 * MiB,
   reserveBytes: 256 * MiB,
   freeRatioMin: 0.05,
   freeBytesMin: 2048 * MiB,

@@ -1,7 +1,8 @@
 /** Answers of the wire that are not blobs: JSON, errors, and reading small request bodies. */
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { type ErrorCode, HoldfastError, toHoldfastError } from '../shared/errors.ts'
-import type { WireError } from '../shared/wire.ts'
+import { type WireError, wireHeader } from '../shared/wire.ts'
+import type { Urgency } from './background.ts'
 import type { BodyClaim } from './body-budget.ts'
 
 /** Codes that are not here are bugs or disks: 500. */
@@ -113,6 +114,12 @@ export function readBody(request: IncomingMessage, { bytesMax, timeoutMs, claim 
     }
     request.on('data', onData).on('end', onEnd).on('close', onClose).on('error', onError)
   })
+}
+
+/** What the request says it is: work in the background, or, undefined, something a client waits for. */
+export function backgroundOf(request: IncomingMessage): Urgency | undefined {
+  const said = headerOf(request, wireHeader.background)
+  return said === undefined ? undefined : said === 'urgent' ? 'urgent' : 'usual'
 }
 
 /** The body as JSON object. BAD_REQUEST if it is none. */

@@ -7,6 +7,7 @@ import { type NodeStatus, type ShardStatus, wireVersion } from '../shared/wire.t
 import { BodyBudget } from './body-budget.ts'
 import { defaultLimits, type ShardConfig, type StorageNodeConfig, type StorageNodeLimits } from './config.ts'
 import { Compaction } from './compact.ts'
+import { DiskUse } from './disk-use.ts'
 import { EpochGate } from './epoch-gate.ts'
 import { Every } from './every.ts'
 import { Leftovers } from './leftovers.ts'
@@ -66,14 +67,14 @@ export class StorageNode {
     const { transferConcurrency, transferBytesPerSec } = this.limits
     this.transfers = new TransferLimit(transferConcurrency, transferBytesPerSec, () => deps.clock.monotonic())
     this.state = new NodeState(deps.fs, config.stateFolder, deps.log)
-    const shardDeps = { ...deps, limits: this.limits }
-    const { load } = new LoadMeter()
+    const clients = new DiskUse()
+    const shardDeps = { ...deps, limits: this.limits, node: { clients, load: new LoadMeter().load } }
     this.shards = new Map(
       config.shards.map(shardConfig => {
         const shard = new Shard(shardDeps, shardConfig)
         const uploads = new Uploads(deps.fs, shard)
-        const compaction = new Compaction({ fs: deps.fs, shard, load })
-        const scrub = new Scrub({ fs: deps.fs, shard, load })
+        const compaction = new Compaction({ fs: deps.fs, shard })
+        const scrub = new Scrub({ fs: deps.fs, shard })
         return [
           shard.id,
           { shard, uploads, trash: new Trash(shard), leftovers: new Leftovers(shard), compaction, scrub },

@@ -4,7 +4,8 @@ import { crc32 } from 'node:zlib'
 import { type Dispatcher, request } from 'undici'
 import { HoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
-import { type TransferRequest, wirePath } from '../shared/wire.ts'
+import { type TransferRequest, wireHeader, wirePath } from '../shared/wire.ts'
+import type { Urgency } from './background.ts'
 import { newRecord } from './log.ts'
 import type { Shard } from './shard.ts'
 import type { Uploads } from './uploads.ts'
@@ -15,6 +16,7 @@ export interface PullDeps {
   readonly dispatcher: Dispatcher
   /** The Authorization header of the wire. */
   readonly authorization: string
+  readonly urgency: Urgency
   readonly signal: AbortSignal
 }
 export type WantedBlob = TransferRequest['blobs'][number]
@@ -25,7 +27,7 @@ export async function pullBlob(deps: PullDeps, blob: WantedBlob, source: Source)
   const { partition, digest, generation, bytes } = blob
   const url = new URL(wirePath.blob(source.shard, partition, digest, generation), source.url)
   const { statusCode, headers, body } = await request(url, {
-    headers: { authorization: deps.authorization },
+    headers: { authorization: deps.authorization, [wireHeader.background]: deps.urgency },
     dispatcher: deps.dispatcher,
     signal: deps.signal,
   })
@@ -33,7 +35,7 @@ export async function pullBlob(deps: PullDeps, blob: WantedBlob, source: Source)
     await body.dump()
     throw new HoldfastError('REPLICAS_UNREACHABLE', 'the source does not have the blob', { status: statusCode })
   }
-  if (bytes <= inlineBlobBytesMax) await keepSmall(deps.shard, blob, Buffer.from(await body.arrayBuffer()))
+  if (bytes <= inlineBlobBytesMax) await keepSmall(deps, blob, Buffer.from(await body.arrayBuffer()))
   else await keepLarge(deps, blob, body)
 }
 
@@ -52,14 +54,16 @@ export function mismatch({ digest }: Pick<WantedBlob, 'digest'>): HoldfastError 
   return new HoldfastError('CHECKSUM_MISMATCH', 'the source sent other bytes than the digest says', { digest })
 }
 
-async function keepSmall(shard: Shard, blob: WantedBlob, payload: Buffer): Promise<void> {
+async function keepSmall(deps: PullDeps, blob: WantedBlob, payload: Buffer): Promise<void> {
+  const { shard } = deps
   const { partition, digest, generation, bytes } = blob
   if (payload.length !== bytes || hash('sha256', payload) !== digest) throw mismatch(blob)
   const fixed = { crc: crc32(payload), time: shard.clock.now(), confirmed: true } as const
-  await shard.append(newRecord({ kind: 'blob', partition, digest, generation, bytes, ...fixed }, payload))
+  const record = newRecord({ kind: 'blob', partition, digest, generation, bytes, ...fixed }, payload)
+  await shard.background.run(bytes, deps, () => shard.append(record))
 }
 
-async function keepLarge({ uploads }: PullDeps, blob: WantedBlob, body: AsyncIterable<Buffer>): Promise<void> {
+async function keepLarge(deps: PullDeps, blob: WantedBlob, body: AsyncIterable<Buffer>): Promise<void> {
   const sha256 = createHash('sha256')
   async function* hashed() {
     for await (const chunk of body) {
@@ -68,12 +72,13 @@ async function keepLarge({ uploads }: PullDeps, blob: WantedBlob, body: AsyncIte
     }
   }
   const id = newUploadId()
-  const { bytes, blockCrcs } = await uploads.receiveFrom(id, hashed(), blob.bytes)
+  const { shard, uploads } = deps
+  const { bytes, blockCrcs } = await uploads.receiveFrom(id, hashed(), blob.bytes, deps)
   if (bytes !== blob.bytes || sha256.digest('hex') !== blob.digest) {
     await uploads.abort(id)
     throw mismatch(blob)
   }
-  await uploads.commit(id, { ...blob, blockCrcs, confirmed: true })
+  await shard.background.run(blockCrcs.length, deps, () => uploads.commit(id, { ...blob, blockCrcs, confirmed: true }))
 }
 
 function newUploadId(): string {

@@ -4,7 +4,7 @@ import { crc32 } from 'node:zlib'
 import { type Dispatcher, request } from 'undici'
 import { type BundleBlob, BundleReader } from '../shared/bundle.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
-import { type BundleRequest, wirePath } from '../shared/wire.ts'
+import { type BundleRequest, wireHeader, wirePath } from '../shared/wire.ts'
 import { blobName } from './blob-name.ts'
 import { newRecord } from './log.ts'
 import { isOfSource, mismatch, type PullDeps, type Source, sourceError, type WantedBlob } from './pull-blob.ts'
@@ -12,6 +12,9 @@ import type { Shard } from './shard.ts'
 
 /** By the clock of another node; what is further off than this gets a time of our own. */
 const clockDriftMsMax = 60_000
+
+/** Durable with one flush of the log, and one turn of the disk. */
+const groupBytes = 1024 * 1024
 
 /** 'single': the source has it, but sends it only by itself. */
 export type BundleOutcome = 'copied' | 'single' | HoldfastError
@@ -25,19 +28,20 @@ export async function pullBundle(
   blobs: readonly WantedBlob[],
   source: Source,
 ): Promise<readonly BundleOutcome[]> {
-  const bundle = new Bundle(deps.shard, blobs)
+  const bundle = new Bundle(deps, blobs)
   let rest: BundleOutcome
   try {
     rest = await receive(deps, bundle, blobs, source)
   } catch (thrown) {
     rest = sourceError(thrown, source)
   }
+  await bundle.flush()
   return bundle.outcomes(rest)
 }
 
 /** Resolves with the outcome of those that the source did not mention. */
 async function receive(
-  { shard, authorization, dispatcher, signal }: PullDeps,
+  { shard, authorization, urgency, dispatcher, signal }: PullDeps,
   bundle: Bundle,
   blobs: readonly WantedBlob[],
   source: Source,
@@ -49,7 +53,7 @@ async function receive(
   }
   const { statusCode, body } = await request(new URL(wirePath.bundle(source.shard), source.url), {
     method: 'POST',
-    headers: { authorization, 'content-type': 'application/json' },
+    headers: { authorization, 'content-type': 'application/json', [wireHeader.background]: urgency },
     body: JSON.stringify(order),
     dispatcher,
     signal,
@@ -58,6 +62,7 @@ async function receive(
   const reader = new BundleReader()
   for await (const chunk of body as AsyncIterable<Buffer>) {
     for (const item of reader.push(chunk)) bundle.take(item)
+    if (bundle.isFull) await bundle.flush()
     // Leaving the loop cuts the connection.
     if (bundle.refused !== undefined) return bundle.refused
   }
@@ -73,15 +78,20 @@ async function refusalOf(status: number, body: Dispatcher.ResponseData['body']):
 }
 
 class Bundle {
+  readonly #deps: PullDeps
   readonly #shard: Shard
   readonly #blobs: readonly WantedBlob[]
   readonly #indexes: ReadonlyMap<string, number>
   readonly #outcomes: (Promise<BundleOutcome> | BundleOutcome | undefined)[]
+  /** Received, and not yet written. */
+  #group: { readonly index: number; readonly blob: WantedBlob; readonly item: BundleBlob }[] = []
+  #groupBytes = 0
   /** Why this shard takes no more. */
   refused: HoldfastError | undefined
 
-  constructor(shard: Shard, blobs: readonly WantedBlob[]) {
-    this.#shard = shard
+  constructor(deps: PullDeps, blobs: readonly WantedBlob[]) {
+    this.#deps = deps
+    this.#shard = deps.shard
     this.#blobs = blobs
     this.#indexes = new Map(blobs.map((blob, index) => [blobName(blob), index]))
     this.#outcomes = blobs.map(() => undefined)
@@ -93,13 +103,36 @@ class Bundle {
       const index = this.#indexes.get(blobName(item.record))
       const blob = index === undefined ? undefined : this.#blobs[index]
       if (index === undefined || blob === undefined) throw unasked()
-      this.#outcomes[index] ??= this.#keep(blob, item)
+      if (this.#outcomes[index] !== undefined) return
+      this.#group.push({ index, blob, item })
+      this.#groupBytes += item.payload.length
       return
     }
     const { index, code } = item
     if (index >= this.#blobs.length) throw unasked()
     const error = new HoldfastError('REPLICAS_UNREACHABLE', 'the source does not have the blob', { code })
     this.#outcomes[index] ??= code === 'TOO_LARGE' ? 'single' : error
+  }
+
+  get isFull(): boolean {
+    return this.#groupBytes >= groupBytes
+  }
+
+  /** Writes what has come, in one turn; resolves when that has begun. Never rejects. */
+  async flush(): Promise<void> {
+    const group = this.#group
+    const bytes = this.#groupBytes
+    this.#group = []
+    this.#groupBytes = 0
+    if (group.length === 0) return
+    const { urgency, signal, shard } = this.#deps
+    const done = await shard.background.begin(urgency, signal).catch(() => undefined) // the node shuts down
+    if (done === undefined) return
+    const kept: Promise<BundleOutcome>[] = []
+    for (const { index, blob, item } of group) {
+      if (this.#outcomes[index] === undefined) kept.push((this.#outcomes[index] = this.#keep(blob, item)))
+    }
+    void Promise.all(kept).then(() => done(bytes))
   }
 
   /** When all that came is durable or refused. */

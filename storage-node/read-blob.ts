@@ -8,6 +8,7 @@ import type { ServerResponse } from 'node:http'
 import { crc32 } from 'node:zlib'
 import { HoldfastError } from '../shared/errors.ts'
 import { blockBytes, inlineBlobBytesMax } from '../shared/record.ts'
+import type { Urgency } from './background.ts'
 import { BufferPool } from './buffer-pool.ts'
 import { type ByteRange, parseRange } from './byte-range.ts'
 import type { BlobLocation } from './index.ts'
@@ -29,6 +30,8 @@ export interface BlobRequest {
   readonly name: string
   readonly rangeHeader: string | undefined
   readonly headOnly: boolean
+  /** Another node copies it; undefined: a client waits. */
+  readonly background: Urgency | undefined
   /** Value of the epoch header of the answer. */
   readonly epoch: string
   readonly response: ServerResponse
@@ -44,11 +47,16 @@ export function sendBlob(request: BlobRequest): void {
   const location = request.shard.cachedLocation(request.name)
   if (location !== undefined && request.shard.health.state !== 'failed') sendLocated(request, location)
   else {
-    request.shard.locate(request.name).then(
+    onDisk(request, () => request.shard.locate(request.name)).then(
       found => (found === undefined ? fail(request, notFound()) : sendLocated(request, found)),
       (error: unknown) => fail(request, error),
     )
   }
+}
+
+/** Looks something small up: also for another node that is too little to have a turn of its own. */
+function onDisk<Result>({ shard, background }: BlobRequest, look: () => Promise<Result>): Promise<Result> {
+  return background === undefined ? shard.clients.during(look) : look()
 }
 
 function sendLocated(request: BlobRequest, location: BlobLocation): void {
@@ -96,11 +104,13 @@ function sendInline(request: BlobRequest, location: BlobLocation, range: ByteRan
 }
 
 function readInline(request: BlobRequest, location: BlobLocation, range: ByteRange | undefined, open: OpenFile): void {
-  const { shard, response } = request
+  const { shard, response, background } = request
   const { bytes } = location
   const pooled = bytes > unpooledBytesMax
+  if (background === undefined) shard.clients.begin()
   const buffer = pooled ? smallBuffers.take() : Buffer.allocUnsafe(bytes)
   open.file.readInto(buffer, 0, bytes, location.offset, (error, read) => {
+    if (background === undefined) shard.clients.end()
     shard.openFiles.release(open)
     if (error !== null) return fail(request, readError(shard, error))
     const blob = buffer.subarray(0, bytes)
@@ -223,11 +233,18 @@ async function sendChunks(
   range: ByteRange | undefined,
   reader: BlockReader,
 ): Promise<void> {
-  const { response, shard } = request
+  const { response, shard, background } = request
+  const left = new AbortController()
+  if (background !== undefined) {
+    response.once('close', () => left.abort(new HoldfastError('BAD_REQUEST', 'nobody takes the blob any more')))
+  }
   const { first, last } = range ?? { first: 0, last: location.bytes - 1 }
   const lastBlock = Math.floor(last / blockBytes)
-  const readAt = (block: number, buffer: Buffer) =>
-    reader.read(buffer, block, Math.min(blocksPerChunk, lastBlock + 1 - block))
+  const readAt = (block: number, buffer: Buffer): Promise<Buffer> => {
+    const read = () => reader.read(buffer, block, Math.min(blocksPerChunk, lastBlock + 1 - block))
+    if (background === undefined) return shard.clients.during(read)
+    return shard.background.run(buffer.length, { urgency: background, signal: left.signal }, read)
+  }
   const writer = new ResponseWriter(response, shard.limits.stallMs)
   let buffer = chunkBuffers.take()
   let spare: Buffer | undefined

@@ -17,7 +17,16 @@ import {
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
 import { blobName, isBlobName } from './blob-name.ts'
 import type { BodyClaim } from './body-budget.ts'
-import { type BodyLimits, headerOf, readBody, readJson, sendBytes, sendJson, toWireError } from './http-answer.ts'
+import {
+  type BodyLimits,
+  backgroundOf,
+  headerOf,
+  readBody,
+  readJson,
+  sendBytes,
+  sendJson,
+  toWireError,
+} from './http-answer.ts'
 import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
 import { parseBundle, parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
@@ -130,7 +139,7 @@ async function appendItem(
   try {
     if (item.problem !== undefined) throw item.problem
     const { shard } = shardNamed(node, item.shard)
-    await node.gate.pass(epoch, () => shard.append(item))
+    await node.gate.pass(epoch, () => shard.clients.during(() => shard.append(item)))
     return 'ok'
   } catch (thrown) {
     return toWireError(toHoldfastError(thrown))
@@ -143,9 +152,13 @@ async function touch(call: Call): Promise<void> {
   const results: TouchAnswer['results'][number][] = []
   for (const item of items) {
     const served = node.shards.get(item.shard)
-    results.push(served === undefined ? 'unavailable' : await touchBlob(served.shard, blobName(item)))
+    results.push(served === undefined ? 'unavailable' : await touchOne(served, blobName(item)))
   }
   answer(call, { results } satisfies TouchAnswer)
+}
+
+function touchOne({ shard }: ServedShard, name: string): Promise<TouchAnswer['results'][number]> {
+  return shard.clients.during(() => touchBlob(shard, name))
 }
 
 async function transfer(call: Call): Promise<void> {
@@ -154,14 +167,16 @@ async function transfer(call: Call): Promise<void> {
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard, uploads } = shardNamed(node, id)
   const { limits, transfers: limit } = node
-  const deps = { shard, uploads, dispatcher, authorization, signal, limit, concurrency: limits.transferConcurrency }
+  const urgency = backgroundOf(request) ?? 'usual'
+  const deps = { shard, uploads, dispatcher, authorization, signal, limit, concurrency: limits.transferConcurrency, urgency } // prettier-ignore
   answer(call, await transferBlobs(deps, blobs))
 }
 
 async function bundle(call: Call): Promise<void> {
   const { node, request, response } = call
   const { blobs } = parseBundle(await readJson(request, bodyOf(call, jsonBytesMax)))
-  await sendBundle(shardNamed(node, call.parts[0]).shard, blobs, response, node.state.epoch)
+  const options = { epoch: node.state.epoch, urgency: backgroundOf(request) ?? 'usual' }
+  await sendBundle(shardNamed(node, call.parts[0]).shard, blobs, response, options)
 }
 
 async function drop(call: Call): Promise<void> {
@@ -195,7 +210,7 @@ async function references(call: Call): Promise<void> {
   const key = call.query.get('key')
   if (key === null) return answer(call, await listReferences(shard, partition, pageOf(call)))
   if (Buffer.byteLength(key) > pathKeyBytesMax) throw new HoldfastError('BAD_REQUEST', 'the key is too long')
-  answer(call, await findReference(shard, partition, key))
+  answer(call, await shard.clients.during(() => findReference(shard, partition, key)))
 }
 
 async function unconfirmed(call: Call): Promise<void> {
@@ -274,10 +289,10 @@ async function deleteUpload(call: Call): Promise<void> {
 async function commitUpload(call: Call): Promise<void> {
   const { node, request } = call
   if (call.parts[2] !== 'commit') throw new HoldfastError('NOT_FOUND', 'no such route')
-  const { uploads } = shardNamed(node, call.parts[0])
+  const { shard, uploads } = shardNamed(node, call.parts[0])
   const id = uploadId(call)
   const order = parseCommit(await readJson(request, bodyOf(call, commitBytesMax)))
-  await node.gate.pass(epochOf(call), () => uploads.commit(id, order))
+  await node.gate.pass(epochOf(call), () => shard.clients.during(() => uploads.commit(id, order)))
   answer(call, {})
 }
 

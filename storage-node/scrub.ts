@@ -6,7 +6,7 @@
  *   the folder          files without a record go to the trash
  *   each reference      its record; a damaged one is forgotten, and the comparison with the other owners brings it back
  *
- * It reads as slowly as the period allows, an eighth of that under load, and remembers its place. What is in quarantine is deleted
+ * It reads as slowly as the period allows, more slowly where clients use the disk, and remembers its place. What is in quarantine is deleted
  * after 7 days by both clocks, and only if this shard has a good copy again or nobody wants one (I26, I29).
  */
 import { partitionCount, partitionName } from '../shared/partition.ts'
@@ -32,8 +32,6 @@ import { verifyBlob } from './verify-blob.ts'
 export interface ScrubDeps {
   readonly fs: StoreFs
   readonly shard: Shard
-  /** How busy the process is, 0 to 1. */
-  readonly load: () => number
 }
 
 type Pass = NonNullable<ScrubState['pass']>
@@ -49,7 +47,7 @@ export class Scrub {
   readonly #jitter = Math.random()
   readonly #stopping = new AbortController()
   /** Ends the step under way, when a pass is paused. */
-  #turn = new AbortController()
+  #step = new AbortController()
   #state: ScrubState | undefined
   #openedCount = 0
   /** Monotonic. */
@@ -60,13 +58,13 @@ export class Scrub {
 
   constructor(deps: ScrubDeps) {
     this.#deps = deps
-    this.#pace = new Pace(deps.shard.limits.scrubBytesPerSecMin, deps.load)
+    this.#pace = new Pace(deps.shard.limits.scrubBytesPerSecMin)
   }
 
   /** Ends what is under way, soon. */
   stop(): void {
     this.#stopping.abort()
-    this.#turn.abort()
+    this.#step.abort()
   }
 
   /** Remembers what it was about, so that `status` can tell. The shard is open. */
@@ -92,7 +90,7 @@ export class Scrub {
   async command(action: ScrubAction): Promise<void> {
     this.#deps.shard.health.checkReadable()
     await this.#load()
-    if (action === 'pause') this.#turn.abort()
+    if (action === 'pause') this.#step.abort()
     else this.#wanted = true
     await this.#save({ paused: action === 'pause' })
   }
@@ -100,7 +98,7 @@ export class Scrub {
   /** Goes on with the pass, or begins one that is due; resolves at its end. Rejects with what the disk says. */
   async run(): Promise<void> {
     const { shard } = this.#deps
-    this.#turn = new AbortController()
+    this.#step = new AbortController()
     if (this.#stopping.signal.aborted || !isUsable(shard)) return
     try {
       const state = await this.#load()
@@ -114,7 +112,7 @@ export class Scrub {
       this.#wanted = false
       while (await this.#nextPartition());
     } catch (error) {
-      if (!this.#turn.signal.aborted) throw error
+      if (!this.#step.signal.aborted) throw error
     }
   }
 
@@ -203,19 +201,13 @@ export class Scrub {
   /** A copy that the disk cannot read, though it reads others, is as bad as a corrupt one. */
   async #isBad(name: string): Promise<boolean> {
     const { shard } = this.#deps
-    const { signal } = this.#turn
+    const { signal } = this.#step
     const location = await shard.locate(name)
     // Dropped since it was listed: nothing is wrong, unless it was corrupt.
     if (location === undefined) return shard.isCorrupt(name) || (await shard.isLost(name))
-    let unpaced = 0
-    const pace = (bytes: number): Promise<void> => {
-      unpaced -= bytes
-      return this.#pace.spent(bytes, signal)
-    }
     try {
-      const { state, bytes = 0 } = await verifyBlob(shard, name, signal, pace)
-      unpaced += bytes
-      await this.#pace.spent(overheadBytes + Math.max(0, unpaced), signal)
+      const { state } = await verifyBlob(shard, name, signal, this.#turn)
+      await this.#pace.spent(overheadBytes, signal)
       // Dropped since: nothing is wrong.
       return state === 'corrupt' || (state === 'missing' && (shard.isCorrupt(name) || (await shard.isLost(name))))
     } catch (error) {
@@ -228,7 +220,7 @@ export class Scrub {
   async #compareFolder(partition: string): Promise<void> {
     const { shard } = this.#deps
     for (const file of await shard.files.blobsIn(partition)) {
-      this.#turn.signal.throwIfAborted()
+      this.#step.signal.throwIfAborted()
       if (!isBlobFileName(file) || !(await shard.discardLeftover(`${partition}/${file}`))) continue
       shard.log.warn({ blob: `${partition}/${file}` }, 'a file without a record moved to the trash')
       this.#note({ leftovers: (this.#pass()?.leftovers ?? 0) + 1 })
@@ -242,10 +234,10 @@ export class Scrub {
       const from: string = after
       const page = await shard.lookUp(index => index.list({ prefix, after: from, limit: pageCount }))
       for (const [key, value] of page) {
-        if ((await this.#isDamaged(value)) && (await forgetReference(shard, key, value))) {
+        const isDamaged = await this.#turn(overheadBytes, () => this.#isDamaged(value))
+        if (isDamaged && (await forgetReference(shard, key, value))) {
           this.#note({ bad: (this.#pass()?.bad ?? 0) + 1 })
         }
-        await this.#pace.spent(overheadBytes, this.#turn.signal)
       }
       after = page.length < pageCount ? undefined : page.at(-1)?.[0]
     }
@@ -263,9 +255,16 @@ export class Scrub {
   /** Resolves if only this place of the disk cannot be read; what says more about the disk than about the copy is thrown again. */
   async #heedUnreadable(error: unknown): Promise<void> {
     const { shard } = this.#deps
-    this.#turn.signal.throwIfAborted()
+    this.#step.signal.throwIfAborted()
     await shard.checkMarker()
     if (!isUsable(shard) || (errnoOf(error) !== 'EIO' && errnoOf(causeOf(error)) !== 'EIO')) throw error
+  }
+
+  readonly #turn = async <Result>(bytes: number, read: () => Promise<Result>): Promise<Result> => {
+    const { signal } = this.#step
+    const result = await this.#deps.shard.background.run(bytes, { signal }, read)
+    await this.#pace.spent(bytes, signal)
+    return result
   }
 
   #pass(): Pass | undefined {
@@ -303,7 +302,7 @@ export class Scrub {
   /** Saves now and then: a crash costs what was read since. */
   async #tick(): Promise<void> {
     const { clock, limits } = this.#deps.shard
-    this.#turn.signal.throwIfAborted()
+    this.#step.signal.throwIfAborted()
     if (this.#state !== undefined && clock.monotonic() - this.#savedAt >= limits.scrubSaveMs) await this.#save({})
   }
 

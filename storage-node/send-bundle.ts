@@ -9,6 +9,7 @@ import { type BundleRefusal, bundledBlob, bundledRefusal, bundleEnd } from '../s
 import { toHoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
 import { type BlobKey, wireHeader } from '../shared/wire.ts'
+import type { Urgency } from './background.ts'
 import { blobName } from './blob-name.ts'
 import type { BlobLocation } from './index.ts'
 import { openSegmentOf, readError, ResponseWriter } from './read-blob.ts'
@@ -18,6 +19,8 @@ import { readFully } from './store-fs.ts'
 const groupBytes = 1024 * 1024
 /** The threads that read are four. */
 const readsAtOnce = 8
+/** Where clients use the disk: short turns, so that they wait for little. */
+const sharedGroup = { bytes: 256 * 1024, count: 32 }
 
 interface Wanted {
   readonly index: number
@@ -31,14 +34,23 @@ export async function sendBundle(
   shard: Shard,
   blobs: readonly BlobKey[],
   response: ServerResponse,
-  epoch: number,
+  { epoch, urgency }: { readonly epoch: number; readonly urgency: Urgency },
 ): Promise<void> {
   const wanted = await locateAll(shard, blobs)
   response.writeHead(200, ['Content-Type', 'application/octet-stream', wireHeader.epoch, String(epoch)])
   const writer = new ResponseWriter(response, shard.limits.stallMs)
   let flushed = Promise.resolve(true)
-  for (const group of groupsOf(wanted)) {
-    const items = await atMost(readsAtOnce, group, one => itemFor(shard, one))
+  // The node that waits for the bytes does not know how long the first turn may take.
+  response.flushHeaders()
+  for (const group of groupsOf(wanted, () => shard.background.share(urgency) < 1)) {
+    const bytes = group.reduce((sum, { location }) => sum + (location?.bytes ?? 0), 0)
+    const done = await shard.background.begin(urgency)
+    let items: readonly (readonly Buffer[])[]
+    try {
+      items = await atMost(shard.background.share(urgency) < 1 ? 1 : readsAtOnce, group, one => itemFor(shard, one))
+    } finally {
+      done(bytes)
+    }
     if (!(await flushed)) return
     flushed = writer.write(Buffer.concat(items.flat()))
   }
@@ -53,13 +65,14 @@ async function locateAll(shard: Shard, blobs: readonly BlobKey[]): Promise<reado
   return wanted.sort((a, b) => place(a)[0] - place(b)[0] || place(a)[1] - place(b)[1])
 }
 
-function* groupsOf(wanted: readonly Wanted[]): Generator<readonly Wanted[]> {
+function* groupsOf(wanted: readonly Wanted[], isShared: () => boolean): Generator<readonly Wanted[]> {
   let group: Wanted[] = []
   let bytes = 0
   for (const one of wanted) {
     group.push(one)
     bytes += one.location?.bytes ?? 0
-    if (bytes < groupBytes) continue
+    const isFull = isShared() ? bytes >= sharedGroup.bytes || group.length >= sharedGroup.count : bytes >= groupBytes
+    if (!isFull) continue
     yield group
     group = []
     bytes = 0

@@ -10,7 +10,7 @@ import { Agent } from 'undici'
 import { HoldfastError } from '../shared/errors.ts'
 import { wireAuthorization, wireAuthorized, wireHeader } from '../shared/wire.ts'
 import { blobNameBytes, isBlobName } from './blob-name.ts'
-import { headerOf, sendError } from './http-answer.ts'
+import { backgroundOf, headerOf, sendError } from './http-answer.ts'
 import type { StorageNode } from './node.ts'
 import { sendBlob } from './read-blob.ts'
 import { handleRoute, type RouteContext } from './routes.ts'
@@ -43,7 +43,8 @@ export class WireServer {
     const { stallMs, connectionCountMax } = node.limits
     this.#agent = new Agent({
       connections: 16,
-      headersTimeout: 10_000,
+      // Where clients keep the source's disk busy it gives a piece now and then.
+      headersTimeout: 30_000,
       bodyTimeout: 30_000,
       connect: { timeout: 2_000 },
     })
@@ -154,6 +155,7 @@ export class WireServer {
       name,
       rangeHeader: headerOf(request, 'range'),
       headOnly: method === 'HEAD',
+      background: backgroundOf(request),
       epoch: String(this.#node.state.epoch),
       response,
       onError: this.#onBlobError,

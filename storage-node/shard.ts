@@ -9,11 +9,13 @@ import { HoldfastError } from '../shared/errors.ts'
 import type { ShardId } from '../shared/ids.ts'
 import type { BlobKey, ShardStatus } from '../shared/wire.ts'
 import { planApply } from './apply-records.ts'
+import { Background } from './background.ts'
 import { ShardFiles } from './blob-file.ts'
 import { blobName } from './blob-name.ts'
 import type { ShardConfig, StorageNodeLimits } from './config.ts'
 import { CorruptCopies } from './corrupt-copies.ts'
 import { crashPoint } from './crash-point.ts'
+import { DiskUse } from './disk-use.ts'
 import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, type NewestReference, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
 import { isFull, type LogPosition, type NewRecord, newRecord, segmentPath, ShardLog } from './log.ts'
@@ -41,6 +43,8 @@ export interface ShardDeps {
   readonly log: Logger
   readonly clock: Clock
   readonly limits: StorageNodeLimits
+  /** Clients on all disks of the node, and how busy the process is, 0 to 1. Without it the shard is the only one, on a processor of its own. */
+  readonly node?: { readonly clients: DiskUse; readonly load: () => number }
 }
 
 export class Shard {
@@ -50,6 +54,9 @@ export class Shard {
   readonly files: ShardFiles
   readonly openFiles: OpenFiles
   readonly use = new SegmentUse()
+  /** What clients do on this disk, and what is left for work in the background. */
+  readonly clients: DiskUse
+  readonly background: Background
   /** How often it was opened: what was learnt of the disk before may be true no more. */
   openedCount = 0
   /** Copies that were found corrupt or missing, and are not back. */
@@ -85,6 +92,13 @@ export class Shard {
     this.files = new ShardFiles(deps.fs, config.folder)
     this.health = new ShardHealth(deps.fs, config.folder, deps.limits)
     this.openFiles = new OpenFiles(deps.fs, deps.limits.openFileCountMax)
+    const { limits, node } = deps
+    this.clients = new DiskUse(node?.clients)
+    const situation = () => {
+      const disk = this.clients.use
+      return { disk, node: node?.clients.use ?? disk, load: node?.load() ?? 0 }
+    }
+    this.background = new Background(situation, limits)
     this.#corrupt = new CorruptCopies(this)
     this.#locations = new LRUCache({ max: deps.limits.locationCountMax })
   }
@@ -113,6 +127,7 @@ export class Shard {
       bytesFree,
       bytesFreeMin,
       ...(this.#newest === undefined ? {} : { newest: this.#newest }),
+      background: { share: this.background.share(), bytes: this.background.bytes },
     }
   }
 

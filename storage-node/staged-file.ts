@@ -7,6 +7,7 @@ import { crc32 } from 'node:zlib'
 import { HoldfastError } from '../shared/errors.ts'
 import { BlockCrcs } from '../shared/record.ts'
 import { crashPoint } from './crash-point.ts'
+import type { DiskUse } from './disk-use.ts'
 import type { StoreFile, StoreFs } from './store-fs.ts'
 
 const writeBytes = 1024 * 1024
@@ -23,6 +24,7 @@ export interface FinishedFile {
 export class StagedFile {
   readonly #fs: StoreFs
   readonly #file: StoreFile
+  readonly #clients: DiskUse | undefined
   readonly #crcs = new BlockCrcs()
   #waiting: Buffer[] = []
   #waitingBytes = 0
@@ -35,13 +37,15 @@ export class StagedFile {
   #wakers: (() => void)[] = []
   #state: 'open' | 'finished' | 'aborted' = 'open'
 
-  private constructor(fs: StoreFs, file: StoreFile) {
+  private constructor(fs: StoreFs, file: StoreFile, clients: DiskUse | undefined) {
     this.#fs = fs
     this.#file = file
+    this.#clients = clients
   }
 
-  static async create(fs: StoreFs, path: string): Promise<StagedFile> {
-    return new StagedFile(fs, await fs.open(path, 'create'))
+  /** `clients`: if it is one of them who waits. */
+  static async create(fs: StoreFs, path: string, clients?: DiskUse): Promise<StagedFile> {
+    return new StagedFile(fs, await fs.open(path, 'create'), clients)
   }
 
   /** Bytes taken so far. */
@@ -81,13 +85,21 @@ export class StagedFile {
     return new Promise(resolve => this.#wakers.push(resolve))
   }
 
+  /** Resolves when everything so far is written and flushed, or writing has failed: `finish` says so. */
+  async flushed(): Promise<void> {
+    await this.#writing
+    await this.#writeWaiting(1)
+    await this.#syncInBackground()
+    await this.#syncing
+  }
+
   /** Everything written and flushed. Rejects with the disk's error, or the first of the flushes'; the file is of no use then. */
   async finish(): Promise<FinishedFile> {
     this.#state = 'finished'
     await this.#writing
     await this.#writeWaiting(1)
     await this.#syncing
-    if (this.#error === undefined) await this.#file.datasync()
+    if (this.#error === undefined) await this.#onDisk(() => this.#file.datasync())
     if (this.#error !== undefined) throw this.#error
     crashPoint('upload.afterSync')
     await this.#file.close()
@@ -113,7 +125,7 @@ export class StagedFile {
       const bytes = this.#waitingBytes
       this.#waiting = []
       try {
-        await this.#file.write(chunks, this.#writtenBytes)
+        await this.#onDisk(() => this.#file.write(chunks, this.#writtenBytes))
         this.#writtenBytes += bytes
         if (this.#writtenBytes - this.#syncedBytes >= syncBytes) await this.#syncInBackground()
       } catch (error) {
@@ -130,9 +142,13 @@ export class StagedFile {
   async #syncInBackground(): Promise<void> {
     await this.#syncing
     this.#syncedBytes = this.#writtenBytes
-    this.#syncing = this.#file.datasync().catch((error: unknown) => {
+    this.#syncing = this.#onDisk(() => this.#file.datasync()).catch((error: unknown) => {
       this.#error ??= error instanceof Error ? error : new Error(String(error))
     })
+  }
+
+  #onDisk(operation: () => Promise<void>): Promise<void> {
+    return this.#clients === undefined ? operation() : this.#clients.during(operation)
   }
 
   #wake(): void {

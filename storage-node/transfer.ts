@@ -127,12 +127,12 @@ function pullAlone(deps: TransferDeps, blob: WantedBlob, source: Source): Promis
 
 /** Rejects when the node shuts down. */
 function within<Result>(
-  { limit, signal }: TransferDeps,
+  deps: TransferDeps,
   blobs: readonly WantedBlob[],
   work: () => Promise<Result>,
 ): Promise<Result> {
   const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
-  return limit.run(bytes, signal, work)
+  return deps.limit.run(bytes, deps, work)
 }
 
 function unnamed(): HoldfastError {

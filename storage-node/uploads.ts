@@ -5,6 +5,7 @@
 import type { IncomingMessage } from 'node:http'
 import { HoldfastError } from '../shared/errors.ts'
 import type { BlobKey, UploadAnswer } from '../shared/wire.ts'
+import type { Urgency } from './background.ts'
 import { blobName } from './blob-name.ts'
 import type { Shard } from './shard.ts'
 import { type FinishedFile, StagedFile } from './staged-file.ts'
@@ -29,6 +30,8 @@ export interface CommitOrder extends BlobKey {
 const abortedCountMax = 10_000
 /** What is complete is committed at once, unless its proxy died or waits for a slower replica. */
 const commitWithinMs = 10_000
+/** Of what comes from another node, in one turn of the disk. */
+const pieceBytes = 1024 * 1024
 
 export class Uploads {
   readonly #fs: StoreFs
@@ -72,16 +75,21 @@ export class Uploads {
     }
   }
 
-  /** The same for bytes from another node. */
-  async receiveFrom(id: string, body: AsyncIterable<Buffer>, expectedBytes: number): Promise<FinishedFile> {
+  /** The same for bytes from another node, a piece at a time (background.ts). */
+  async receiveFrom(
+    id: string,
+    body: AsyncIterable<Buffer>,
+    expectedBytes: number,
+    turn: { readonly urgency?: Urgency; readonly signal?: AbortSignal } = {},
+  ): Promise<FinishedFile> {
+    const { background } = this.#shard
     const upload = await this.#begin(id, expectedBytes, 'node')
     try {
-      for await (const chunk of body) {
-        this.#checkLength(upload.staged.bytes + chunk.length)
-        if (!upload.staged.write(chunk)) await upload.staged.drained()
-        if (upload.staged.error !== undefined) throw this.#shard.writeError(upload.staged.error)
+      for await (const piece of piecesOf(body)) {
+        const bytes = piece.reduce((sum, chunk) => sum + chunk.length, 0)
+        await background.run(bytes, turn, () => this.#writePiece(upload.staged, piece, background.share(turn.urgency)))
       }
-      await this.#finish(upload)
+      await background.run(0, turn, () => this.#finish(upload))
     } catch (error) {
       await this.abort(id)
       throw error
@@ -147,7 +155,8 @@ export class Uploads {
     if (this.#aborted.has(id)) throw notFound(id)
     let staged
     try {
-      staged = await StagedFile.create(this.#fs, this.#shard.files.temporary(id))
+      const clients = from === 'proxy' ? this.#shard.clients : undefined
+      staged = await StagedFile.create(this.#fs, this.#shard.files.temporary(id), clients)
     } catch (error) {
       // Another one of this id is just making its file: a mistake of the caller, and nothing about the disk.
       if (errnoOf(error) === 'EEXIST') throw exists(id)
@@ -161,6 +170,16 @@ export class Uploads {
     const upload = { staged, from, finished: undefined, committing: undefined, touchedAt }
     this.#uploads.set(id, upload)
     return upload
+  }
+
+  /** On a disk that clients use it is flushed at once: a later flush of many pieces would be in their way for long. */
+  async #writePiece(staged: StagedFile, piece: readonly Buffer[], share: number): Promise<void> {
+    for (const chunk of piece) {
+      this.#checkLength(staged.bytes + chunk.length)
+      if (!staged.write(chunk)) await staged.drained()
+      if (staged.error !== undefined) throw this.#shard.writeError(staged.error)
+    }
+    if (share < 1) await staged.flushed()
   }
 
   #pump(body: IncomingMessage, staged: StagedFile): Promise<void> {
@@ -229,6 +248,20 @@ export class Uploads {
   #checkLength(bytes: number): void {
     if (bytes > this.#shard.limits.blobBytesMax) throw tooLarge()
   }
+}
+
+async function* piecesOf(body: AsyncIterable<Buffer>): AsyncGenerator<readonly Buffer[], void, void> {
+  let piece: Buffer[] = []
+  let bytes = 0
+  for await (const chunk of body) {
+    piece.push(chunk)
+    bytes += chunk.length
+    if (bytes < pieceBytes) continue
+    yield piece
+    piece = []
+    bytes = 0
+  }
+  if (bytes > 0) yield piece
 }
 
 function tooLarge(): HoldfastError {

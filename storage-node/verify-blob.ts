@@ -11,19 +11,24 @@ import { readFully } from './store-fs.ts'
 
 const blocksAtOnce = 4
 
-/** Waits as long as reading so many bytes may take. */
-type Spend = (bytes: number) => Promise<void>
+/** Reads so many bytes when it may. */
+type Turn = <Result>(bytes: number, read: () => Promise<Result>) => Promise<Result>
 
 /**
  * Is this copy good: length, CRC of every block, sha256? A bad one is put into quarantine before the answer. Rejects with
- * SHARD_FAILED when the disk does not answer: that says nothing about the copy. `pace` is waited for between pieces of a large one.
+ * SHARD_FAILED when the disk does not answer: that says nothing about the copy. A large copy is read in several turns.
  */
-export async function verifyBlob(shard: Shard, name: string, signal: AbortSignal, pace?: Spend): Promise<VerifyAnswer> {
+export async function verifyBlob(
+  shard: Shard,
+  name: string,
+  signal: AbortSignal,
+  turn: Turn = (_, read) => read(),
+): Promise<VerifyAnswer> {
   const location = await shard.locate(name)
   if (location === undefined) return { state: shard.isCorrupt(name) ? 'corrupt' : 'missing' }
   const { bytes } = location
   try {
-    const problem = await (location.kind === 'inline' ? checkInline(shard, location, name) : checkFile(shard, location, name, signal, pace)) // prettier-ignore
+    const problem = await (location.kind === 'inline' ? turn(bytes, () => checkInline(shard, location, name)) : checkFile(shard, location, name, signal, turn)) // prettier-ignore
     if (problem === undefined) return { state: 'good', bytes }
     await shard.quarantine(name, location, problem)
     return { state: 'corrupt', bytes, reason: problem }
@@ -49,13 +54,7 @@ async function checkInline(shard: Shard, location: BlobLocation, name: string) {
   }
 }
 
-async function checkFile(
-  shard: Shard,
-  location: BlobLocation,
-  name: string,
-  signal: AbortSignal,
-  pace: Spend | undefined,
-) {
+async function checkFile(shard: Shard, location: BlobLocation, name: string, signal: AbortSignal, turn: Turn) {
   const open = await openPresentFile(shard, name)
   try {
     if ((await open.file.size()) !== location.bytes) return 'length of the file'
@@ -66,9 +65,9 @@ async function checkFile(
     const blockCount = Math.ceil(location.bytes / blockBytes)
     for (let block = 0; block < blockCount; block += blocksAtOnce) {
       signal.throwIfAborted()
-      const read = await reader.read(buffer, block, Math.min(blocksAtOnce, blockCount - block))
-      sha256.update(read)
-      await pace?.(read.length)
+      const count = Math.min(blocksAtOnce, blockCount - block)
+      const bytes = Math.min(count * blockBytes, location.bytes - block * blockBytes)
+      await turn(bytes, async () => sha256.update(await reader.read(buffer, block, count)))
     }
     return sha256.digest('hex') === digestIn(name) ? undefined : 'sha256 of the blob'
   } finally {

@@ -9,7 +9,6 @@ import { blobName } from '../../storage-node/blob-name.ts'
 import { chooseSegment, Compaction } from '../../storage-node/compact.ts'
 import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
 import { findReference } from '../../storage-node/lists.ts'
-import { ratioAt } from '../../storage-node/pace.ts'
 import type { ShardIndex } from '../../storage-node/index.ts'
 import { newRecord } from '../../storage-node/log.ts'
 import { Shard } from '../../storage-node/shard.ts'
@@ -48,7 +47,7 @@ async function openShard(fs: StoreFs, folder: string, limits: Partial<StorageNod
   return shard
 }
 
-const compaction = (fs: StoreFs, shard: Shard): Compaction => new Compaction({ fs, shard, load: () => 0 })
+const compaction = (fs: StoreFs, shard: Shard): Compaction => new Compaction({ fs, shard })
 
 function appendBlob(shard: Shard, blob: TestBlob): Promise<void> {
   const { body, ...key } = blob
@@ -480,11 +479,6 @@ t.test('the segment of which most is dead is chosen, and none that is hardly wor
   const facts = (segment: number, bytes: number, neededBytes: number) => ({ segment, bytes, neededBytes })
   t.equal(chooseSegment([facts(1, 100, 70), facts(2, 100, 30), facts(3, 10, 4)], 0.4)?.segment, 2)
   t.equal(chooseSegment([facts(1, 100, 61), facts(2, 0, 0)], 0.4), undefined)
-})
-
-t.test('background work keeps its rate while the process is idle and an eighth of it while it is busy', async t => {
-  t.same([0, 0.3, 0.8, 1].map(ratioAt), [1, 1, 0.125, 0.125])
-  t.ok(ratioAt(0.5) < ratioAt(0.4))
 })
 
 function mulberry32(seed: number): () => number {

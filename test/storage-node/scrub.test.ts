@@ -49,7 +49,7 @@ async function world(t: Test, limits: Partial<StorageNodeLimits> = {}, fs: Store
   const open = async (): Promise<Pick<World, 'shard' | 'scrub'>> => {
     const shard = new Shard(deps, { id: shardA, folder, weight: 1 })
     await shard.start(marker, true)
-    return { shard, scrub: new Scrub({ fs, shard, load: () => 0 }) }
+    return { shard, scrub: new Scrub({ fs, shard }) }
   }
   const made: World = {
     ...(await open()),
@@ -204,7 +204,7 @@ t.test('what two save at once is both saved', async t => {
   await Promise.all([scrub.command('pause'), scrub.expireQuarantine(), scrub.expireQuarantine()])
   t.equal(scrub.status.state, 'paused')
   t.equal((await readScrubState(nodeFs, folder)).paused, true)
-  const after = new Scrub({ fs: nodeFs, shard, load: () => 0 })
+  const after = new Scrub({ fs: nodeFs, shard })
   await after.run()
   t.equal(after.status.state, 'paused')
 })
@@ -225,7 +225,7 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
     await appendSmall(here.shard, blob)
     await here.shard.drop(blob, 'deleted')
   }
-  const compact = new Compaction({ fs: nodeFs, shard: here.shard, load: () => 0 })
+  const compact = new Compaction({ fs: nodeFs, shard: here.shard })
   await compact.run()
   t.ok(compact.freedBytes > 10_000)
   t.same(await names(), expected, 'compacted')
@@ -241,7 +241,7 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
   t.equal(await here.shard.drop(blobs[1], 'deleted'), 'missing')
   t.equal((await names()).length, 1, 'one is not wanted')
   const left = await names()
-  await new Compaction({ fs: nodeFs, shard: here.shard, load: () => 0 }).run()
+  await new Compaction({ fs: nodeFs, shard: here.shard }).run()
   await here.restart(true)
   t.same(await names(), left)
   t.equal(here.shard.lossCount, 1)
@@ -300,14 +300,14 @@ t.test('a pass is paused, goes on after a restart where it was, and the next one
   const before = (await readScrubState(nodeFs, here.folder)).pass
   t.ok(before !== undefined && before.blobs >= 5 && before.blobs < 30, `${before?.blobs} blobs`)
   await here.scrub.command('start')
-  const again = new Scrub({ fs: nodeFs, shard: here.shard, load: () => 0 })
+  const again = new Scrub({ fs: nodeFs, shard: here.shard })
   const going = again.run()
   while ((again.status.pass?.blobs ?? 0) <= (before?.blobs ?? 0)) await new Promise(done => setTimeout(done, 20))
   t.equal(again.status.pass?.startedAt, before?.startedAt, 'the same pass')
   again.stop()
   await going
   await writeFile(join(here.folder, 'scrub.json'), 'rot')
-  const fresh = new Scrub({ fs: nodeFs, shard: here.shard, load: () => 0 })
+  const fresh = new Scrub({ fs: nodeFs, shard: here.shard })
   t.equal((await readScrubState(nodeFs, here.folder)).pass, undefined, 'a rotten file costs the place only')
   fresh.stop()
 })

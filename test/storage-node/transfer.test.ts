@@ -289,7 +289,7 @@ t.test('what a node pulls has so many slots and so many bytes a second, together
         resolve()
       })
     })
-  const all = Array.from({ length: 6 }, () => limit.run(1, signal, work))
+  const all = Array.from({ length: 6 }, () => limit.run(1, { signal }, work))
   const done = Promise.all(all)
   while (ends.length < 6 || running > 0) {
     now += 1
@@ -300,9 +300,9 @@ t.test('what a node pulls has so many slots and so many bytes a second, together
   await done
   t.equal(most, 2)
   now += 1_000
-  await limit.run(50_000, signal, async () => undefined)
+  await limit.run(50_000, { signal }, async () => undefined)
   const began = performance.now()
-  await limit.run(1, signal, async () => undefined)
+  await limit.run(1, { signal }, async () => undefined)
   t.ok(performance.now() - began >= 40, 'it waits until those before it have used up their time')
-  await t.rejects(limit.run(1, AbortSignal.abort(), work), { name: 'AbortError' })
+  await t.rejects(limit.run(1, { signal: AbortSignal.abort() }, work), { name: 'AbortError' })
 })
