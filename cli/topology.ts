@@ -7,10 +7,11 @@ import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { awaitRun, progressText, runText, shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
-export const topologyUsage = `holdfast topology show
+export const topologyUsage = `holdfast topology show [--by-bytes]   (by bytes: how full each shard is for its weight)
 holdfast topology plan <change>...    (what would move; changes nothing)
 holdfast topology apply <change>...   (one at a time; several changes in one go move less)
 holdfast topology plan | apply --replicas <number>   (copies of everything; with other changes or alone)
+holdfast topology plan | apply --by-bytes   (where counts are even and bytes are not: swaps within a zone, 5 % of all bytes at most)
 holdfast topology pause | resume | abort
 holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
 holdfast shard drain | remove | out | in <shard>
@@ -23,6 +24,7 @@ A <change> is one of the last five in quotes, with the weight as its last word: 
 export const topologyOptions = {
   weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, 'must be a number'], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
   replicas: { kind: 'string', pattern: [/^\d{1,2}$/, 'must be a number'], doc: 'Copies of everything from now on.' },
+  byBytes: { kind: 'bool', default: false, doc: 'Look at bytes; with plan and apply: swap partitions to spread them better.' }, // prettier-ignore
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
   force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
@@ -40,6 +42,7 @@ export function topology(source: ConfigSource, write?: Writer): Promise<number> 
       const { replicas } = command.config
       const isPlanned = verb === 'plan' || verb === 'apply'
       if (replicas !== undefined && !isPlanned) throw unknown(`topology ${verb} --replicas`)
+      if (command.config.byBytes && !isPlanned && verb !== 'show') throw unknown(`topology ${verb} --by-bytes`)
       const changes = (): WantedChange[] => [
         ...more.map(changeOfText),
         ...(replicas === undefined ? [] : [{ op: 'replicas' as const, replicas: Number(replicas) }]),
@@ -106,14 +109,14 @@ export function changeOf(words: readonly string[], weightText: string | undefine
 const unknown = (words: string): HoldfastError =>
   new HoldfastError('CONFIG_INVALID', `what does '${words}' mean? Try:\n${topologyUsage}`)
 
-async function show({ client, print }: Command): Promise<number> {
-  const view = (await client.call('GET', '/topology')) as TopologyView
+async function show({ client, config, print }: Command): Promise<number> {
+  const view = (await client.call('GET', `/topology${config.byBytes ? '?bytes=true' : ''}`)) as TopologyView
   print(topologyText(view), view)
   return 0
 }
 
 async function showPlan({ client, config, print }: Command, changes: readonly WantedChange[]): Promise<number> {
-  const plan = (await client.call('POST', '/topology/plan', { changes, ...rateOf(config) })) as PlanView
+  const plan = (await client.call('POST', '/topology/plan', { changes, ...optionsOf(config) })) as PlanView
   print(planText(plan), plan)
   return plan.problems.length === 0 ? 0 : 1
 }
@@ -121,7 +124,7 @@ async function showPlan({ client, config, print }: Command, changes: readonly Wa
 async function applyChanges(command: Command, changes: readonly WantedChange[]): Promise<number> {
   const { client, config } = command
   if (config.plan) return showPlan(command, changes)
-  const body = { changes, force: config.force, ...rateOf(config) }
+  const body = { changes, force: config.force, ...optionsOf(config) }
   return begun(command, (await client.call('POST', '/topology/changes', body)) as JobRun)
 }
 
@@ -145,13 +148,19 @@ async function begun({ client, config, print }: Command, run: JobRun): Promise<n
 const rateOf = ({ rate }: Command['config']): { bytesPerSecond?: number } =>
   rate === undefined ? {} : { bytesPerSecond: Number(rate) }
 
-function topologyText({ epoch, replicas, copies, change, run, shards, unassigned }: TopologyView): string {
+const optionsOf = (config: Command['config']): { bytesPerSecond?: number; byBytes?: boolean } => ({
+  ...rateOf(config),
+  ...(config.byBytes ? { byBytes: true } : {}),
+})
+
+function topologyText({ epoch, replicas, copies, change, run, shards, spread, unassigned }: TopologyView): string {
   const rows = shards.map(one => [
     one.zone,
     one.node,
     one.shard,
     String(one.weight),
     String(one.partitions),
+    ...(spread === undefined ? [] : [humanBytes(one.bytes ?? 0)]),
     one.leaving === 0 ? '-' : String(one.leaving),
     one.since === undefined ? one.state : `${one.state} since ${shortTime(one.since)}`,
   ])
@@ -162,13 +171,15 @@ function topologyText({ epoch, replicas, copies, change, run, shards, unassigned
       ? `all partitions are settled${run === null ? '' : ', the last old copies go'}`
       : `change of epoch ${change.since}: ${change.state}, ${change.unsettled} partitions left${progress}`,
     '',
-    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'LEAVING', 'STATE'], rows),
+    textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', ...(spread === undefined ? [] : ['BYTES']), 'LEAVING', 'STATE'], rows), // prettier-ignore
+    ...(spread?.zones ?? []).map(one => `zone ${one.zone}: ${humanBytes(one.bytes)}, fullest shard ${one.shard ?? 'none'} has ${one.max.toFixed(3)} of its share`), // prettier-ignore
+    ...(spread === undefined || spread.unknownPartitions === 0 ? [] : [`! of ${spread.unknownPartitions} partitions no owner says how many bytes they have: they are not counted`]), // prettier-ignore
     ...unassigned.map(one => `! shard ${one.shard} of node ${one.node} is in no cluster map: 'shard add ${one.shard}'`),
   ].join('\n')
 }
 
 function planText(plan: PlanView): string {
-  const { partitions, copies, copiesMin, replicas, zones, balance, shards, estimate, problems } = plan
+  const { partitions, copies, copiesMin, replicas, zones, balance, shards, estimate, problems, byBytes } = plan
   const rows = shards.map(one => [
     one.zone,
     one.node,
@@ -184,6 +195,7 @@ function planText(plan: PlanView): string {
       ? []
       : [`${replicas.after} copies of everything instead of ${replicas.before}`]),
     `${partitions} partitions get other owners: ${copies} copies move, ${copiesMin} is the least`,
+    ...(byBytes === undefined ? [] : [swapsText(byBytes)]),
     `about ${humanBytes(bytes)} in ${blobs} blobs, ${references} references: about ${humanSeconds(seconds)}${longest}`,
     ...(bytesFreed === 0 ? [] : [`about ${humanBytes(bytesFreed)} of old copies go to the trash`]),
     ...(unknownPartitions === 0 ? [] : [`! no owner of ${unknownPartitions} partitions answers: they are not counted`]),
@@ -192,6 +204,12 @@ function planText(plan: PlanView): string {
     textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'MOVES'], rows),
     ...problems.map(problem => `! ${problem}`),
   ].join('\n')
+}
+
+function swapsText({ swaps, bytes, spread }: NonNullable<PlanView['byBytes']>): string {
+  const zones = spread.map(one => `zone ${one.zone} ${one.before.toFixed(3)} -> ${one.after.toFixed(3)}`).join(', ')
+  const text = swaps === 0 ? 'no swap would spread the bytes better' : `${swaps} swaps, ${humanBytes(bytes)}`
+  return `${text}; bytes of the fullest shard of its share: ${zones}`
 }
 
 function humanSeconds(seconds: number): string {

@@ -231,6 +231,8 @@ export interface PartitionSummary {
   readonly blobs: SetSummary
   /** Of the texts `<repository/path>@<version>`. */
   readonly references: SetSummary
+  /** Of the blobs. Nodes of older releases do not tell. */
+  readonly bytes?: number
 }
 
 /** GET /v1/entries/<shard>/<ppp>?of=blobs|references&after=…&limit=…: names only, from the index, in the order of their keys. */

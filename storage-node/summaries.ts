@@ -53,14 +53,15 @@ export class Summaries {
   /** Of the partitions from `from` to before `to`, in one pass over the index: most of them may well be empty. */
   async #compute(shard: Shard, from: number, to: number): Promise<PartitionSummary[]> {
     const before = this.#changes.slice(from, to)
-    const blobs = await digestsOf(shard, 'blobs', from, to)
-    const references = await digestsOf(shard, 'references', from, to)
+    const blobs = await contentsOf(shard, 'blobs', from, to)
+    const references = await contentsOf(shard, 'references', from, to)
     return Array.from(before, (changes, index) => {
       const partition = from + index
       const summary = {
         partition,
-        blobs: blobs.get(partition)?.finish() ?? emptySet,
-        references: references.get(partition)?.finish() ?? emptySet,
+        blobs: blobs.get(partition)?.digest.finish() ?? emptySet,
+        references: references.get(partition)?.digest.finish() ?? emptySet,
+        bytes: blobs.get(partition)?.bytes ?? 0,
       }
       if (this.#changes[partition] === changes) this.#known.set(partition, summary)
       return summary
@@ -68,9 +69,14 @@ export class Summaries {
   }
 }
 
+interface Contents {
+  readonly digest: SetDigest
+  bytes: number
+}
+
 /** Of each partition with anything in it. */
-async function digestsOf(shard: Shard, kind: EntryKind, from: number, to: number): Promise<Map<number, SetDigest>> {
-  const digests = new Map<number, SetDigest>()
+async function contentsOf(shard: Shard, kind: EntryKind, from: number, to: number): Promise<Map<number, Contents>> {
+  const contents = new Map<number, Contents>()
   const prefix = prefixOf(kind)
   const before = to < partitionCount ? { before: prefix + partitionName(to) } : {}
   for (let after = prefix + partitionName(from), more = true; more;) {
@@ -78,15 +84,16 @@ async function digestsOf(shard: Shard, kind: EntryKind, from: number, to: number
     const found = await shard.lookUp(index => index.list({ prefix, after: start, ...before, limit: pageCount }))
     for (const [key, value] of found) {
       const partition = Number.parseInt(key.slice(2, 5), 16)
-      let digest = digests.get(partition)
-      if (digest === undefined) digests.set(partition, (digest = new SetDigest()))
+      let content = contents.get(partition)
+      if (content === undefined) contents.set(partition, (content = { digest: new SetDigest(), bytes: 0 }))
       const entry = entryOf(kind, key.slice(6), value)
-      digest.add(entry.version === undefined ? entry.key : `${entry.key}@${entry.version}`)
+      content.digest.add(entry.version === undefined ? entry.key : `${entry.key}@${entry.version}`)
+      content.bytes += entry.bytes ?? 0
     }
     after = found.at(-1)?.[0] ?? after
     more = found.length === pageCount
   }
-  return digests
+  return contents
 }
 
 /** Names in the order of their keys: `<digest>.<generation>`, or `<repository/path>` with its version. Rejects with SHARD_FAILED. */

@@ -26,6 +26,12 @@ const bytesPerSecond = Type.Optional(
     description: 'That each node gets; 64 MiB unless told',
   }),
 )
+const byBytes = Type.Optional(
+  Type.Boolean({
+    description:
+      'Also swap partitions between shards of a zone where counts are even and bytes are not: 5 % of all bytes at most',
+  }),
+)
 const planView = Type.Object({
   epoch: Type.Integer(),
   partitions: Type.Integer({ description: 'Partitions that get another owner' }),
@@ -63,6 +69,23 @@ const planView = Type.Object({
     unknownPartitions: Type.Integer({ description: 'Of which no owner answers' }),
   }),
   problems: Type.Array(Type.String(), { description: 'Why it is refused unless it is forced' }),
+  byBytes: Type.Optional(
+    Type.Object(
+      {
+        swaps: Type.Integer(),
+        bytes: Type.Integer({ description: 'That they copy' }),
+        spread: Type.Array(
+          Type.Object({
+            zone: Type.String(),
+            bytes: Type.Integer(),
+            before: Type.Number({ description: 'Bytes of the fullest shard relative to its share by weight' }),
+            after: Type.Number(),
+          }),
+        ),
+      },
+      { description: 'Of a plan by bytes' },
+    ),
+  ),
 })
 const run = Type.Object(
   { id: Type.Integer(), job: Type.String(), state: Type.String() },
@@ -91,7 +114,24 @@ const topologyView = Type.Object({
       leaving: Type.Integer({ description: 'Partitions it has not handed over yet' }),
       state: Type.String({ description: 'Of its node: up, suspect, down, draining; out: of the shard' }),
       since: Type.Optional(Type.Number({ description: 'Since when it is away or out; ms since 1970' })),
+      bytes: Type.Optional(Type.Integer({ description: 'Of the partitions it owns, with ?bytes=true' })),
     }),
+  ),
+  spread: Type.Optional(
+    Type.Object(
+      {
+        zones: Type.Array(
+          Type.Object({
+            zone: Type.String(),
+            bytes: Type.Integer(),
+            shard: Type.Optional(Type.String({ description: 'The fullest for its weight' })),
+            max: Type.Number({ description: 'Its bytes relative to its share by weight' }),
+          }),
+        ),
+        unknownPartitions: Type.Integer({ description: 'Of which no owner says how many bytes they have' }),
+      },
+      { description: 'How evenly bytes follow the weights, with ?bytes=true' },
+    ),
   ),
   unassigned: Type.Array(Type.Object({ shard: Type.String(), node: Type.String(), weight: Type.Number() }), {
     description: 'Shards that nodes have and the cluster map has not',
@@ -105,8 +145,19 @@ const admin = { access: { demands: [{ action: 'admin' }] } } as const
 export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
   app.get(
     '/topology',
-    { config: admin, schema: { tags, summary: 'Owners, and the change under way', response: { 200: topologyView, default: errorAnswer } } }, // prettier-ignore
-    async () => topology.show(),
+    {
+      config: admin,
+      schema: {
+        tags,
+        summary: 'Owners, and the change under way',
+        querystring: Type.Object(
+          { bytes: Type.Optional(Type.Literal('true', { description: 'Ask all shards how many bytes they have' })) },
+          closed,
+        ),
+        response: { 200: topologyView, default: errorAnswer },
+      },
+    },
+    async request => topology.show(request.query.bytes === 'true'),
   )
   app.post(
     '/topology/plan',
@@ -115,11 +166,11 @@ export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
       schema: {
         tags,
         summary: 'What a change would move; changes nothing',
-        body: Type.Object({ changes, bytesPerSecond }, closed),
+        body: Type.Object({ changes, bytesPerSecond, byBytes }, closed),
         response: { 200: planView, default: errorAnswer },
       },
     },
-    async request => topology.plan(request.body.changes, request.body.bytesPerSecond),
+    async ({ body: { changes: wanted, ...options } }) => topology.plan(wanted, options),
   )
   app.post(
     '/topology/changes',
@@ -129,16 +180,15 @@ export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
         tags,
         summary: 'Carry out a change',
         description: 'One at a time: CONFLICT until the one before is settled.',
-        body: Type.Object({ changes, force: Type.Optional(Type.Boolean()), bytesPerSecond }, closed),
+        body: Type.Object({ changes, force: Type.Optional(Type.Boolean()), bytesPerSecond, byBytes }, closed),
         response: { 202: run, default: errorAnswer },
       },
     },
     async (request, reply) => {
-      const { changes: wanted, force = false, bytesPerSecond: rate } = request.body
+      const { changes: wanted, force = false, ...options } = request.body
       const user = request.principal.name
-      request.auditSubject = JSON.stringify(wanted).slice(0, 500)
-      const options = { user, force, ...(rate === undefined ? {} : { bytesPerSecond: rate }) }
-      return reply.code(202).send(await topology.apply(wanted, options))
+      request.auditSubject = `${options.byBytes === true ? 'by bytes ' : ''}${JSON.stringify(wanted)}`.slice(0, 500)
+      return reply.code(202).send(await topology.apply(wanted, { ...options, user, force }))
     },
   )
   const verbs = {

@@ -1,6 +1,8 @@
 /** What the task `rebalance` is told to do, and how a change is called in its log. */
 import { HoldfastError } from '../../shared/errors.ts'
+import { partitionCount } from '../../shared/partition.ts'
 import type { TopologyChange } from '../../shared/placement/changes.ts'
+import { swapsMax } from '../../shared/placement/swaps.ts'
 import type { JobParams } from './job.ts'
 
 /** That each node gets: half of what one hard disk takes. */
@@ -33,6 +35,8 @@ export function textOf(change: TopologyChange): string {
       return `shard ${change.shard} is out`
     case 'in':
       return `shard ${change.shard} is in again`
+    case 'swap':
+      return `${change.swaps.length} swaps of partitions for the sake of bytes`
   }
 }
 
@@ -71,6 +75,7 @@ const fieldsOf: Readonly<Record<TopologyChange['op'], readonly string[]>> = {
   replicas: ['replicas'],
   out: ['shard', 'since', 'auto'],
   in: ['shard'],
+  swap: ['swaps'],
 }
 /** Of fields that are no texts. */
 const typeOf: Readonly<Record<string, string>> = {
@@ -78,6 +83,7 @@ const typeOf: Readonly<Record<string, string>> = {
   replicas: 'number',
   since: 'number',
   auto: 'boolean',
+  swaps: 'object',
 }
 
 function isChange(value: unknown): value is TopologyChange {
@@ -86,5 +92,18 @@ function isChange(value: unknown): value is TopologyChange {
   const fields =
     typeof op === 'string' && Object.hasOwn(fieldsOf, op) ? fieldsOf[op as TopologyChange['op']] : undefined
   if (fields === undefined || Object.keys(rest).length !== fields.length) return false
-  return fields.every(name => typeof rest[name] === (typeOf[name] ?? 'string'))
+  return (
+    fields.every(name => typeof rest[name] === (typeOf[name] ?? 'string')) && (op !== 'swap' || areSwaps(rest['swaps']))
+  )
 }
+
+function areSwaps(value: unknown): boolean {
+  if (!Array.isArray(value) || value.length > swapsMax) return false
+  return value.every((swap: unknown) => {
+    if (typeof swap !== 'object' || swap === null || Object.keys(swap).length !== 4) return false
+    const { partition, from, other, to } = swap as Record<string, unknown>
+    return [partition, from, other, to].every(number => isNatural(number)) && Math.max(Number(partition), Number(other)) < partitionCount // prettier-ignore
+  })
+}
+
+const isNatural = (value: unknown): boolean => Number.isSafeInteger(value) && Number(value) >= 0

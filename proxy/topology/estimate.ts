@@ -1,12 +1,13 @@
-/** What a change of topology will have to copy: counts from the shards' summaries, sizes from a sample of names. */
+/** What a change of topology will have to copy, from the shards' summaries; of nodes that do not tell bytes, from a sample of names. */
 import { atMost } from '../../shared/at-most.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
-import { partitionCount } from '../../shared/partition.ts'
 import type { PartitionMove } from '../../shared/placement/transition.ts'
-import type { ShardSummary } from '../tasks/compare-sets.ts'
-import { entriesPage, summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
+import { emptySet } from '../../shared/set-digest.ts'
+import type { PartitionSummary } from '../../shared/wire.ts'
+import { entriesPage, type ContentsDeps } from '../tasks/shard-contents.ts'
+import { allSummaries, type ShardSummaries } from './partition-bytes.ts'
 
 const shardsAtOnce = 8
 const sampledPartitions = 24
@@ -48,51 +49,64 @@ export function nodesOf({ shards }: Pick<ClusterMap, 'shards'>): CopyRates['node
   return shard => nodes.get(shard) ?? ''
 }
 
-/** Never rejects for a shard that is away: another old owner is counted, or the partition is unknown. */
+/** Never rejects for a shard that is away: another old owner is counted, or the partition is unknown. `known`: what shards said a moment ago. */
 export async function estimateMoves(
   deps: ContentsDeps,
   moves: readonly PartitionMove[],
   rates: CopyRates,
   signal: AbortSignal,
+  known?: ShardSummaries,
 ): Promise<MovesEstimate> {
-  const summaries = await allSummaries(deps, moves, signal)
-  let [blobs, references, released, unknownPartitions] = [0, 0, 0, 0]
-  const filled: { partition: number; shard: ShardId }[] = []
-  const blobsTo = new Map<string, number>()
-  const referencesTo = new Map<string, number>()
+  const summaries = known ?? (await allSummaries(deps, moves.flatMap(({ from }) => from as readonly ShardId[]), signal)) // prettier-ignore
+  const [blobsTo, referencesTo, bytesTo] = [
+    new Map<string, number>(),
+    new Map<string, number>(),
+    new Map<string, number>(),
+  ]
+  const sums = { blobs: 0, references: 0, bytes: 0, bytesFreed: 0, unknownPartitions: 0 }
+  const meanOf = await meanBytes(deps, moves, summaries, signal)
   for (const { partition, from, to } of moves) {
-    const shard = from.find(id => summaries.has(id as ShardId)) as ShardId | undefined
+    const shard = answering(from, summaries)
     if (shard === undefined) {
-      unknownPartitions += 1
+      sums.unknownPartitions += 1
       continue
     }
+    const { blobs, references, bytes } = summaries.get(shard)?.get(partition) ?? nothing
+    const size = bytes ?? blobs.count * meanOf
     const targets = to.filter(id => !from.includes(id))
-    const summary = summaries.get(shard)?.get(partition)
-    const count = summary?.blobs.count ?? 0
-    blobs += targets.length * count
-    released += from.filter(id => !to.includes(id)).length * count
-    const named = summary?.references.count ?? 0
-    references += targets.length * named
-    for (const id of targets) referencesTo.set(id, (referencesTo.get(id) ?? 0) + named)
-    if (count === 0) continue
-    filled.push({ partition, shard })
-    for (const id of targets) blobsTo.set(id, (blobsTo.get(id) ?? 0) + count)
+    sums.blobs += targets.length * blobs.count
+    sums.references += targets.length * references.count
+    sums.bytes += targets.length * size
+    sums.bytesFreed += from.filter(id => !to.includes(id)).length * size
+    for (const id of targets) {
+      add(blobsTo, id, blobs.count)
+      add(referencesTo, id, references.count)
+      add(bytesTo, id, size)
+    }
   }
-  const mean = await meanBytes(deps, filled, signal)
-  const bytes = Math.round(blobs * mean)
-  const bytesTo = new Map([...blobsTo].map(([id, number]) => [id, Math.round(number * mean)]))
   const { seconds, ...slowest } = slowestNode({ blobsTo, referencesTo, bytesTo }, rates)
+  const items = sums.blobs + sums.references
   return {
-    blobs,
-    references,
-    bytes,
-    bytesFreed: Math.round(released * mean),
-    seconds:
-      moves.length === 0 ? 0 : Math.ceil(Math.max(seconds, (blobs + references) / itemsPerSecond)) + fixedSeconds,
-    unknownPartitions,
+    ...sums,
+    bytes: Math.round(sums.bytes),
+    bytesFreed: Math.round(sums.bytesFreed),
+    seconds: moves.length === 0 ? 0 : Math.ceil(Math.max(seconds, items / itemsPerSecond)) + fixedSeconds,
     ...slowest,
     bytesTo,
   }
+}
+
+const nothing: Pick<PartitionSummary, 'blobs' | 'references' | 'bytes'> = {
+  blobs: emptySet,
+  references: emptySet,
+  bytes: 0,
+}
+
+const answering = (from: readonly string[], summaries: ShardSummaries): ShardId | undefined =>
+  (from as readonly ShardId[]).find(id => summaries.has(id))
+
+function add(to: Map<string, number>, id: string, count: number): void {
+  if (count > 0) to.set(id, Math.round((to.get(id) ?? 0) + count))
 }
 
 /** How long it takes, if all nodes get theirs at the same time. */
@@ -114,31 +128,21 @@ function slowestNode(
   return found
 }
 
-async function allSummaries(
-  deps: ContentsDeps,
-  moves: readonly PartitionMove[],
-  signal: AbortSignal,
-): Promise<ReadonlyMap<ShardId, ShardSummary>> {
-  const shards = [...new Set(moves.flatMap(({ from }) => from as readonly ShardId[]))]
-  const found = new Map<ShardId, ShardSummary>()
-  await atMost(shardsAtOnce, shards, async shard => {
-    try {
-      found.set(shard, await summariesOf(deps, shard, { from: 0, count: partitionCount }, signal))
-    } catch (error) {
-      if (!isHoldfastError(error)) throw error
-    }
-  })
-  return found
-}
-
-/** Of blobs in partitions spread over all; 0 where there are none. */
+/** Of blobs in partitions, spread over all, whose shards do not tell their bytes; 0 where there are none. */
 async function meanBytes(
   deps: ContentsDeps,
-  filled: readonly { readonly partition: number; readonly shard: ShardId }[],
+  moves: readonly PartitionMove[],
+  summaries: ShardSummaries,
   signal: AbortSignal,
 ): Promise<number> {
-  const step = Math.max(1, Math.floor(filled.length / sampledPartitions))
-  const sample = filled.filter((_, index) => index % step === 0).slice(0, sampledPartitions)
+  const unsaid = moves.flatMap(({ partition, from }) => {
+    const shard = answering(from, summaries)
+    const summary = shard && summaries.get(shard)?.get(partition)
+    if (shard === undefined || summary === undefined || summary.bytes !== undefined) return []
+    return summary.blobs.count === 0 ? [] : { partition, shard }
+  })
+  const step = Math.max(1, Math.floor(unsaid.length / sampledPartitions))
+  const sample = unsaid.filter((_, index) => index % step === 0).slice(0, sampledPartitions)
   let [bytes, count] = [0, 0]
   await atMost(shardsAtOnce, sample, async ({ partition, shard }) => {
     try {

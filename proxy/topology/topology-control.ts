@@ -4,6 +4,7 @@ import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { planChanges, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
+import { byteSpread, type ByteSpread } from '../../shared/placement/bytes.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import { shardPartitions } from '../../shared/placement/transition.ts'
 import type { NodeStatus } from '../../shared/wire.ts'
@@ -14,6 +15,7 @@ import type { HealthTable } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
+import { bytesOfShards, heldBytes, swapsView, withSwaps, type Held, type SwapsView } from './by-bytes.ts'
 import { estimateMoves, nodesOf, type Estimate, type MovesEstimate } from './estimate.ts'
 
 const task = 'rebalance'
@@ -27,10 +29,16 @@ export type WantedChange =
   | { readonly op: 'drain-shard' | 'remove-shard' | 'out-shard' | 'in-shard'; readonly shard: string }
   | { readonly op: 'replicas'; readonly replicas: number }
 
-export interface ApplyOptions {
+export interface PlanOptions {
+  /** That each node gets. */
+  readonly bytesPerSecond?: number
+  /** Swap partitions where counts are even and bytes are not. */
+  readonly byBytes?: boolean
+}
+
+export interface ApplyOptions extends PlanOptions {
   readonly user: string
   readonly force: boolean
-  readonly bytesPerSecond?: number
 }
 
 export interface PlanView extends Omit<TopologyPlan, 'next' | 'moves' | 'report'> {
@@ -40,6 +48,8 @@ export interface PlanView extends Omit<TopologyPlan, 'next' | 'moves' | 'report'
   readonly copiesMin: number
   readonly balance: { readonly max: number; readonly min: number }
   readonly estimate: Estimate
+  /** Of a plan by bytes. */
+  readonly byBytes?: SwapsView
 }
 
 export interface TopologyView {
@@ -66,7 +76,11 @@ export interface TopologyView {
     /** As in `holdfast status`, and since when (ms since 1970) if it is away or out. */
     readonly state: string
     readonly since?: number
+    /** Of the partitions it owns, if they were asked for. */
+    readonly bytes?: number
   }[]
+  /** If it was asked for: how evenly bytes follow the weights in each zone, as far as owners say. */
+  readonly spread?: { readonly zones: ByteSpread[]; readonly unknownPartitions: number }
   /** Shards that nodes have, and the map has not. */
   readonly unassigned: { readonly shard: string; readonly node: string; readonly weight: number }[]
 }
@@ -87,8 +101,10 @@ export class TopologyControl {
     this.#deps = deps
   }
 
-  async show(): Promise<TopologyView> {
+  async show(byBytes = false): Promise<TopologyView> {
     const map = await this.#newestMap()
+    const held = byBytes ? await heldBytes(this.#deps, map) : undefined
+    const bytes = held && bytesOfShards(map, held)
     const zones = new Map<string, string>(map.nodes.map(({ id, zone }) => [id, zone]))
     const { run } = await this.#deps.jobs.get(task)
     const unsettled = this.#deps.view.current().unsettled().length
@@ -117,37 +133,52 @@ export class TopologyControl {
         const { owned = 0, leaving = 0 } = partitions.get(id) ?? {}
         const state =
           out === undefined ? (states.get(node) ?? { state: 'unknown' }) : { state: 'out', since: out.since }
-        return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving, ...state }
+        const own = bytes === undefined ? {} : { bytes: bytes.get(id) ?? 0 }
+        return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving, ...state, ...own }
       }),
+      ...(held && { spread: { zones: byteSpread(map, held.bytes), unknownPartitions: held.unknown } }),
       unassigned: reported.filter(({ shard }) => !known.has(shard)),
     }
   }
 
   /** What would move. Throws what `apply` would be refused with, but for problems that can be forced. */
-  async plan(wanted: readonly WantedChange[], bytesPerSecond = bytesPerSecondDefault): Promise<PlanView> {
-    const map = await this.#newestMap()
-    const plan = planChanges(map, await this.#resolve(map, wanted))
-    const { bytesTo, ...estimate } = await this.#estimate(plan, bytesPerSecond)
-    return viewOf(plan, estimate, [...plan.problems, ...(await this.#withoutRoom(plan, bytesTo))])
+  async plan(wanted: readonly WantedChange[], { bytesPerSecond, byBytes }: PlanOptions = {}): Promise<PlanView> {
+    const { map, changes, held } = await this.#changesOf(wanted, byBytes)
+    const plan = planChanges(map, changes)
+    const { bytesTo, ...estimate } = await this.#estimate(plan, held, bytesPerSecond)
+    const view = viewOf(plan, estimate, [...plan.problems, ...(await this.#withoutRoom(plan, bytesTo))])
+    return held === undefined ? view : { ...view, byBytes: swapsView(map, plan.next, changes, held) }
   }
 
   /**
-   * Starts the change: CONFLICT while another one is not settled, TOPOLOGY_INVALID for one with problems (fewer copies or zones, blobs on
-   * a shard that is removed, no room on one that gets copies) unless it is forced. Resolves with the run of the task that carries it out.
+   * Starts the change: CONFLICT while another one is not settled, or if there is nothing to swap; TOPOLOGY_INVALID for one with problems
+   * (fewer copies or zones, blobs on a shard that is removed, no room on one that gets copies) unless it is forced. Resolves with the run
+   * of the task that carries it out.
    */
-  async apply(wanted: readonly WantedChange[], { user, force, bytesPerSecond }: ApplyOptions): Promise<JobRun> {
-    if (wanted.length === 0) throw new HoldfastError('BAD_REQUEST', 'no change is named')
-    const map = await this.#newestMap()
-    const changes = await this.#resolve(map, wanted)
+  async apply(wanted: readonly WantedChange[], options: ApplyOptions): Promise<JobRun> {
+    const { user, force, bytesPerSecond, byBytes = false } = options
+    if (wanted.length === 0 && !byBytes) throw new HoldfastError('BAD_REQUEST', 'no change is named')
+    const { map, changes, held } = await this.#changesOf(wanted, byBytes)
+    if (changes.length === 0) throw new HoldfastError('CONFLICT', 'no swap would spread the bytes better')
     const plan = planChanges(map, changes)
     if (!force) {
-      const { bytesTo } = await this.#estimate(plan)
+      const { bytesTo } = await this.#estimate(plan, held)
       const more = await Promise.all([this.#leftOn(map, changes), this.#withoutRoom(plan, bytesTo)])
       const problems = [...plan.problems, ...more.flat()]
       if (problems.length > 0) throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
     }
     const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
     return this.#deps.jobs.run(task, user, { changes, epoch: map.epoch, force, ...rate })
+  }
+
+  async #changesOf(
+    wanted: readonly WantedChange[],
+    byBytes = false,
+  ): Promise<{ readonly map: ClusterMap; readonly changes: TopologyChange[]; readonly held: Held | undefined }> {
+    const map = await this.#newestMap()
+    const changes = await this.#resolve(map, wanted)
+    const held = byBytes ? await heldBytes(this.#deps, map) : undefined
+    return { map, changes: held === undefined ? changes : withSwaps(map, changes, held), held }
   }
 
   /** CONFLICT if it does not run. */
@@ -179,9 +210,13 @@ export class TopologyControl {
     return map
   }
 
-  #estimate({ moves, next }: TopologyPlan, bytesPerSecond = bytesPerSecondDefault): Promise<MovesEstimate> {
+  #estimate(
+    { moves, next }: TopologyPlan,
+    held: Held | undefined,
+    bytesPerSecond = bytesPerSecondDefault,
+  ): Promise<MovesEstimate> {
     const rates = { bytesPerSecond, nodeOf: nodesOf(next) }
-    return estimateMoves(this.#deps, moves, rates, new AbortController().signal)
+    return estimateMoves(this.#deps, moves, rates, new AbortController().signal, held?.summaries)
   }
 
   /** By what the nodes reported last, and new ones say now. */

@@ -5,6 +5,7 @@ import { parseNodeId, parseShardId, parseZone } from '../ids.ts'
 import { partitionCount } from '../partition.ts'
 import { type PlacementReport, verifyTable } from '../placement.ts'
 import { byId, type Topology } from './model.ts'
+import type { Swap } from './swaps.ts'
 import {
   beginTransition,
   countedNames,
@@ -26,6 +27,8 @@ export type TopologyChange =
   /** It is away, and owns nothing until it is taken in again; see `ShardOut`. */
   | { readonly op: 'out'; readonly shard: string; readonly since: number; readonly auto: boolean }
   | { readonly op: 'in'; readonly shard: string }
+  /** On top of all others: places are those of the map that comes of them. */
+  | { readonly op: 'swap'; readonly swaps: readonly Swap[] }
 
 /**
  * The topology after these changes, one after the other. NOT_FOUND, CONFLICT or BAD_REQUEST for one that cannot be made, TOPOLOGY_INVALID
@@ -37,7 +40,7 @@ export function changedTopology(map: ClusterMap, changes: readonly TopologyChang
   let { replicas } = map
   for (const change of changes) {
     if (change.op === 'replicas') replicas = knownReplicas(change.replicas)
-    else applyChange(map, nodes, shards, change)
+    else if (change.op !== 'swap') applyChange(map, nodes, shards, change)
   }
   const { clusterId, spread } = map
   const topology = { clusterId, replicas, spread, nodes: [...nodes.values()], shards: [...shards.values()] }
@@ -58,7 +61,7 @@ function applyChange(
   map: ClusterMap,
   nodes: Map<string, MapNode>,
   shards: Map<string, MapShard>,
-  change: Exclude<TopologyChange, { readonly op: 'replicas' }>,
+  change: Exclude<TopologyChange, { readonly op: 'replicas' | 'swap' }>,
 ): void {
   switch (change.op) {
     case 'add-node': {
@@ -157,7 +160,8 @@ export interface TopologyPlan {
 /** Throws as `changedTopology` and `beginTransition` do. */
 export function planChanges(map: ClusterMap, changes: readonly TopologyChange[]): TopologyPlan {
   const topology = changedTopology(map, changes)
-  const next = beginTransition(map, topology)
+  const swaps = changes.flatMap(change => (change.op === 'swap' ? change.swaps : []))
+  const next = beginTransition(map, topology, swaps)
   const moves = movesOf(next)
   const report = verifyTable(topology, next.table, map)
   const replicas = { before: map.replicas, after: topology.replicas }

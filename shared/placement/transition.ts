@@ -11,6 +11,7 @@ import { HoldfastError } from '../errors.ts'
 import { partitionCount } from '../partition.ts'
 import { buildClusterMap } from '../placement.ts'
 import type { Topology } from './model.ts'
+import { type Swap, swappedTable } from './swaps.ts'
 
 /** The partitions whose owners are to change. */
 export interface PartitionMove {
@@ -22,14 +23,22 @@ export interface PartitionMove {
 
 /**
  * The first map of a change: the next epoch, the table of `topology` with the fewest moves, and in `previous` the owners of every
- * partition that gets another one. Throws TOPOLOGY_INVALID for a topology that cannot be, or that lacks a shard which still owns
- * partitions (drain it first), and CONFLICT while another change is under way.
+ * partition that gets another one. `swaps` are made on top of that table. Throws TOPOLOGY_INVALID for a topology that cannot be, or that
+ * lacks a shard which still owns partitions (drain it first), or for a swap that cannot be, and CONFLICT while another change is under way.
  */
-export function beginTransition(map: ClusterMap, topology: Topology): ClusterMap {
+export function beginTransition(map: ClusterMap, topology: Topology, swaps: readonly Swap[] = []): ClusterMap {
   if (map.previous !== undefined) {
     throw new HoldfastError('CONFLICT', 'another change of topology is not settled yet', { since: map.previous.since })
   }
-  const next = buildClusterMap(topology, map)
+  const built = buildClusterMap(topology, map)
+  const begun = sealTransition(map, built)
+  if (swaps.length === 0) return begun
+  const moving = new Set(movesOf(begun).map(({ partition }) => partition))
+  return sealTransition(map, { ...built, table: swappedTable(built, topology, swaps, moving) })
+}
+
+/** `next`, with the owners by `map` where they are others. */
+function sealTransition(map: ClusterMap, next: ClusterMap): ClusterMap {
   const index = new Map<string, number>(next.shards.map(({ id }, place) => [id, place]))
   const table = new Uint16Array(partitionCount * map.copies).fill(settledEntry)
   let unsettled = 0

@@ -12,13 +12,19 @@ async function summaries(client: NodeClient, from: number, count: number): Promi
   return (json as unknown as SummaryAnswer).partitions
 }
 
-async function entries(client: NodeClient, partition: number, kind: 'blobs' | 'references'): Promise<SetSummary> {
+async function entries(
+  client: NodeClient,
+  partition: number,
+  kind: 'blobs' | 'references',
+): Promise<{ summary: SetSummary; bytes: number }> {
+  let sum = 0
   const digest = new SetDigest()
   const { json } = await client.call('GET', `${wirePath.entries(shardA, partition)}?of=${kind}`)
-  for (const { key, version } of (json as unknown as EntryListing).entries) {
+  for (const { key, version, bytes = 0 } of (json as unknown as EntryListing).entries) {
+    sum += bytes
     digest.add(kind === 'blobs' ? key : `${key}@${version}`)
   }
-  return digest.finish()
+  return { summary: digest.finish(), bytes: sum }
 }
 
 t.test('summaries are those of the names that the shard has, whatever is asked and was known before', async t => {
@@ -42,7 +48,7 @@ t.test('summaries are those of the names that the shard has, whatever is asked a
         await entries(client, partition, 'blobs'),
         await entries(client, partition, 'references'),
       ]
-      wanted.push({ partition, blobs, references })
+      wanted.push({ partition, blobs: blobs.summary, references: references.summary, bytes: blobs.bytes })
     }
     const from = random.pick([0, 1, 3, 0x0a4, random.int(0, partitionCount - 1)])
     const count = random.pick([1, 2, 512, partitionCount])
@@ -60,10 +66,10 @@ t.test('a partition of more names than one page of the index', async t => {
   await client.appendBlob(shardA, testBlob(20, 8))
   const found = await summaries(client, 0, partitionCount)
   t.strictSame(
-    found.map(({ partition, blobs }) => [partition, blobs.count]),
+    found.map(({ partition, blobs, bytes }) => [partition, blobs.count, bytes]),
     [
-      [7, 2500],
-      [8, 1],
+      [7, 2500, 50_000],
+      [8, 1, 20],
     ],
   )
 })

@@ -3,10 +3,12 @@ import t from 'tap'
 import { changeOf } from '../../../cli/topology.ts'
 import type { JobRun } from '../../../proxy/metadata/job-types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
+import { paramsOf } from '../../../proxy/tasks/rebalance-params.ts'
 import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
+import { HoldfastError } from '../../../shared/errors.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
-import { planChanges } from '../../../shared/placement/changes.ts'
+import { planChanges, type TopologyChange } from '../../../shared/placement/changes.ts'
 import { emptySet } from '../../../shared/set-digest.ts'
 import type { NodeStatus, ShardStatus } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
@@ -14,8 +16,8 @@ import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 const map = buildClusterMap(topologyOf(evenSpec(4, 3)))
 const blobBytes = 1_000
 
-/** Every shard holds one blob of 1,000 bytes in each of its partitions. */
-function world() {
+/** Every shard holds one blob in each of its partitions, of 1,000 bytes unless told; null: nodes do not say how many. */
+function world(bytesOf: (partition: number) => number | null = () => blobBytes) {
   const view = new ClusterView(map)
   const made = {
     free: new Map<string, number>(),
@@ -23,6 +25,7 @@ function world() {
     added: undefined as NodeStatus | undefined,
     /** What another proxy has published. */
     published: map,
+    silent: new Set<string>(),
   }
   const shardStatus = (id: string): ShardStatus => ({
     id: id as ShardId,
@@ -64,7 +67,12 @@ function world() {
             view.current().owners(partition).includes(shard),
           )
           const blobs = { count: 1, hash: 'f'.repeat(16) }
-          return Promise.resolve({ partitions: owned.map(partition => ({ partition, blobs, references: emptySet })) } as Answer) // prettier-ignore
+          if (made.silent.has(shard)) return Promise.reject(new HoldfastError('NODE_UNREACHABLE', 'away'))
+          const said = (partition: number): { bytes?: number } => {
+            const bytes = bytesOf(partition)
+            return bytes === null ? {} : { bytes }
+          }
+          return Promise.resolve({ partitions: owned.map(partition => ({ partition, blobs, references: emptySet, ...said(partition) })) } as Answer) // prettier-ignore
         },
       }),
     },
@@ -111,7 +119,7 @@ t.test('a plan takes as long as the node that gets most, at the rate of each', a
   // The only one of its zone, so that what it has goes to several others.
   const drain = [{ op: 'drain-shard', shard: 'n1-s0' }] as const
   const rate = 1_000
-  const { shards, estimate } = await control.plan(drain, rate)
+  const { shards, estimate } = await control.plan(drain, { bytesPerSecond: rate })
   const gaining = shards.filter(({ gains }) => gains > 0)
   const most = Math.max(...gaining.map(({ gains }) => gains))
   t.ok(gaining.length > 1, 'several get some')
@@ -119,7 +127,7 @@ t.test('a plan takes as long as the node that gets most, at the rate of each', a
   t.ok(gaining.some(({ node, gains }) => node === estimate.slowest?.node && gains === most))
   t.equal(estimate.seconds, Math.ceil((most * blobBytes) / rate) + 8)
   t.ok(estimate.bytes > most * blobBytes)
-  const fast = (await control.plan(drain, 1e12)).estimate.seconds
+  const fast = (await control.plan(drain, { bytesPerSecond: 1e12 })).estimate.seconds
   t.ok(fast >= 8 && fast < 15, `blobs and references take their time too: ${fast} s`)
 })
 
@@ -148,4 +156,41 @@ t.test('a node is taken out by hand as long as enough others are in, and only wh
   await t.rejects(control.apply([{ op: 'in-node', node: 'n3' }], options), { code: 'NOT_FOUND' })
   await t.rejects(control.apply([{ op: 'in-shard', shard: 'n3-s0' }], options), { code: 'CONFLICT' })
   await t.rejects(control.apply([{ op: 'out-node', node: 'n77' }], options), { code: 'NOT_FOUND' })
+})
+
+t.test('nodes that do not tell bytes are estimated by a sample of names', async t => {
+  const drain = [{ op: 'drain-shard', shard: 'n3-s0' }] as const
+  const [told, sampled] = [await world().control.plan(drain), await world(() => null).control.plan(drain)]
+  t.ok(told.estimate.bytes > 0)
+  t.same(sampled.estimate, told.estimate)
+  const uneven = await world(partition => partition).control.plan(drain)
+  t.ok(uneven.estimate.bytes > 10 * blobBytes, 'and others are believed')
+})
+
+t.test('by bytes: swaps where counts are even, what they bring, and what is refused', async t => {
+  const uneven = (partition: number): number => (partition % 64 === 5 ? 1_000_000 : 100)
+  const { made, control } = world(uneven)
+  const plan = await control.plan([], { byBytes: true })
+  const swaps = plan.byBytes?.swaps ?? 0
+  t.ok(swaps > 0)
+  t.equal(plan.partitions, swaps * 2)
+  t.equal(plan.estimate.bytes, plan.byBytes?.bytes)
+  t.ok(plan.byBytes?.spread.some(({ before, after }) => after < before))
+  t.notOk(plan.byBytes?.spread.some(({ before, after }) => after > before))
+  t.match(await control.apply([], { ...options, byBytes: true }), { id: 1 })
+  t.match(made.runs, [{ params: { epoch: map.epoch, changes: [{ op: 'swap', swaps: [] }] } }])
+  const { changes } = made.runs[0]!.params as { changes: TopologyChange[] }
+  t.equal(paramsOf({ changes, epoch: map.epoch }).changes, changes, 'the task takes them')
+  t.match(planChanges(map, changes).moves, { length: swaps * 2 })
+  for (const wrong of [{ partition: 4096 }, { from: -1 }, { to: '1' }, { more: 1 }]) {
+    const swap = { partition: 0, from: 0, other: 1, to: 1, ...wrong }
+    t.throws(() => paramsOf({ changes: [{ op: 'swap', swaps: [swap] }] }), { code: 'BAD_REQUEST' })
+  }
+
+  await t.rejects(control.apply([], options), { code: 'BAD_REQUEST' })
+  await t.rejects(world().control.apply([], { ...options, byBytes: true }), { code: 'CONFLICT', message: /no swap/ })
+  await t.rejects(world(() => null).control.plan([], { byBytes: true }), { code: 'REPLICAS_UNREACHABLE', message: /of 4096 partitions/ }) // prettier-ignore
+  const one = map.shards[0]!.id
+  made.silent.add(one)
+  t.match((await control.plan([], { byBytes: true })).byBytes, { swaps }, 'one that is away: the others know')
 })
