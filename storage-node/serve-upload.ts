@@ -4,8 +4,10 @@ import type { ServerResponse } from 'node:http'
 import { HoldfastError } from '../shared/errors.ts'
 import { parseRange } from './byte-range.ts'
 import { readError } from './read-blob.ts'
+import type { OpenFile } from './open-files.ts'
 import type { Shard } from './shard.ts'
 import { errnoOf, readFully } from './store-fs.ts'
+import type { WrittenUpload } from './uploads.ts'
 
 const chunkBytes = 1024 * 1024
 
@@ -15,17 +17,12 @@ const chunkBytes = 1024 * 1024
  */
 export async function serveUpload(
   shard: Shard,
-  { path, bytes }: { path: string; bytes: number },
+  upload: WrittenUpload,
   rangeHeader: string | undefined,
   response: ServerResponse,
 ): Promise<void> {
-  const { first, last } = parseRange(rangeHeader ?? 'bytes=0-', bytes)
-  // Its own descriptor: the file may be renamed or unlinked at any time, and is never read twice.
-  const open = await shard.openFiles.open(path).catch((error: unknown) => {
-    // Committed or dropped since it was looked up.
-    if (errnoOf(error) === 'ENOENT') throw new HoldfastError('UPLOAD_NOT_FOUND', 'no such upload on this shard')
-    throw readError(shard, error)
-  })
+  const { first, last } = parseRange(rangeHeader ?? 'bytes=0-', upload.bytes)
+  const { open, path } = await openWritten(shard, upload)
   const closed = new AbortController()
   response.once('close', () => closed.abort())
   try {
@@ -46,4 +43,19 @@ export async function serveUpload(
     shard.openFiles.release(open)
     shard.openFiles.forget(path)
   }
+}
+
+/**
+ * Its own descriptor: the file may be moved or unlinked at any time, and is never read twice. A commit that has begun since the look-up
+ * may have moved it already: it is the blob's file then, whose bytes are the same.
+ */
+async function openWritten(shard: Shard, upload: WrittenUpload): Promise<{ open: OpenFile; path: string }> {
+  for (let path: string | undefined = upload.path; path !== undefined; path = upload.movedTo(path)) {
+    try {
+      return { open: await shard.openFiles.open(path), path }
+    } catch (error) {
+      if (errnoOf(error) !== 'ENOENT') throw readError(shard, error)
+    }
+  }
+  throw new HoldfastError('UPLOAD_NOT_FOUND', 'no such upload on this shard')
 }

@@ -16,8 +16,18 @@ interface Upload {
   readonly from: 'proxy' | 'node'
   finished: FinishedFile | undefined
   committing: Promise<void> | undefined
+  /** Where a commit moves its file; stays when the commit is over. */
+  blobPath: string | undefined
   /** Monotonic. */
   touchedAt: number
+}
+
+/** What can be read of an upload. */
+export interface WrittenUpload {
+  readonly path: string
+  readonly bytes: number
+  /** Where to look when there is no file under `path`; undefined: it is gone. */
+  readonly movedTo: (path: string) => string | undefined
 }
 
 export interface CommitOrder extends BlobKey {
@@ -98,12 +108,13 @@ export class Uploads {
     return upload.finished
   }
 
-  /** The file and how much of it can be read, of an upload in flight too; its hold begins anew. UPLOAD_NOT_FOUND. */
-  written(id: string): { path: string; bytes: number } {
+  /** Of an upload in flight or being committed, too; its hold begins anew. UPLOAD_NOT_FOUND. */
+  written(id: string): WrittenUpload {
     const upload = this.#uploads.get(id)
     if (upload === undefined) throw notFound(id)
     upload.touchedAt = this.#shard.clock.monotonic()
-    return { path: upload.staged.path, bytes: upload.staged.writtenBytes }
+    const { path, writtenBytes: bytes } = upload.staged
+    return { path, bytes, movedTo: from => (from === path ? upload.blobPath : undefined) }
   }
 
   /**
@@ -118,6 +129,7 @@ export class Uploads {
       throw notFound(id)
     }
     if (upload.finished === undefined) throw new HoldfastError('CONFLICT', 'the upload is not complete', { id })
+    upload.blobPath ??= this.#shard.files.blob(blobName(order))
     upload.committing ??= this.#commit(id, upload.finished, order)
     await upload.committing
   }
@@ -167,7 +179,7 @@ export class Uploads {
       throw notFound(id)
     }
     const touchedAt = this.#shard.clock.monotonic()
-    const upload = { staged, from, finished: undefined, committing: undefined, touchedAt }
+    const upload = { staged, from, finished: undefined, committing: undefined, blobPath: undefined, touchedAt }
     this.#uploads.set(id, upload)
     return upload
   }

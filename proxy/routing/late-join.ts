@@ -8,7 +8,7 @@ import type { WriteTarget } from './write-plan.ts'
 const progressMsMax = { frozen: 10_000, lively: 25_000 }
 /** A source or a joiner that is silent for so long is left for another one. A lively one (see `isLively`) may be busy. */
 const silenceMsMax = { frozen: 3_000, lively: 8_000 }
-/** When no source has the bytes any more: so long one may still become a blob, which is another source. */
+/** When no source has the bytes any more, and none is about to become a blob, which is another source. */
 const goneMsMax = 2_000
 const joinerBehindMax = 1024 * 1024
 const notYetMs = 50
@@ -18,6 +18,8 @@ export interface ByteSource {
   readonly uplink: NodeUplink
   readonly target: WriteTarget
   readonly path: string
+  /** Its node is asked to make it a blob: what it does not have under this path it may soon have under another. */
+  readonly committing?: boolean
 }
 
 export interface CopyOptions {
@@ -43,7 +45,8 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
   for (let attempt = 0; at < options.bytes; attempt += 1) {
     const known = options.sources()
     const sources = known.filter(({ path }) => !forgotten.has(path))
-    if (known.length === 0 || options.now() - progressAt > patienceWith(sources, options)) {
+    const hopes = known.filter(({ path, committing }) => committing === true || !forgotten.has(path))
+    if (known.length === 0 || options.now() - progressAt > patienceWith(hopes, options)) {
       const data = { at, bytes: options.bytes, sources: known.length, forgotten: forgotten.size }
       throw new HoldfastError('QUORUM_NOT_REACHED', 'no replica could hand over what it has', data, { cause })
     }
@@ -69,9 +72,9 @@ export async function copyInto(joiner: ReplicaUpload, options: CopyOptions): Pro
   return !joiner.failed
 }
 
-function patienceWith(sources: readonly ByteSource[], { isLively }: CopyOptions): number {
-  if (sources.length === 0) return goneMsMax
-  return sources.some(({ target }) => isLively(target)) ? progressMsMax.lively : progressMsMax.frozen
+function patienceWith(hopes: readonly ByteSource[], { isLively }: CopyOptions): number {
+  if (hopes.length === 0) return goneMsMax
+  return hopes.some(({ target }) => isLively(target)) ? progressMsMax.lively : progressMsMax.frozen
 }
 
 /** A node that was started again has forgotten its uploads, and will not remember. */

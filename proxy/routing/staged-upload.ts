@@ -17,6 +17,13 @@ const commitTimeoutMs = 15_000
 /** A needed replica that is silent for so long gets another one beside it: see `anyFrozen`. */
 const hedgeAfterMs = { frozen: 2_000, lively: 8_000 }
 
+/** What was read of the client. */
+export interface ReceivedBody {
+  readonly facts: BodyFacts
+  /** All of it, if it is small enough to be still in memory: another replica then needs nobody's bytes. */
+  readonly whole: readonly Buffer[] | undefined
+}
+
 /** An upload whose bytes W shards have on disk. */
 export class ReplicatedUpload implements StagedUpload {
   readonly digest: Digest
@@ -26,12 +33,18 @@ export class ReplicatedUpload implements StagedUpload {
   readonly #context: WriteContext
   readonly #replicas: ReplicaSet
   readonly #facts: BodyFacts
+  readonly #whole: readonly Buffer[] | undefined
   #partition: number
   /** Where the bytes are durable under a generation: a second commit copies from there. */
   #blobs: readonly ByteSource[] = []
   #attempts = 0
 
-  constructor(context: WriteContext, replicas: ReplicaSet, { partition }: { partition: number }, facts: BodyFacts) {
+  constructor(
+    context: WriteContext,
+    replicas: ReplicaSet,
+    { partition }: { partition: number },
+    { facts, whole }: ReceivedBody,
+  ) {
     this.digest = facts.digest
     this.bytes = facts.bytes
     this.md5 = facts.md5
@@ -40,6 +53,7 @@ export class ReplicatedUpload implements StagedUpload {
     this.#replicas = replicas
     this.#partition = partition
     this.#facts = facts
+    this.#whole = whole
   }
 
   async commit(under?: { readonly generation: Generation; readonly partition: number }): Promise<WrittenBlob> {
@@ -73,7 +87,7 @@ export class ReplicatedUpload implements StagedUpload {
       for (const target of plan.targets) {
         const staged = before.find(replica => replica.target.shard === target.shard)
         if (staged !== undefined) this.#replicas.add(staged)
-        else await this.#fill(this.#replicas.open(target), sources)
+        else await this.#fill(target, sources)
       }
     } finally {
       const unused = before.filter(replica => !this.#replicas.live.includes(replica))
@@ -81,8 +95,18 @@ export class ReplicatedUpload implements StagedUpload {
     }
   }
 
-  /** Fills one more shard with the whole body; false when it failed. */
-  async #fill(replica: ReplicaUpload, sources: () => readonly ByteSource[]): Promise<boolean> {
+  /** Has one more shard take the whole body. Rejects with QUORUM_NOT_REACHED when nobody has it any more. */
+  async #fill(target: WriteTarget, sources: () => readonly ByteSource[]): Promise<void> {
+    // Not over a kept connection, which may turn out closed: nothing is tried twice in one life of its node.
+    const replica = this.#replicas.open(target, true)
+    if (this.#whole !== undefined) for (const chunk of this.#whole) replica.write(chunk)
+    else if (!(await this.#copy(replica, sources))) return this.#replicas.noteFailure(replica.failure)
+    this.#replicas.add(replica)
+    replica.end()
+  }
+
+  /** From the shards that have the body; false when it failed, and is dropped. */
+  async #copy(replica: ReplicaUpload, sources: () => readonly ByteSource[]): Promise<boolean> {
     const changed = (ms: number): Promise<void> => this.#replicas.changed(ms)
     // The client's signal does not matter any more: the bytes are here, and the commit decides.
     const { signal } = new AbortController()
@@ -95,13 +119,7 @@ export class ReplicatedUpload implements StagedUpload {
     } finally {
       if (!filled) await replica.discard()
     }
-    if (!filled) {
-      this.#replicas.noteFailure(replica.failure)
-      return false
-    }
-    this.#replicas.add(replica)
-    replica.end()
-    return true
+    return filled
   }
 
   async #commitAll(key: BlobKey): Promise<Copies> {
@@ -138,9 +156,8 @@ export class ReplicatedUpload implements StagedUpload {
   async #joinAnother(run: CommitRun): Promise<boolean> {
     const spare = this.#replicas.nextSpare(run.committed.length > 0 ? run.committed : undefined)
     if (spare === undefined) return false
-    const sources = (): ByteSource[] => [...run.blobs, ...run.pending.filter(({ answer }) => answer !== undefined)]
     this.#context.counters.lateJoins += 1
-    await this.#fill(this.#replicas.open(spare), sources)
+    await this.#fill(spare, () => [...run.sources, ...this.#blobs])
     return true
   }
 
@@ -181,11 +198,19 @@ class CommitRun {
     return this.committed.map(replica => ({ ...placeOf(replica), path: this.#path(replica) }))
   }
 
+  /** Whoever has the bytes, or will. */
+  get sources(): readonly ByteSource[] {
+    const staged = this.pending.map(replica => {
+      return { ...placeOf(replica), path: replica.path, committing: this.#asked.has(replica) }
+    })
+    return [...this.blobs, ...staged]
+  }
+
   asked(replica: ReplicaUpload): boolean {
     return this.#asked.has(replica)
   }
 
-  /** Asks those that have become ready, and gives those up whose node is down by now. */
+  /** Asks those that have become ready, and gives those up whose node is down by now, unless nobody else has the bytes. */
   ask(): void {
     for (const replica of this.pending) {
       const { node, shard } = replica.target
@@ -193,7 +218,7 @@ class CommitRun {
       if (!this.#asked.has(replica)) {
         this.#asked.add(replica)
         void this.#commit(replica)
-      } else if (this.#replicas.isGone(replica)) {
+      } else if (this.#replicas.isGone(replica) && this.sources.some(({ path }) => path !== replica.path)) {
         replica.fail(new HoldfastError('NODE_UNREACHABLE', 'node is down', { node, shard }))
       }
     }

@@ -2,7 +2,7 @@
  * A large body on its way to R shards at once. It is read once; each replica has a bounded buffer; the client is read as
  * fast as the best W replicas take it. One that dies, freezes or lags is left behind, and nobody notices while W remain.
  * When they do not, another shard joins late: it gets what has gone by from a survivor, and the last 1 MiB from memory,
- * while the client is held.
+ * while the client is held. A body of up to 1 MiB is thus in memory whole, until it is committed: it depends on no survivor.
  */
 import { HoldfastError } from '../../shared/errors.ts'
 import { BodyDigests, type BodyFacts } from './body-digests.ts'
@@ -40,8 +40,9 @@ export async function stageUpload(
   const iterator = body[Symbol.asyncIterator]()
   const replicas = new ReplicaSet(context, options.partition, plan.quorum, options)
   try {
-    const facts = await new UploadFanout(context, replicas, options).run(plan.targets, iterator)
-    return new ReplicatedUpload(context, replicas, options, facts)
+    const fanout = new UploadFanout(context, replicas, options)
+    const facts = await fanout.run(plan.targets, iterator)
+    return new ReplicatedUpload(context, replicas, options, { facts, whole: fanout.whole })
   } catch (error) {
     // Not awaited: a generator that is waiting for its client returns only when that client does something.
     void Promise.resolve(iterator.return?.()).catch(() => undefined)
@@ -78,6 +79,11 @@ class UploadFanout {
       this.#take(next.value)
     }
     return this.#finish()
+  }
+
+  /** The body so far, if all of it is still in memory. */
+  get whole(): readonly Buffer[] | undefined {
+    return this.#goneBytes === 0 ? this.#recent : undefined
   }
 
   /** The next chunk, or the signal's reason. One promise for each chunk: racing a long-lived one would collect reactions. */
@@ -151,14 +157,15 @@ class UploadFanout {
     }
   }
 
-  async #join(target: WriteTarget, fresh: boolean): Promise<void> {
-    const replica = this.#replicas.open(target, fresh)
+  async #join(target: WriteTarget, again: boolean): Promise<void> {
+    // Not over a kept connection, which may turn out closed: nothing is tried twice in one life of its node.
+    const replica = this.#replicas.open(target, true)
     if (!(await this.#copy(replica))) {
       this.#replicas.noteFailure(replica.failure)
       return
     }
     for (const chunk of this.#recent) replica.write(chunk)
-    if (!fresh) this.#context.counters.lateJoins += 1
+    if (!again) this.#context.counters.lateJoins += 1
     this.#replicas.add(replica)
     if (this.#ended) replica.end()
   }

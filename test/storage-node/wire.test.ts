@@ -11,6 +11,7 @@ import { parseNodeId, parseShardId, parseZone } from '../../shared/ids.ts'
 import { encodeRecord } from '../../shared/record.ts'
 import { wireAuthorization, wirePath } from '../../shared/wire.ts'
 import { runStorageNode } from '../../storage-node/main.ts'
+import { nodeFs, type StoreFs } from '../../storage-node/store-fs.ts'
 import {
   type Answer,
   blobFrame,
@@ -399,6 +400,67 @@ t.test('what an upload in flight has written so far can be read by a late joiner
   const rest = await client.call('GET', path, undefined, { range: 'bytes=2999999-' })
   t.same(rest.body, blob.body.subarray(2_999_999))
   t.equal((await client.commit(shardA, id, blob)).status, 200)
+})
+
+t.test('what a commit moves away between the look-up and the opening of its file can still be read', async t => {
+  // Each pauses where it is told to, once.
+  const pauses = new Map<string, { reached: () => void; resumed: Promise<void> }>()
+  const pause = (what: string) => {
+    let resume = (): void => undefined
+    const resumed = new Promise<void>(resolve => (resume = resolve))
+    const reached = new Promise<void>(resolve => pauses.set(what, { reached: resolve, resumed }))
+    return { reached, resume }
+  }
+  const pass = async (what: string) => {
+    const found = pauses.get(what)
+    pauses.delete(what)
+    found?.reached()
+    await found?.resumed
+  }
+  const fs: StoreFs = {
+    ...nodeFs,
+    open: async (path, mode) => {
+      if (mode === 'read' && path.includes('/tmp/')) await pass('open')
+      return nodeFs.open(path, mode)
+    },
+    syncFolder: async path => {
+      if (path.includes('/blobs/')) await pass('sync')
+      await nodeFs.syncFolder(path)
+    },
+  }
+  const { client } = await startNode(t, {}, { fs })
+  const stage = async () => {
+    const blob = testBlob(300_000)
+    const id = uploadId()
+    await client.upload(shardA, id, blob.body)
+    return { blob, id, read: () => client.call('GET', wirePath.upload(shardA, id)) }
+  }
+  const moved = await stage()
+  const syncing = pause('sync')
+  const commit = client.commit(shardA, moved.id, moved.blob)
+  await syncing.reached
+  const during = await moved.read()
+  syncing.resume()
+  t.equal((await commit).status, 200)
+  t.same([during.status, during.body], [206, moved.blob.body], 'moved, and not yet a blob')
+  refused(t, await moved.read(), 404, 'UPLOAD_NOT_FOUND')
+  t.same((await client.get(shardA, moved.blob)).body, moved.blob.body)
+
+  const overtaken = await stage()
+  const opening = pause('open')
+  const read = overtaken.read()
+  await opening.reached
+  t.equal((await client.commit(shardA, overtaken.id, overtaken.blob)).status, 200)
+  opening.resume()
+  t.same((await read).body, overtaken.blob.body, 'looked up before the commit')
+
+  const dropped = await stage()
+  const reopening = pause('open')
+  const late = dropped.read()
+  await reopening.reached
+  await client.call('DELETE', wirePath.upload(shardA, dropped.id))
+  reopening.resume()
+  refused(t, await late, 404, 'UPLOAD_NOT_FOUND')
 })
 
 t.test('a refused upload is answered at once, its body drained, its connection kept', async t => {

@@ -23,7 +23,10 @@ export interface Faults {
   freezeAfterBytes?: number | undefined
   bytesPerSecond?: number | undefined
   appendDelayMs?: number | undefined
+  /** The upload cannot be read any more, and is not a blob yet, for so long. */
   commitDelayMs?: number | undefined
+  /** The answer to an upload comes so much later than its last byte. */
+  answerDelayMs?: number | undefined
   /** At the commit: the node refuses, dies before it is durable, or after, without an answer. */
   commit?: 'refuse' | 'die-before' | 'die-after' | undefined
   /** So many requests to forget an upload break off unheard. */
@@ -208,6 +211,7 @@ export class FakeWriteNode {
     }
     await this.#awake()
     upload.complete = true
+    if (this.faults.answerDelayMs !== undefined) await sleep(this.faults.answerDelayMs)
     if (this.faults.corruptUploads === true) upload.chunks[0] = flipped(upload.chunks[0] as Buffer)
     const table = tableOf(upload.chunks)
     json(response, 200, { bytes: upload.bytes, crc: crc32(table) })
@@ -228,7 +232,10 @@ export class FakeWriteNode {
   async #commit(key: string, shard: string, body: Buffer, response: ServerResponse): Promise<void> {
     const order = JSON.parse(body.toString()) as CommitRequest
     const upload = this.uploads.get(key)
-    if (this.faults.commitDelayMs !== undefined) await sleep(this.faults.commitDelayMs)
+    if (this.faults.commitDelayMs !== undefined) {
+      this.uploads.delete(key)
+      await sleep(this.faults.commitDelayMs)
+    }
     await this.#awake()
     if (upload?.complete !== true) return answer(response, 404, 'UPLOAD_NOT_FOUND')
     if (this.faults.commit === 'refuse') return answer(response, 500, 'SHARD_FAILED')

@@ -346,6 +346,64 @@ t.test('staged bytes become further copies of an existing blob, also in another 
   t.ok(await nothingStaysStaged(cluster))
 })
 
+t.test('a node that is gone when bytes become further copies is replaced, whoever has the bytes by then', async t => {
+  for (const bytes of [300_000, 3 * mib]) {
+    for (const [replicas, again] of [
+      [2, false],
+      [2, true],
+      [3, true],
+    ] as const) {
+      const cluster = await startWriteCluster(t, ['a', 'b', 'c'], { replicas })
+      const view = cluster.view.current()
+      const body = source.subarray(0, bytes)
+      const staged = await cluster.writer.stage(3, chunksOf(body), options(body.length))
+      // What another upload of the same bytes had become, under which these are copies once more.
+      if (again) await staged.commit()
+      const partition = view.owners(5).join() === view.owners(3).join() ? 6 : 5
+      const targets = ownersOf(cluster, partition)
+      targets.at(-1)?.die()
+      // The others have the bytes, but have not said so yet.
+      for (const node of targets) node.faults.answerDelayMs = 200
+      const written = await staged.commit({ generation: newGeneration(), partition })
+      const held = holders(cluster, written, body)
+      t.ok(held.length >= 2 && zonesHolding(cluster, held) >= 2, `${bytes} bytes, R = ${replicas}: ${held.join()}`)
+    }
+  }
+})
+
+t.test('a joiner waits for the only replica that has the bytes while that one commits them', async t => {
+  for (const seems of ['well', 'down']) {
+    const cluster = await startWriteCluster(t, ['a', 'b', 'c'], { replicas: 2 })
+    const [slow, refusing] = ownersOf(cluster, 3) as [FakeWriteNode, FakeWriteNode]
+    const body = source.subarray(0, 3 * mib)
+    const staged = await cluster.writer.stage(3, chunksOf(body), options(body.length))
+    slow.faults.commitDelayMs = 3_000
+    refusing.faults.commit = 'refuse'
+    const commit = staged.commit()
+    // A busy node may miss its checks and yet finish what it has begun.
+    const id = cluster.nodeId(cluster.nodes.indexOf(slow))
+    for (let n = 0; n < 3 && seems === 'down'; n += 1) cluster.health.checked(id, undefined)
+    const written = await commit
+    const held = holders(cluster, written, body)
+    t.ok(held.length >= 2 && zonesHolding(cluster, held) >= 2, `seems ${seems}: ${held.join()}`)
+  }
+})
+
+t.test('a small body needs nobody to hand it over, since the proxy still has it', async t => {
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c'])
+  const body = source.subarray(0, mib)
+  const staged = await cluster.writer.stage(3, chunksOf(body), options(body.length))
+  for (const node of ownersOf(cluster, 3)) {
+    node.uploads.clear()
+    node.faults.commit = 'refuse'
+  }
+  const written = await staged.commit()
+  const held = holders(cluster, written, body)
+  t.ok(held.length >= 2 && zonesHolding(cluster, held) >= 2, held.join())
+  const asked = cluster.nodes.flatMap(({ requests }) => requests).filter(line => line.startsWith('GET '))
+  t.same(asked, [])
+})
+
 t.test('bytes that nodes have forgotten are asked for once, and are missed soon when nobody has them', async t => {
   const body = source.subarray(0, 3 * mib)
   for (const restarted of [1, 3]) {
