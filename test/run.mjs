@@ -29,7 +29,7 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
 const args = process.argv.slice(2)
 const isLong = args[0] === '--long'
 const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
-const fileMsMax = isLong ? 900_000 : 300_000
+const msMaxOf = file => (file.startsWith('test/long/') ? 900_000 : 300_000)
 /** A cluster of five processes is a test of its own; more side by side would starve each other. */
 const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
 /** These wait more than they work. The longest first. */
@@ -105,6 +105,7 @@ function line({ file, ok, counts, seconds, output, ended }, at, of) {
 
 async function runFile(file) {
   const begun = performance.now()
+  const fileMsMax = msMaxOf(file)
   const built = join(root, 'dist', file.replace(/\.ts$/, '.js'))
   const child = spawn(process.execPath, ['--enable-source-maps', built], {
     cwd: root,

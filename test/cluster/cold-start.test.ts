@@ -5,6 +5,7 @@ import { openIdentity } from '../../proxy/identity/sealed-identity.ts'
 import { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom } from '../support/random.ts'
 
 /** The promise is 5 s on a machine that has nothing else to do. */
@@ -49,7 +50,7 @@ t.test(
     await cluster.redis.stop()
     const startedAt = performance.now()
     await proxy!.process.start()
-    t.comment(`serving after ${(performance.now() - startedAt).toFixed(0)} ms`)
+    figure(t, 'cold-start.serving', performance.now() - startedAt, 'ms')
     const client = cluster.client({ proxy: 0 })
     const anonymous = cluster.client({ proxy: 0, anonymous: true })
     const wrong = new Client(proxy!.url, { password: 'wrong' })
@@ -89,7 +90,7 @@ t.test(
         withinMs: backWithinMs,
       },
     )
-    t.comment(`writes are back after ${(performance.now() - backAt).toFixed(0)} ms`)
+    figure(t, 'cold-start.writes-back', performance.now() - backAt, 'ms')
     const answer = await client.get('open/some/1')
     t.equal(answer.headers['holdfast-metadata'], undefined)
     t.strictSame(cluster.crashes(), [])

@@ -5,6 +5,7 @@ import type { Client } from '../support/client.ts'
 import { startCluster, type Cluster, type ProxyHandle } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -91,6 +92,8 @@ t.test('two proxies that coordinate through Redis', async t => {
         load.phase(`Redis ${name}`)
         await begin()
         await load.progress(80, 40)
+        figure(t, 'redis.read', load.current.readMsMax, 'ms')
+        figure(t, 'redis.write', load.current.writeMsMax, 'ms')
         load.phase(`Redis ${name}, and back`)
         await end()
         await load.progress(60, 30)
@@ -142,6 +145,7 @@ async function primaryStopped(t: Test, cluster: Cluster): Promise<void> {
   }))
   for (const { path, body } of bodies) t.equal((await other.put(path, body)).status, 201)
   first.process.stop()
+  const stoppedAt = performance.now()
   await cluster.nodes[0]!.process.start()
   // Only a write that has to wait for the hung proxy's cache lease to run out takes longer; the client's patience bounds it.
   const { status, ms } = await other.put('raw/term/hung', random.bytes(300))
@@ -154,6 +158,8 @@ async function primaryStopped(t: Test, cluster: Cluster): Promise<void> {
     },
     { withinMs: 40_000 },
   )
+  figure(t, 'primary-paused.new-term', performance.now() - stoppedAt, 'ms')
+  figure(t, 'primary-paused.write', ms, 'ms')
   await waitForFullCopies(cluster, [...bodies.map(({ path }) => path), 'raw/term/hung'])
   const before = await everything(cluster)
   first.process.cont()

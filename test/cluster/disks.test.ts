@@ -6,6 +6,7 @@ import { startCluster, type NodeHandle } from '../support/cluster.ts'
 import { shardState, verifyCopies, waitForFullCopies } from '../support/copies.ts'
 import { mountSmallDisk, noMounts, noTracing, tamperWithFlushes } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 import { strangeNames } from '../support/shard-files.ts'
 
@@ -187,11 +188,13 @@ t.test('I5, I7, I25: damaged blob files are never served, and are mended from go
     }
   }
   await readAll(t, client, known, 'one copy damaged')
+  const readAt = performance.now()
   t.comment(`${await client.metric('holdfast_repaired_copies_total')} copies repaired so far`)
   await waitForFullCopies(
     cluster,
     known.map(({ path }) => decodeURIComponent(path)),
   )
+  figure(t, 'damage.healed', performance.now() - readAt, 'ms')
   await readAll(t, client, known, 'mended')
   t.strictSame(await strangeNames(cluster), [])
   t.strictSame(cluster.crashes(), [])

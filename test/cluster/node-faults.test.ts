@@ -1,6 +1,7 @@
 import t, { type Test } from 'tap'
 import { startCluster, type Cluster, type NodeHandle } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText, type Tally } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -8,6 +9,8 @@ import { seededRandom } from '../support/random.ts'
 /** One fault: what happens to which nodes, and how it ends. */
 interface Fault {
   readonly name: string
+  /** In the names of figures. */
+  readonly key: string
   readonly begin: (nodes: readonly NodeHandle[]) => Promise<unknown>
   readonly end: (nodes: readonly NodeHandle[]) => Promise<unknown>
 }
@@ -19,21 +22,25 @@ const startAgain = (nodes: readonly NodeHandle[]): Promise<void> => each(nodes, 
 
 const killed: Fault = {
   name: 'killed',
+  key: 'killed',
   begin: nodes => each(nodes, node => node.process.kill()),
   end: startAgain,
 }
 const stopped: Fault = {
   name: 'stopped',
+  key: 'stopped',
   begin: nodes => each(nodes, node => node.process.stop()),
   end: nodes => each(nodes, node => node.process.cont()),
 }
 const restarted: Fault = {
   name: 'restarted',
+  key: 'restarted',
   begin: nodes => each(nodes, node => node.process.terminate()),
   end: startAgain,
 }
 const partitioned: Fault = {
   name: 'cut off by a network that swallows everything',
+  key: 'partitioned',
   begin: nodes => each(nodes, node => (node.chaos!.mode = 'blackhole')),
   end: nodes => each(nodes, node => (node.chaos!.mode = 'pass')),
 }
@@ -62,7 +69,11 @@ async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; 
     await fault.begin(nodes)
     // Enough operations begun after the fault that every path of the load meets it.
     await load.progress(150, 80, 60_000)
-    if (nodes.length === 1) assertDelays(t, name, calm, load.current)
+    if (nodes.length === 1) assertDelays(t, name, fault.key, calm, load.current)
+    else {
+      figure(t, `zone-${fault.key}.read`, load.current.readMsMax, 'ms')
+      figure(t, `zone-${fault.key}.write`, load.current.writeMsMax, 'ms')
+    }
     load.phase(`${name}, and back`)
     await fault.end(nodes)
     // One fault at a time: the next one waits until the proxy believes that all nodes are well.
@@ -84,10 +95,12 @@ async function endure(t: Test, cluster: Cluster, plan: readonly { fault: Fault; 
   t.strictSame(cluster.crashes(), [], 'no process ended by itself')
 }
 
-function assertDelays(t: Test, name: string, calm: Tally, during: Tally): void {
+function assertDelays(t: Test, name: string, key: string, calm: Tally, during: Tally): void {
   const reads = during.readMsMax - calm.readMsMax
   const writes = during.writeMsMax - calm.writeMsMax
   t.comment(`${name}: ${tallyText(during)}; before: ${tallyText(calm)}`)
+  figure(t, `node-${key}.read`, reads, 'ms')
+  figure(t, `node-${key}.write`, writes, 'ms')
   t.ok(reads < readDelayMsMax, `${name}: reads are delayed by ${reads.toFixed(0)} ms at most`)
   t.ok(writes < writeDelayMsMax, `${name}: writes are delayed by ${writes.toFixed(0)} ms at most`)
 }

@@ -3,6 +3,7 @@ import t from 'tap'
 import { task } from '../../cli/task.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { connect } from '../proxy/metadata/fixtures.ts'
 
 function commandLine(cluster: Cluster, proxy: number): (...args: string[]) => Promise<{ code: number; out: unknown }> {
@@ -46,6 +47,7 @@ t.test('tasks of a cluster of two proxies', { timeout: 120_000 }, async t => {
     return (rows[0]?.count ?? 60_000) < 58_000
   })
   await cluster.proxies[first]!.process.kill()
+  const killedAt = performance.now()
   const { rows } = await database.query<{ count: number }>('SELECT count(*)::int AS count FROM pins')
   t.comment(`killed with ${rows[0]?.count} of 60000 rows left`)
   const done = await eventually(
@@ -57,6 +59,7 @@ t.test('tasks of a cluster of two proxies', { timeout: 120_000 }, async t => {
     },
     { withinMs: 60_000 },
   )
+  figure(t, 'primary-killed.task-done', performance.now() - killedAt, 'ms')
   t.match(done, { id: 3, state: 'succeeded', takeovers: 1 })
   t.match((await database.query('SELECT FROM pins')).rowCount, 0)
 })

@@ -4,6 +4,7 @@ import { gc } from '../../cli/gc.ts'
 import { repo } from '../../cli/repo.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -51,6 +52,8 @@ t.test(
     t.same(load.failures, [])
     t.same(history.problems(), [])
     t.comment(tallyText(load.total), `${purged} blobs purged meanwhile`)
+    figure(t, 'collection.write', load.total.writeMsMax, 'ms')
+    figure(t, 'collection.purged', purged, 'count')
     t.ok(purged > 0, 'something was collected while it was uploaded again')
 
     const live = new Set<string>()

@@ -2,6 +2,7 @@ import t from 'tap'
 import { startCluster, type NodeHandle } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom } from '../support/random.ts'
 
 const downloads = 20
@@ -11,12 +12,24 @@ const bytes = 200_000_000
 class Gate {
   allowed = 0
   readonly reached = new Array<number>(downloads).fill(0)
+  /** The longest time that one waited for bytes it was allowed to take. */
+  gapMsMax = 0
+  readonly #since = new Array<number>(downloads).fill(Infinity)
   #open: (() => void)[] = []
 
   pause(reader: number, total: number): Promise<void> | undefined {
     this.reached[reader] = total
+    const now = performance.now()
+    this.gapMsMax = Math.max(this.gapMsMax, now - this.#since[reader]!)
+    this.#since[reader] = now
     if (total < this.allowed) return undefined
-    return new Promise(resolve => this.#open.push(resolve))
+    this.#since[reader] = Infinity
+    return new Promise(resolve => {
+      this.#open.push(() => {
+        this.#since[reader] = performance.now()
+        resolve()
+      })
+    })
   }
 
   raise(allowed: number): void {
@@ -79,6 +92,8 @@ t.test(
     third.process.cont()
     const resumes = await metrics.metric('holdfast_resumes_total')
     t.comment(`${resumes} resumes, ${await metrics.metric('holdfast_hedges_total')} hedges`)
+    figure(t, 'download.gap', gate.gapMsMax, 'ms')
+    figure(t, 'download.resumes', resumes, 'count')
     t.ok(resumes > 0, 'nodes were lost in the middle of bodies')
     t.equal(await metrics.metric('holdfast_cut_streams_total'), 0)
     t.strictSame(cluster.crashes(), [])

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { startCluster } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { endWithoutFault, Load, tallyText } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -34,8 +35,14 @@ t.test('a node flaps for a minute: no failed request, no storm of repairs', { ti
 
   const repaired = (await client.metric('holdfast_repaired_copies_total')) + (await client.metric('holdfast_repaired_references_total')) // prettier-ignore
   t.comment(`flapping: ${tallyText(flapped)}; ${repaired} copies and references repaired`)
+  const asked = flapped.reads + flapped.writes + flapped.deletes + load.failures.length
+  figure(t, 'flapping.failed', (100 * load.failures.length) / asked, '%')
+  figure(t, 'flapping.read', flapped.readMsMax, 'ms')
+  figure(t, 'flapping.write', flapped.writeMsMax, 'ms')
   // Of each write the node can have missed its blob and its reference once, and a deletion is a reference.
   const missed = 2 * load.total.writes + load.total.deletes
+  figure(t, 'flapping.repaired', repaired, 'count')
+  figure(t, 'flapping.missed', missed, 'count')
   t.ok(repaired <= missed, `${repaired} repairs, ${missed} can have been missed`)
   t.ok(flapped.readMsMax < 5_000 && flapped.writeMsMax < 12_000, 'nothing waits for it for long')
   t.strictSame(cluster.crashes(), [])

@@ -4,6 +4,7 @@ import t, { type Test } from 'tap'
 import type { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { backWithinMs, outages, refusedWithinMs } from '../support/postgres-outages.ts'
 import { seededRandom, type Random } from '../support/random.ts'
@@ -81,6 +82,7 @@ for (const redis of [false, true]) {
         t.comment(
           `${name}: slowest ${late(slowest).toFixed(0)} ms (${slowest.what}: ${slowest.status}), ${growth >> 20} MiB more`,
         )
+        figure(t, 'postgres.refused', late(slowest), 'ms')
         t.ok(late(slowest) < refusedWithinMs, `${slowest.what}: ${slowest.status} after ${late(slowest).toFixed(0)} ms`)
         const wrong = during().filter(
           write => !done(write) && !(write.status === 503 && /^\d+$/.test(String(write.retryAfter))),
@@ -96,6 +98,7 @@ for (const redis of [false, true]) {
         })
         const backMs = Math.max(...clients.map((_, proxy) => first(proxy)!.endedAt - backAt))
         t.comment(`${name}: back after ${backMs.toFixed(0)} ms`)
+        figure(t, 'postgres.back', backMs, 'ms')
         t.ok(backMs < backWithinMs, `back after ${backMs.toFixed(0)} ms`)
       }
       await stop()

@@ -7,6 +7,7 @@ import { openIdentity } from '../../proxy/identity/sealed-identity.ts'
 import type { Client } from '../support/client.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 
 async function sql(url: string, ...statements: string[]): Promise<pg.QueryResult> {
@@ -140,10 +141,12 @@ t.test('I13: a database that was restored from an older copy is not used until i
   for (const one of clients) t.strictSame(await differences(one, known), [], 'reads know better than the database')
 
   t.equal((await run(cluster, ['rebuild'])).code, 1, 'it is not empty')
+  const behindAt = performance.now()
   const caughtUp = await run(cluster, ['catch-up'])
   t.equal(caughtUp.code, 0, caughtUp.err)
   t.comment(caughtUp.out)
   await writable(clients, 'after')
+  figure(t, 'database-old.back', performance.now() - behindAt, 'ms')
   for (const one of clients) {
     const answer = await one.get('raw/after/0')
     t.equal(answer.headers['holdfast-metadata'], undefined)
@@ -175,11 +178,14 @@ t.test('I14: an empty database is filled from the shards alone', async t => {
   await eventually('the proxies know', async () => (await client!.metric('holdfast_metadata_behind')) === 1)
   t.strictSame(await differences(client!, known), [], 'reads go on')
 
+  const emptyAt = performance.now()
   const rebuilt = await run(cluster, ['rebuild'])
   t.equal(rebuilt.code, 0, rebuilt.err)
   t.comment(rebuilt.out)
   t.notMatch(rebuilt.out, /password|made anew/)
   await writable(clients, 'rebuilt')
+  figure(t, 'database-lost.back', performance.now() - emptyAt, 'ms')
+  figure(t, 'database-lost.paths', known.size, 'count')
   for (const one of clients) t.strictSame(await differences(one, known), [], 'the same path -> digest map')
   const anonymous = cluster.client({ anonymous: true })
   const open = [...known].find(([path, etag]) => path.startsWith('open/') && etag !== null)![0]

@@ -12,6 +12,7 @@ import type { Client } from '../support/client.ts'
 import { startCluster, type Cluster, type NodeHandle } from '../support/cluster.ts'
 import { askNode, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom } from '../support/random.ts'
 
 async function verified(client: Client, path: string): Promise<VerificationView> {
@@ -76,7 +77,9 @@ t.test('I9: a disk that was lost and replaced by an empty one is full again, byt
   // Nothing more was written, so nothing but the comparison can know what is missing.
   const before = await client.metric('holdfast_anti_entropy_repairs_total')
   await node.process.launch({ extra: ['--replaced-shard', lost.id] })
+  const replacedAt = performance.now()
   await waitForFullCopies(cluster, paths)
+  figure(t, 'disk-lost.full-again', performance.now() - replacedAt, 'ms')
   for (const path of paths) {
     const found = await verified(client, path)
     if (!found.healthy) t.fail(`${path}: ${JSON.stringify(found)}`)

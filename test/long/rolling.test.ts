@@ -3,6 +3,7 @@ import t, { type Test } from 'tap'
 import { startBalancer } from '../support/balancer.ts'
 import { startCluster, type ClusterOptions } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { endWithoutFault, Load } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -33,6 +34,9 @@ async function restartAll(t: Test, options: ClusterOptions, balancer: { checkMs?
   await slow.stop()
   t.strictSame(slow.failures, [], `no slow transfer fails, of ${slow.done}`)
   await endWithoutFault(t, load, history)
+  figure(t, 'rolling.read', load.total.readMsMax, 'ms')
+  figure(t, 'rolling.write', load.total.writeMsMax, 'ms')
+  figure(t, 'rolling.operations', history.size, 'count')
   await waitForFullCopies(cluster, [...history.writtenPaths, ...slow.paths])
   t.strictSame(cluster.crashes(), [])
 }

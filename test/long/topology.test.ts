@@ -6,6 +6,7 @@ import { type SummaryAnswer, wirePath } from '../../shared/wire.ts'
 import { startCluster, type Cluster, type ShardHandle } from '../support/cluster.ts'
 import { askNode, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure, percentile } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { endWithoutFault, Load } from '../support/load.ts'
 import { seededRandom } from '../support/random.ts'
@@ -38,6 +39,12 @@ t.test(
     const client = cluster.client({ proxy: other, history, timeoutMs: 30_000 })
     const load = new Load(t, { random, clients: [client], concurrency: 6, smallPaths: 150, largePaths: 12 })
     await load.progress(100, 100)
+    const tell = (change: string): void => {
+      const { readTimes, writeTimes } = load.current
+      figure(t, `topology.read-p99-${change}`, percentile(readTimes, 99), 'ms')
+      figure(t, `topology.write-p99-${change}`, percentile(writeTimes, 99), 'ms')
+    }
+    tell('before')
 
     load.phase('a node with another shard')
     const added = await cluster.giveShard('node-a1')
@@ -56,6 +63,7 @@ t.test(
     const second = await run(cluster, other, shard, 'reweight', added.id, '--weight', '2')
     t.match(second, { code: 1, json: { code: 'CONFLICT' } }, 'one change at a time')
 
+    tell('adding')
     load.phase('the primary and a target killed')
     await cluster.proxies[first]!.process.kill()
     await cluster.node('node-a1').process.kill()
@@ -78,6 +86,7 @@ t.test(
       (await view(cluster, other)).shards.every(one => one.node !== 'node-b1'),
     )
 
+    tell('draining')
     load.phase('afterwards')
     await load.progress(40, 20)
     await endWithoutFault(t, load, history)

@@ -5,6 +5,7 @@ import { task } from '../../cli/task.ts'
 import { trash } from '../../cli/trash.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { verifyCopies, waitForFullCopies } from '../support/copies.ts'
+import { figure } from '../support/figures.ts'
 import { seededRandom } from '../support/random.ts'
 
 type Command = typeof trash
@@ -42,10 +43,12 @@ t.test('I37: a folder is deleted, and restored with its bytes and references', {
 
   const newer = random.bytes(100)
   t.equal((await clients[0]!.put('raw/f/1/1', newer)).status, 201)
+  const restoredAt = performance.now()
   t.match(await second(trash, 'restore', 'raw/f/'), {
     code: 1,
     out: { restored: 11, refused: 1, refusals: [{ path: 'f/1/1', reason: 'exists' }] },
   })
+  figure(t, 'trash.restored', performance.now() - restoredAt, 'ms')
   const expected = new Map([...bodies, ['raw/f/1/1', newer]])
   for (const client of clients) {
     for (const [path, body] of expected) t.ok((await client.get(path)).body.equals(body), path)

@@ -4,6 +4,7 @@ import t from 'tap'
 import { startBalancer } from '../support/balancer.ts'
 import { startCluster } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { endWithoutFault, Load } from '../support/load.ts'
 import { buildOlder } from '../support/older-build.ts'
@@ -54,6 +55,8 @@ t.test(
     await slow.stop()
     t.strictSame(slow.failures, [], `no slow transfer fails, of ${slow.done}`)
     await endWithoutFault(t, load, history)
+    figure(t, 'upgrade.read', load.total.readMsMax, 'ms')
+    figure(t, 'upgrade.write', load.total.writeMsMax, 'ms')
     const reader = cluster.client({ url, history })
     const answers = await reader.getAll(before)
     t.strictSame(

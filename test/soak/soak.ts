@@ -18,6 +18,7 @@ import { startCluster, type Cluster } from '../support/cluster.ts'
 import { waitForFullCopies } from '../support/copies.ts'
 import { mountSmallDisk, noMounts, noTracing } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
+import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { findPartitions } from '../support/partitions.ts'
@@ -83,6 +84,13 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
   const [purged, backups] = await background
   t.comment([...counts].map(([name, count]) => `${name} x ${count}`).join(', '))
   t.comment(`${tallyText(load.total)}, ${history.size} operations, ${purged} blobs collected, ${backups} backups made`)
+  figure(t, 'soak.operations', history.size, 'count')
+  figure(
+    t,
+    'soak.faults',
+    [...counts.values()].reduce((sum, count) => sum + count, 0),
+    'count',
+  )
   await settled(world)
   await judge(t, cluster, history, load)
   await judgeBackups(t, cluster, backups)

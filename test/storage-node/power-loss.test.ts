@@ -9,6 +9,7 @@ import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config
 import { findReference } from '../../storage-node/lists.ts'
 import { newRecord } from '../../storage-node/log.ts'
 import { Shard } from '../../storage-node/shard.ts'
+import { figure } from '../support/figures.ts'
 import { type OpenMode, type StoreFile, type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { touchBlob } from '../../storage-node/touch.ts'
@@ -164,6 +165,8 @@ t.test('I4, I23: whatever a power cut takes of what was not flushed, everything 
     }
   }
   t.pass(`${states} states`)
+  figure(t, 'power-loss.states', states, 'count')
+  figure(t, 'power-loss.acknowledged', fs.acknowledged(fs.changes.length).length, 'count')
 })
 
 /** Flushes of the log can fail. */

@@ -31,6 +31,9 @@ export interface Tally {
   transfers: number
   readMsMax: number
   writeMsMax: number
+  /** Milliseconds of each. */
+  readonly readTimes: number[]
+  readonly writeTimes: number[]
 }
 
 /** Runs until `stop`. A failed operation is kept in `failures`, one that said something untrue in `wrong`. */
@@ -142,6 +145,8 @@ export class Load {
       if (fine.includes(answer.status)) tally[kind]++
       if (kind === 'reads') tally.readMsMax = Math.max(tally.readMsMax, answer.ms)
       else tally.writeMsMax = Math.max(tally.writeMsMax, answer.ms)
+      if (kind === 'reads') tally.readTimes.push(answer.ms)
+      else tally.writeTimes.push(answer.ms)
     }
     if (fine.includes(answer.status)) return
     const why = answer.error === undefined ? answer.body.toString().slice(0, 200) : answer.error.message
@@ -158,7 +163,7 @@ const fineStatuses: Record<'reads' | 'writes' | 'deletes' | 'transfers', readonl
 }
 
 function newTally(): Tally {
-  return { reads: 0, writes: 0, deletes: 0, transfers: 0, readMsMax: 0, writeMsMax: 0 }
+  return { reads: 0, writes: 0, deletes: 0, transfers: 0, readMsMax: 0, writeMsMax: 0, readTimes: [], writeTimes: [] }
 }
 
 export function tallyText({ reads, writes, deletes, transfers, readMsMax, writeMsMax }: Tally): string {
