@@ -91,18 +91,28 @@ export async function listBlobs(shard: Shard, partition: number, page: Page): Pr
   return { blobs: blobs.filter(blob => !shard.isCorrupt(blobName(blob))), ...nextPage(entries, page, prefix) }
 }
 
-/** Blobs that no reference has named, oldest first. */
+/**
+ * Blobs that no reference has named, in the order of the times in their records. Only those that have been here for so long by the
+ * monotonic clock, too; of what an earlier run of this process has left nothing is older than this run.
+ */
 export async function listUnconfirmed(shard: Shard, olderThanMs: number, page: Page): Promise<UnconfirmedAnswer> {
   const now = shard.clock.now()
+  const monotonicNow = shard.clock.monotonic()
   const prefix = 'u/'
   const entries = await listEntries(shard, { prefix, before: `${prefix}${timeText(now - olderThanMs)}/` }, page)
   const blobs: UnconfirmedAnswer['blobs'][number][] = []
   for (const [key] of entries) {
+    const heldMs = shard.unconfirmed.age(key, monotonicNow)
+    if (heldMs < olderThanMs) continue
     const [time = '', partition = '', file = ''] = key.slice(prefix.length).split('/')
     const name = `${partition}/${file}`
     const location = await shard.locate(name)
     if (location === undefined) continue
-    blobs.push({ ...parseBlobName(name), bytes: location.bytes, ageMs: Math.max(0, now - Number(time)) })
+    blobs.push({
+      ...parseBlobName(name),
+      bytes: location.bytes,
+      ageMs: Math.max(0, Math.min(now - Number(time), heldMs)),
+    })
   }
   return { blobs, ...nextPage(entries, page, prefix) }
 }

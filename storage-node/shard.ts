@@ -27,6 +27,7 @@ import { ShardHealth } from './shard-health.ts'
 import { markerProblem, readMarker, type ShardFormat, type ShardMarker, writeMarker } from './shard-marker.ts'
 import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
+import { UnconfirmedAges } from './unconfirmed-ages.ts'
 
 /** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
 const emptyDiskEntries = ['lost+found', 'holdfast.json.new']
@@ -62,6 +63,7 @@ export class Shard {
   /** Copies that were found corrupt or missing, and are not back. */
   lossCount = 0
   readonly summaries = new Summaries()
+  readonly unconfirmed = new UnconfirmedAges()
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
   readonly #deps: ShardDeps
@@ -439,6 +441,7 @@ export class Shard {
     this.openedCount += 1
     this.#index = await this.#openIndex()
     const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
+    this.unconfirmed.begin(this.clock.monotonic())
     this.#newest = await this.#index.newest()
     this.damagedCount += replayed.damagedCount
     this.lossCount = await this.#index.countLosses()
@@ -514,6 +517,7 @@ export class Shard {
     )
     this.#changeCount += 1
     this.summaries.changed(changes)
+    this.unconfirmed.changed(changes, this.clock.monotonic())
     this.use.applied(uses)
     this.lossCount += lossDelta
     this.#newest = newest ?? this.#newest

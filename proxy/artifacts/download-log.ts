@@ -19,13 +19,15 @@ export class DownloadLog {
   readonly #deps: DownloadLogDeps
   readonly #pending = new Map<string, Download>()
   #timer: NodeJS.Timeout | undefined
-  /** Days since 1970, looked up every half minute only. */
-  #day: number
+  /** By the wall clock, which may jump; looked up every half minute only. */
+  #date: number
+  /** Grows with each date: what was noted on a day to come, as a clock that had jumped said, is noted on that day again. */
+  #day = 0
   #flushing: Promise<void> = Promise.resolve()
 
   constructor(deps: DownloadLogDeps) {
     this.#deps = deps
-    this.#day = Math.floor(deps.now() / dayMs)
+    this.#date = Math.floor(deps.now() / dayMs)
   }
 
   /** `entry` is what the path cache has of it: it remembers the day on which it was last noted. No I/O: for the hot path. */
@@ -50,7 +52,9 @@ export class DownloadLog {
   }
 
   async #write(): Promise<void> {
-    this.#day = Math.floor(this.#deps.now() / dayMs)
+    const date = Math.floor(this.#deps.now() / dayMs)
+    if (date !== this.#date) this.#day += 1
+    this.#date = date
     const all = [...this.#pending]
     for (let start = 0; start < all.length; start += pageSize) {
       const page = all.slice(start, start + pageSize)

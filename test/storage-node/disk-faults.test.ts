@@ -17,6 +17,7 @@ import {
 } from './fixtures.ts'
 import { Leftovers } from '../../storage-node/leftovers.ts'
 import type { Shard } from '../../storage-node/shard.ts'
+import { UnconfirmedAges } from '../../storage-node/unconfirmed-ages.ts'
 import { FaultyFs } from './faulty-fs.ts'
 
 const isLog = (path: string) => path.includes('/a-1/log/')
@@ -256,6 +257,50 @@ t.test('I29: no jump of the clock empties the trash or drops an upload before it
   clock.wall += 100 * hour
   await tick()
   t.equal(await trashCount(), 0, 'both clocks agree')
+})
+
+t.test('I29: no clock, be it of a proxy or the node, makes an upload in hand look abandoned', async t => {
+  const hour = 3_600_000
+  const clock = { wall: Date.now(), passed: 0, now: () => clock.wall, monotonic: () => clock.passed }
+  const { client, node } = await startWithNode(t, {}, clock)
+  const abandoned = async () => {
+    const { json } = await client.call('GET', `${wirePath.unconfirmed(shardA)}?olderThanMs=${hour}`)
+    return (json['blobs'] as { digest: string }[]).map(({ digest }) => digest).sort()
+  }
+  const byProxy = testBlob(10)
+  await client.appendBlob(shardA, byProxy, clock.wall - 48 * hour)
+  t.same(await abandoned(), [], 'the clock of its proxy is two days late')
+  const large = testBlob(100_000)
+  await client.put(shardA, large)
+  clock.wall += 48 * hour
+  t.same(await abandoned(), [], 'the clock of the node jumps ahead')
+  clock.passed += hour
+  const young = testBlob(10)
+  await client.appendBlob(shardA, young, clock.wall - 48 * hour)
+  t.same(await abandoned(), [byProxy.digest, large.digest].sort(), 'both clocks agree')
+  for (const { shard } of node.shards.values()) await shard.reopen()
+  t.same(await abandoned(), [], 'nobody knows how long they had been there')
+  clock.passed += hour
+  t.same(await abandoned(), [byProxy.digest, large.digest, young.digest].sort())
+  await client.appendReference(shardA, testReference('p', 1, large))
+  t.same(await abandoned(), [byProxy.digest, young.digest].sort())
+})
+
+t.test('ages of unconfirmed blobs take bounded memory and are never more than the truth', t => {
+  const ages = new UnconfirmedAges(2)
+  ages.begin(100)
+  const put = (key: string, now: number) => ages.changed([{ type: 'put', key, value: Buffer.alloc(0) }], now)
+  put('u/1', 110)
+  put('b/1', 110)
+  put('u/2', 120)
+  put('u/1', 125)
+  t.same([ages.age('u/0', 200), ages.age('u/1', 200), ages.age('u/2', 200)], [100, 90, 80])
+  put('u/3', 130)
+  t.same([ages.age('u/0', 200), ages.age('u/1', 200), ages.age('u/2', 200)], [90, 90, 80])
+  ages.changed([{ type: 'del', key: 'u/2' }], 140)
+  put('u/4', 150)
+  t.same([ages.age('u/3', 200), ages.age('u/4', 200)], [70, 50])
+  t.end()
 })
 
 t.test('I36: a file without a record is moved to the trash, whatever has a record stays', async t => {

@@ -235,12 +235,19 @@ t.test('the log of downloads: once per path and day, bounded, and patient', asyn
   now += day
   await log.flush()
   log.note(a!, 1, 'a')
+  await log.flush()
+  t.same(written.splice(1), [['1/a']])
+  for (const jump of [2 * day, -2 * day, 2 * day]) {
+    now += jump
+    await log.flush()
+    if (jump > 0) log.note(a!, 1, 'a')
+  }
   await log.close()
-  t.same(written.slice(1), [['1/a']])
+  t.same(written.splice(1), [['1/a'], ['1/a']], 'the clock had jumped to a day that comes only now')
   for (let i = 0; i < 50_001; i++) log.note({}, 1, `p${i}`)
   const last: { notedDay?: number } = {}
   log.note(last, 1, 'last')
   t.equal(last.notedDay, undefined, 'it is noted by its next download')
   await log.close()
-  t.equal(written.slice(2).flat().length, 50_000)
+  t.equal(written.slice(1).flat().length, 50_000)
 })
