@@ -82,8 +82,8 @@ export const commands: Readonly<Record<string, Command>> = {
     summary: 'Show how many copies blobs have, in how many zones',
     run: async source => (await import('./copies.ts')).dispersion(source),
     help: async () => {
-      const { dispersionOptions } = await import('./copies.ts')
-      return clientHelp(dispersionOptions)
+      const { dispersionOptions, dispersionUsage } = await import('./copies.ts')
+      return clientHelp(dispersionOptions, dispersionUsage)
     },
   },
   fsck: {

@@ -64,12 +64,17 @@ export const dispersionOptions = {
   full: { kind: 'bool', default: false, doc: 'Look at every blob, not at about a thousand at random.' },
 } as const satisfies Options
 
+export const dispersionUsage = 'holdfast dispersion [report] [--full]\n'
+
 /** Resolves with 0 if every blob that was looked at has all its copies in as many zones as there can be. */
 export function dispersion(source: ConfigSource, write?: Writer): Promise<number> {
-  return runClientCommand(
+  return runWordCommand(
     dispersionOptions,
     source,
-    async ({ client, config, print }) => {
+    async ({ client, config, print }, words) => {
+      if (words.length > 1 || (words[0] ?? 'report') !== 'report') {
+        throw new HoldfastError('CONFIG_INVALID', `what does '${words.join(' ')}' mean? Try: ${dispersionUsage.trim()}`)
+      }
       const found = await dispersionOf(client, config.full)
       const perfect = found.byCopies[found.replicas] ?? 0
       print(dispersionText(found, config.full), found)

@@ -18,7 +18,8 @@ holdfast shard drain | remove | out | in <shard>
 holdfast shard reweight <shard> --weight <number>
 holdfast node add <http://host:port>
 holdfast node drain | remove | out | in <node>   (out: away for some time; in: it is back)
-A <change> is one of the last five in quotes, with the weight as its last word: 'shard add a-3 2'
+holdfast node replace <node> <http://host:port>   (adds the new one and drains the old one, dead or alive; with --wait removes it too)
+A <change> is one of the last six in quotes, with the weight as its last word: 'shard add a-3 2'
 `
 
 export const topologyOptions = {
@@ -44,7 +45,7 @@ export function topology(source: ConfigSource, write?: Writer): Promise<number> 
       if (replicas !== undefined && !isPlanned) throw unknown(`topology ${verb} --replicas`)
       if (command.config.byBytes && !isPlanned && verb !== 'show') throw unknown(`topology ${verb} --by-bytes`)
       const changes = (): WantedChange[] => [
-        ...more.map(changeOfText),
+        ...more.flatMap(changesOfText),
         ...(replicas === undefined ? [] : [{ op: 'replicas' as const, replicas: Number(replicas) }]),
       ]
       if (isPlanned) return verb === 'plan' ? showPlan(command, changes()) : applyChanges(command, changes())
@@ -62,7 +63,7 @@ export function shard(source: ConfigSource, write?: Writer): Promise<number> {
   return runWordCommand(
     topologyOptions,
     source,
-    (command, words) => applyChanges(command, [changeOf(['shard', ...words], command.config.weight)]),
+    (command, words) => applyChanges(command, changesOf(['shard', ...words], command.config.weight)),
     write,
   )
 }
@@ -72,18 +73,33 @@ export function node(source: ConfigSource, write?: Writer): Promise<number> {
   return runWordCommand(
     topologyOptions,
     source,
-    (command, words) => applyChanges(command, [changeOf(['node', ...words], undefined)]),
+    (command, words) => {
+      const changes = changesOf(['node', ...words], undefined)
+      const { wait, plan } = command.config
+      return words[0] === 'replace' && wait && !plan ? replaceNode(command, changes) : applyChanges(command, changes)
+    },
     write,
   )
 }
 
-function changeOfText(text: string): WantedChange {
+function changesOfText(text: string): WantedChange[] {
   const words = text.trim().split(/\s+/)
-  return words.length === 4 ? changeOf(words.slice(0, 3), words[3]) : changeOf(words, undefined)
+  const hasWeight = words[0] === 'shard' && words.length === 4
+  return hasWeight ? changesOf(words.slice(0, 3), words[3]) : changesOf(words, undefined)
 }
 
-/** A change in words: `shard drain a-1`. Throws CONFIG_INVALID. */
-export function changeOf(words: readonly string[], weightText: string | undefined): WantedChange {
+/** A change in words, `shard drain a-1`, or both halves of one, `node replace a http://b:8090`. Throws CONFIG_INVALID. */
+export function changesOf(words: readonly string[], weightText: string | undefined): WantedChange[] {
+  const [kind, verb, name = '', url, ...more] = words
+  if (kind !== 'node' || verb !== 'replace') return [changeOf(words, weightText)]
+  if (url === undefined || more.length > 0) throw unknown(words.join(' '))
+  return [
+    { op: 'add-node', url },
+    { op: 'drain-node', node: name },
+  ]
+}
+
+function changeOf(words: readonly string[], weightText: string | undefined): WantedChange {
   const [kind, verb, name, ...more] = words
   const weight = weightText === undefined ? undefined : Number(weightText)
   const takesWeight = kind === 'shard' && (verb === 'add' || verb === 'reweight')
@@ -126,6 +142,23 @@ async function applyChanges(command: Command, changes: readonly WantedChange[]):
   if (config.plan) return showPlan(command, changes)
   const body = { changes, force: config.force, ...optionsOf(config) }
   return begun(command, (await client.call('POST', '/topology/changes', body)) as JobRun)
+}
+
+/** To the end: what was drained is removed as well. */
+async function replaceNode(command: Command, changes: readonly WantedChange[]): Promise<number> {
+  const drained = changes.flatMap(change => (change.op === 'drain-node' ? [change.node] : []))
+  const runs = [await awaitChanges(command, changes)]
+  if (runs[0]?.state === 'succeeded') {
+    runs.push(await awaitChanges(command, drained.map(node => ({ op: 'remove-node', node })))) // prettier-ignore
+  }
+  command.print(runs.map(runText).join('\n'), runs)
+  return runs.every(({ state }) => state === 'succeeded') ? 0 : 1
+}
+
+async function awaitChanges({ client, config }: Command, changes: readonly WantedChange[]): Promise<JobRun> {
+  const body = { changes, force: config.force, ...rateOf(config) }
+  const { id } = (await client.call('POST', '/topology/changes', body)) as JobRun
+  return awaitRun(client, '/tasks/rebalance', id)
 }
 
 async function steer(command: Command, verb: 'pause' | 'resume' | 'abort'): Promise<number> {

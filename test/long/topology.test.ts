@@ -152,3 +152,45 @@ t.test(
     t.comment(`${live.length} paths with full copies where the table wants them`)
   },
 )
+
+t.test(
+  'I20, I21: a node is replaced by another one under load, alive and after it has died',
+  { timeout: 280_000 },
+  async t => {
+    const random = seededRandom(t)
+    const cluster = await startCluster(t, { proxies: 1, shardsPerNode: 1 })
+    const history = new History()
+    const client = cluster.client({ history, timeoutMs: 30_000 })
+    const load = new Load(t, { random, clients: [client], concurrency: 4, smallPaths: 150, largePaths: 12 })
+    await load.progress(100, 100)
+    for (const [name, isDead] of [
+      ['node-b', false],
+      ['node-c', true],
+    ] as const) {
+      load.phase(`${name} replaced`)
+      const old = cluster.node(name)
+      const before = (await view(cluster, 0)).shards.find(one => one.node === name)!
+      if (isDead) await old.process.kill()
+      const fresh = await cluster.addNode(`${name}2`, old.zone)
+      const plan = await run(cluster, 0, node, 'replace', name, fresh.url, '--plan')
+      t.match(
+        plan,
+        { code: 0, json: { copies: partitionCount, copiesMin: partitionCount } },
+        'only its own copies move',
+      )
+      const replaced = await run(cluster, 0, node, 'replace', name, fresh.url, '--wait', '--force')
+      t.equal(replaced.code, 0, replaced.text)
+      await load.progress(20, 20)
+      const { shards } = await settled(cluster, 0)
+      t.notOk(shards.some(one => one.node === name), 'the old one is gone') // prettier-ignore
+      t.equal(shards.find(one => one.node === fresh.id)?.partitions, before.partitions, 'the new one has its place')
+      if (!isDead) await old.process.kill()
+      cluster.nodes = cluster.nodes.filter(({ id }) => id !== name)
+    }
+    await load.progress(40, 20)
+    await endWithoutFault(t, load, history)
+    await waitForFullCopies(cluster, await client.presentOf(history.paths))
+    const unnamed = await run(cluster, 0, node, 'replace', 'node-a')
+    t.match(unnamed, { code: 2, text: /what does 'node replace node-a' mean/ }, 'it says what is missing')
+  },
+)

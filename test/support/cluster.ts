@@ -164,6 +164,14 @@ export class Cluster {
     return handle
   }
 
+  /** Starts one more node, which no proxy knows of yet. */
+  async addNode(id: string, zone: string): Promise<NodeHandle> {
+    const node = await this.#node(id, zone)
+    this.nodes = [...this.nodes, node]
+    await node.process.start()
+    return node
+  }
+
   inZone(zone: string): readonly NodeHandle[] {
     return this.nodes.filter(node => node.zone === zone)
   }

@@ -1,6 +1,6 @@
 /** What operators ask of the topology, with nodes that are a function each: what is refused, and what is passed on to the task. */
 import t from 'tap'
-import { changeOf } from '../../../cli/topology.ts'
+import { changesOf } from '../../../cli/topology.ts'
 import type { JobRun } from '../../../proxy/metadata/job-types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { paramsOf } from '../../../proxy/tasks/rebalance-params.ts'
@@ -146,9 +146,9 @@ t.test('a change is judged by the newest map, whichever proxy is asked', async t
 
 t.test('a node is taken out by hand as long as enough others are in, and only what is out is taken in', async t => {
   const { made, control } = world()
-  const out = changeOf(['node', 'out', 'n3'], undefined)
-  t.same([out, changeOf(['shard', 'in', 'n3-s0'], undefined)], [
-    { op: 'out-node', node: 'n3' },
+  const out = { op: 'out-node', node: 'n3' } as const
+  t.same([...changesOf(['node', 'out', 'n3'], undefined), ...changesOf(['shard', 'in', 'n3-s0'], undefined)], [
+    out,
     { op: 'in-shard', shard: 'n3-s0' },
   ]) // prettier-ignore
   await control.apply([out], options)
