@@ -154,17 +154,30 @@ export class Database implements Queryable {
    * and all the while PostgreSQL cannot clean up behind updates: page through large tables, and do nothing else meanwhile.
    */
   async snapshot<T>(work: (snapshot: Queryable) => Promise<T>): Promise<T> {
-    this.#circuit.throwIfDown()
-    // PGlite has one connection for everybody.
-    const pooled = this.#folder !== undefined
-    const session = pooled ? await this.#pool.acquire(callTimeoutMs) : await this.#openJudged(false)
-    try {
+    return this.apart(async session => {
       await session.query(beginSnapshot, [], callTimeoutMs)
-      await session.query(keepSnapshot, [], callTimeoutMs)
-      return await work({ query: (sql, values = []) => session.query(sql, values, callTimeoutMs) })
+      try {
+        await session.query(keepSnapshot, [], callTimeoutMs)
+        return await work({ query: (sql, values = []) => session.query(sql, values, callTimeoutMs) })
+      } finally {
+        if (!session.broken) await session.query(rollback, [], callTimeoutMs).catch(() => session.destroy(undefined))
+      }
+    })
+  }
+
+  /** PGlite: no other process can open it, and all share one connection. */
+  get isFolder(): boolean {
+    return this.#folder !== undefined
+  }
+
+  /** A connection of its own for `work`, closed after it: what belongs to the connection, such as a lock, ends with it. */
+  async apart<T>(work: (session: Session) => Promise<T>): Promise<T> {
+    this.#circuit.throwIfDown()
+    const session = this.isFolder ? await this.#pool.acquire(callTimeoutMs) : await this.#openJudged(false)
+    try {
+      return await work(session)
     } finally {
-      if (!session.broken) await session.query(rollback, [], callTimeoutMs).catch(() => session.destroy(undefined))
-      if (pooled) this.#pool.release(session)
+      if (this.isFolder) this.#pool.release(session)
       else await session.close().catch(() => {}) // it is of no more use either way
     }
   }

@@ -1,7 +1,8 @@
 /** Brings a database up to what the shards know. Nothing else writes meanwhile: the proxies keep a database that is behind out of use. */
 import { encodeClusterMap, type ClusterMap } from '../../shared/cluster-map.ts'
+import { HoldfastError } from '../../shared/errors.ts'
 import type { ReferenceRecord } from '../../shared/record.ts'
-import type { Database } from './database.ts'
+import { callTimeoutMs, type Database } from './database.ts'
 import { identityTableNames, type IdentityRow, type IdentityTableName, type IdentityTables } from './identity-tables.ts'
 import { primaryRole } from './leaders.ts'
 import { statement, type Queryable } from './statement.ts'
@@ -102,6 +103,14 @@ const putMap = statement(
   `INSERT INTO cluster_maps (epoch, map) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM cluster_maps WHERE epoch >= $1)`,
 )
 
+/** Of the connection, so that it ends with the process that has it. */
+const recoveryLock = 4833
+const tryLock = statement<{ locked: boolean }>(
+  'recovery-lock',
+  `SELECT pg_try_advisory_lock(${recoveryLock}) AS locked`,
+)
+const askLock = statement('recovery-lock-held', 'SELECT 1')
+
 const primaryKeys: Readonly<Record<IdentityTableName, string>> = { repositories: 'id', users: 'name' }
 
 export class RecoveryTables {
@@ -109,6 +118,24 @@ export class RecoveryTables {
 
   constructor(database: Database) {
     this.#database = database
+  }
+
+  /**
+   * No other process recovers this database meanwhile: CONFLICT while one does. `check` rejects with METADATA_UNAVAILABLE when the
+   * connection that has the lock was lost, so that another one may have begun.
+   */
+  async exclusively<T>(work: (check: () => Promise<void>) => Promise<T>): Promise<T> {
+    if (this.#database.isFolder) return work(() => Promise.resolve())
+    return this.#database.apart(async session => {
+      const [row] = await session.query(tryLock, [], callTimeoutMs)
+      if (row?.locked !== true) {
+        throw new HoldfastError(
+          'CONFLICT',
+          'another catch-up or rebuild of this database is under way: wait for its end',
+        )
+      }
+      return work(async () => void (await session.query(askLock, [], callTimeoutMs)))
+    })
   }
 
   async facts(): Promise<RecoveryFacts> {

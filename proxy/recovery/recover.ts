@@ -70,8 +70,19 @@ export interface RecoveryReport {
   readonly withoutBytesCount: number
 }
 
-/** Rejects with CONFLICT (a rebuild of a database that is not empty), REPLICAS_UNREACHABLE (too many shards away), or what a shard rejects with. */
-export async function recover(deps: RecoveryDeps, options: RecoveryOptions): Promise<RecoveryReport> {
+/**
+ * Rejects with CONFLICT (a rebuild of a database that is not empty, or another recovery of it is under way), REPLICAS_UNREACHABLE (too many
+ * shards away), or what a shard rejects with.
+ */
+export function recover(deps: RecoveryDeps, options: RecoveryOptions): Promise<RecoveryReport> {
+  return deps.metadata.recovery.exclusively(check => recoverAlone(deps, options, check))
+}
+
+async function recoverAlone(
+  deps: RecoveryDeps,
+  options: RecoveryOptions,
+  check: () => Promise<void>,
+): Promise<RecoveryReport> {
   const startedAt = performance.now()
   const { metadata, progress } = deps
   const { recovery, collection } = metadata
@@ -99,6 +110,7 @@ export async function recover(deps: RecoveryDeps, options: RecoveryOptions): Pro
   const known = Math.max(facts.issued, merger.version, ...newestOf(deps).map(one => one.version))
   const version = known + versionMargin
   const token = Math.max(0, ...deps.statuses.map(({ tokens }) => tokens?.[primaryRole] ?? 0))
+  await check()
   await recovery.finish({ version, incarnation, token, map: deps.view.current().map })
   return {
     kind: options.kind,

@@ -134,3 +134,38 @@ t.test('no version is beyond what the sequence has issued, however many write on
   ).query<{ last_value: string }>('SELECT last_value FROM artifact_versions')
   t.ok(Math.max(...versions) <= Number(rows[0]!.last_value))
 })
+
+t.test(
+  'one recovery of a database at a time, in whatever process, and a lost lock is noticed before the end',
+  async t => {
+    const url = await postgres.createDatabase()
+    const [one, other] = [await open(t, url), await open(t, url)]
+    const elsewhere = await open(t, await postgres.createDatabase())
+    const busy = { code: 'CONFLICT', message: /another catch-up or rebuild/ }
+    await one.recovery.exclusively(async check => {
+      await t.rejects(
+        other.recovery.exclusively(async () => t.fail('both at once')),
+        busy,
+      )
+      await t.rejects(
+        one.recovery.exclusively(async () => t.fail('both at once')),
+        busy,
+        'not even in one process',
+      )
+      t.equal(await elsewhere.recovery.exclusively(async () => 'done'), 'done', 'another database is another matter')
+      await check()
+    })
+    await t.rejects(
+      one.recovery.exclusively(() => Promise.reject(new HoldfastError('CONFLICT', 'failed'))),
+      /failed/,
+    )
+    t.equal(await other.recovery.exclusively(async () => 'done'), 'done', 'however the one before ended')
+
+    const client = await connect(t, url)
+    await other.recovery.exclusively(async check => {
+      const held = `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4833`
+      await client.query(`${held} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
+      await t.rejects(check(), { code: 'METADATA_UNAVAILABLE' })
+    })
+  },
+)
