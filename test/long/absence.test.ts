@@ -130,7 +130,7 @@ t.test(
       if (index === 0) await node.process.start()
       await proxySees(reader, index === 0 ? 3 : 2)
     }
-    await others[0]!.process.kill()
+    await others[0].process.kill()
     await proxySees(reader, 1)
     await ask(part(gone, 3), [503], 'alone')
     t.comment(JSON.stringify(Object.fromEntries(seen)))
