@@ -76,15 +76,15 @@ export class NodeState {
     await this.#readFences()
   }
 
-  /** A damaged map is only forgotten: proxies bring the newest one anyway. */
+  /** One that is damaged or of another cluster is only forgotten: proxies bring the newest one anyway. */
   async #readMap(): Promise<void> {
     const map = await this.#read('cluster-map.json')
     if (map === undefined) return
     try {
-      const { epoch, writesFrom = 0 } = decodeClusterMap(map.toString('utf8'))
+      const { epoch, writesFrom = 0 } = this.checkClusterMap(map)
       this.#map = { epoch, writesFrom, text: map }
     } catch (error) {
-      this.#log.error({ err: error }, 'the stored cluster map is damaged')
+      this.#log.error({ err: error }, 'the stored cluster map is not used')
     }
   }
 

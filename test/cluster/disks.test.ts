@@ -4,7 +4,7 @@ import t, { type Test } from 'tap'
 import type { Client } from '../support/client.ts'
 import { startCluster, type NodeHandle } from '../support/cluster.ts'
 import { shardState, verifyCopies, waitForFullCopies } from '../support/copies.ts'
-import { mountSmallDisk, noMounts, noTracing, tamperWithFlushes } from '../support/disks.ts'
+import { mountSmallDisk, noMounts, noTracing, tamperWithDisk } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
 import { figure } from '../support/figures.ts'
 import { seededRandom, type Random } from '../support/random.ts'
@@ -91,7 +91,7 @@ t.test(
       }
     }
     await write('before')
-    const mend = await tamperWithFlushes(t, node.process.pid, { error: 'EIO' })
+    const mend = await tamperWithDisk(t, node.process.pid, { error: 'EIO' })
     await write('broken')
     await eventually('it says read-only', async () => (await shardState(cluster, node)) === 'read-only')
     await write('read-only')
@@ -125,7 +125,7 @@ t.test('I23: a disk whose flushes failed for a while is used again without a res
     }
   }
   await write()
-  const mend = await tamperWithFlushes(t, node.process.pid, { error: 'EIO' })
+  const mend = await tamperWithDisk(t, node.process.pid, { error: 'EIO' })
   await write()
   await eventually('read-only', async () => (await shardState(cluster, node)) === 'read-only')
   await mend()

@@ -11,6 +11,7 @@ export interface Goal {
 
 const downloads = 'test/long/downloads.test.ts'
 const nodeFaults = 'test/cluster/node-faults.test.ts'
+const losses = 'test/cluster/losses.test.ts'
 const disks = 'test/cluster/disks.test.ts'
 const recovery = 'test/long/recovery.test.ts'
 const coordination = 'test/cluster/coordination.test.ts'
@@ -20,17 +21,42 @@ const soak = 'test/long/soak.test.ts'
 export const goals: readonly Goal[] = [
   { row: '1', run: downloads, figures: { 'download.gap': 'longest gap $', 'download.resumes': '$ resumes' } },
   {
+    row: '2',
+    run: losses,
+    figures: { 'upload-kill.end': 'six ended $ after it', 'upload-kill.copies-back': 'copies $ after the return' },
+  },
+  {
     row: '3',
     run: nodeFaults,
     figures: { 'node-stopped.read': 'reads + $', 'node-stopped.write': 'writes + $' },
   },
   { row: '4', run: nodeFaults, figures: { 'zone-killed.read': 'slowest read $', 'zone-killed.write': 'write $' } },
+  {
+    row: '5',
+    run: losses,
+    figures: {
+      'zones-down.read': 'reads $',
+      'zones-down.refused': '503 after $',
+      'zones-down.back': 'writes back after $',
+    },
+  },
   { row: '6', run: 'test/long/repair.test.ts', figures: { 'disk-lost.full-again': '120 paths full again after $' } },
   { row: '7', run: disks, figures: { 'damage.healed': 'healed $ after the read' } },
   { row: '8', run: disks, figures: {} },
   { row: '10', run: 'test/storage-node/power-loss.test.ts', figures: { 'power-loss.states': '$ states after a cut, nothing lost' } }, // prettier-ignore
   { row: '11', run: disks, figures: {} },
   { row: '12', run: disks, figures: {} },
+  {
+    row: '13',
+    run: 'test/long/slow-disk.test.ts',
+    figures: {
+      'slow-disk.read-p50-before': 'median of reads $ before',
+      'slow-disk.read-p50-during': '$ then',
+      'slow-disk.read-p99-before': 'p99 $ before',
+      'slow-disk.read-p99-during': '$ then',
+      'slow-disk.hedges': '$ hedges',
+    },
+  },
   {
     row: '14',
     run: nodeFaults,
@@ -60,6 +86,15 @@ export const goals: readonly Goal[] = [
     },
   },
   {
+    row: '17',
+    run: 'test/long/sleeping-proxy.test.ts',
+    figures: {
+      'sleeping-proxy.read': 'slowest read when it wakes $',
+      'sleeping-proxy.write': 'write $',
+      'sleeping-proxy.knows': 'has the newest map after $',
+    },
+  },
+  {
     row: '18',
     run: 'test/long/postgres-writes.test.ts',
     figures: { 'postgres.refused': '503 after $ at the latest', 'postgres.back': 'back after $' },
@@ -85,6 +120,15 @@ export const goals: readonly Goal[] = [
   { row: '23', run: 'test/long/trash.test.ts', figures: { 'trash.restored': '12 paths restored in $' } },
   { row: '24', run: `${soak} HOLDFAST_TEST_SOAK_ONLY=clock`, figures: { 'soak.operations': '$ operations', 'soak.faults': '$ jumps' } }, // prettier-ignore
   {
+    row: '25',
+    run: losses,
+    figures: {
+      'proxy-killed.upload': 'slowest upload with its second try $',
+      'proxy-killed.repeated': '$ repeated',
+      'proxy-killed.refused': '$ told to come again',
+    },
+  },
+  {
     row: '26',
     run: 'test/long/rolling.test.ts',
     figures: { 'rolling.read': 'slowest read $', 'rolling.write': 'write $', 'rolling.operations': '$ operations' },
@@ -94,6 +138,7 @@ export const goals: readonly Goal[] = [
     run: 'test/long/upgrade.test.ts',
     figures: { 'upgrade.read': 'slowest read $', 'upgrade.write': 'write $' },
   },
+  { row: '28', run: 'test/cluster/map-files.test.ts', figures: { 'map-files.mended': 'the true one again after $' } },
   { row: '29', run: soak, figures: { 'soak.operations': '$ operations', 'soak.faults': '$ faults' } },
   {
     row: '32',

@@ -1,5 +1,5 @@
 /** Disks and clocks. */
-import { fillDisk, resizeDisk, tamperWithFlushes, type FlushFault } from '../support/disks.ts'
+import { fillDisk, resizeDisk, tamperWithDisk, type DiskFault } from '../support/disks.ts'
 import { shardState } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import type { Fault, World } from './world.ts'
@@ -14,12 +14,12 @@ export function diskFaults(world: World): Fault[] {
   const { cluster, random, smallDisk, flushes, t } = world
   const node = random.pick(cluster.nodes)
   const isWell = (id: string) => async () => (await shardState(cluster, cluster.node(id))) === 'ok'
-  const tampered = (name: string, fault: FlushFault): Fault => {
+  const tampered = (name: string, fault: DiskFault): Fault => {
     let mend = async (): Promise<void> => {}
     return {
       name: `${node.id}: ${name}`,
       mayRefuse: 'nothing',
-      begin: async () => void (mend = await tamperWithFlushes(t, node.process.pid, fault)),
+      begin: async () => void (mend = await tamperWithDisk(t, node.process.pid, fault)),
       end: async () => {
         await mend()
         await eventually(`the disk of ${node.id} is used again`, isWell(node.id), { withinMs: mendedMs })

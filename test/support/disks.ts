@@ -58,17 +58,18 @@ export async function fillDisk(folder: string): Promise<void> {
   }
 }
 
-/** What happens to each flush of a process: it fails, or takes so much longer. */
-export type FlushFault = { readonly error: 'EIO' } | { readonly delayMs: number }
+/** What happens to each flush of a process: it fails, or takes so much longer; `reads`: each read from a file, too. */
+export type DiskFault = { readonly error: 'EIO' } | { readonly delayMs: number; readonly reads?: boolean }
 
-/** From now on, for every fsync and fdatasync of the process; the result ends that. */
-export async function tamperWithFlushes(
+/** From now on, for every fsync and fdatasync of the process (and pread64); the result ends that. */
+export async function tamperWithDisk(
   t: Pick<Test, 'teardown'>,
   pid: number,
-  fault: FlushFault,
+  fault: DiskFault,
 ): Promise<() => Promise<void>> {
   const how = 'error' in fault ? `error=${fault.error}` : `delay_exit=${fault.delayMs * 1_000}`
-  const inject = ['-e', 'trace=fsync,fdatasync', '-e', `inject=fsync,fdatasync:${how}`]
+  const calls = 'reads' in fault && fault.reads === true ? 'fsync,fdatasync,pread64,preadv' : 'fsync,fdatasync'
+  const inject = ['-e', `trace=${calls}`, '-e', `inject=${calls}:${how}`]
   const child = spawn('strace', ['-f', '-p', String(pid), ...inject, '-o', '/dev/null'], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
