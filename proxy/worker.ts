@@ -18,6 +18,7 @@ import { ArtifactChanges } from './artifacts/artifact-changes.ts'
 import { ArtifactWriter } from './artifacts/artifact-writer.ts'
 import { BodyCache } from './artifacts/body-cache.ts'
 import { DownloadLog } from './artifacts/download-log.ts'
+import { Folders } from './artifacts/folders.ts'
 import { PathCache } from './artifacts/path-cache.ts'
 import { Publisher } from './artifacts/publisher.ts'
 import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
@@ -49,6 +50,7 @@ import { DatabaseGate } from './recovery/database-gate.ts'
 import { ReplicatedBlobReader } from './routing/blob-reader.ts'
 import { ReplicatedBlobWriter } from './routing/blob-writer.ts'
 import { ClusterView } from './routing/cluster-view.ts'
+import { ShardFolders } from './routing/folder-store.ts'
 import { HealthChecker } from './routing/health-checker.ts'
 import { HealthTable } from './routing/health.ts'
 import { NodeClients } from './routing/node-client.ts'
@@ -319,6 +321,7 @@ async function build(
     authenticator,
     repositories,
     resolver,
+    folders: new Folders({ metadata, resolver, shards: new ShardFolders({ view, health, clients }) }),
     bodies,
     reader,
     writer,

@@ -14,6 +14,11 @@ export function referenceQuorum(replicas: number, zonesUsable: number): number {
   return oneZoneLeft ? replicas / 2 : Math.floor(replicas / 2) + 1
 }
 
+/** Of this many owners, those that must say that they have no reference before there is none (I7): with R = 2 one may have been away. */
+export function referenceAbsenceQuorum(replicas: number, owners: number): number {
+  return Math.min(owners, Math.max(2, referenceReadQuorum(replicas)))
+}
+
 /** Owners that must answer before the newest of their references is taken for the newest there is. */
 export function referenceReadQuorum(replicas: number): number {
   return replicas - Math.floor(replicas / 2)

@@ -6,7 +6,7 @@ import { createHmac, timingSafeEqual } from 'node:crypto'
 import type { Digest, Generation, NodeId, ShardId, Zone } from './ids.ts'
 import { partitionName } from './partition.ts'
 import type { ErrorCode } from './errors.ts'
-import type { ReferenceRecord } from './record.ts'
+import type { ReferencedBlob, ReferenceRecord } from './record.ts'
 import type { SetSummary } from './set-digest.ts'
 
 export const wireVersion = 1
@@ -60,6 +60,8 @@ export const wirePath = {
   summaries: (shard: ShardId) => `/v1/summaries/${shard}`,
   entries: (shard: ShardId, partition: number) => `/v1/entries/${shard}/${partitionName(partition)}`,
   versions: '/v1/versions',
+  /** Of nodes that do not know it yet there is no answer. */
+  folder: (shard: ShardId) => `/v1/folder/${shard}`,
   losses: (shard: ShardId) => `/v1/losses/${shard}`,
   scrub: '/v1/scrub',
   scrubOf: (shard: ShardId) => `/v1/scrub/${shard}`,
@@ -259,6 +261,37 @@ export interface VersionsRequest {
 export interface VersionsAnswer {
   /** null: it has none. */
   readonly versions: readonly (number | null)[]
+}
+
+/** POST /v1/folder/<shard>: what the shard knows of a folder, in all partitions, from a key on. */
+export interface FolderRequest {
+  /** `<repository>/`, or `<repository/path>/`. */
+  readonly folder: string
+  /** Begins with `folder`; what stands before it is passed over. */
+  readonly start: string
+  /** Children of the answer, at most; the node may give fewer. */
+  readonly limit: number
+  /** Every path in the folder is a child of it, however deep: folders in it are not folded. */
+  readonly deep?: boolean
+}
+export interface FolderAnswer {
+  /**
+   * Of each artifact in the folder the newest reference, deletes too; of each folder in it one that is live on this shard, if there is
+   * any. In no order.
+   */
+  readonly references: readonly FolderReference[]
+  /** Folders (with their '/') of which only deletes were looked at, and not everything. */
+  readonly undecided: readonly string[]
+  /** What stands before this key is complete; pass it as `start` for more. Absent: everything is. */
+  readonly next?: string
+}
+export interface FolderReference {
+  /** `<repository/path>` */
+  readonly key: string
+  readonly version: number
+  readonly time: number
+  /** Absent: deleted. */
+  readonly blob?: Pick<ReferencedBlob, 'digest' | 'bytes'>
 }
 
 /** GET /v1/losses/<shard>?after=…&limit=…: copies that were found corrupt or missing on this shard, and are not back. */

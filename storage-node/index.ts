@@ -54,6 +54,8 @@ export interface ListRange {
   readonly prefix: string
   /** Keys behind this one (prefix included). */
   readonly after?: string
+  /** Instead of `after`: this key and those behind it. */
+  readonly from?: string
   /** Keys before this one. */
   readonly before?: string
   readonly limit: number
@@ -114,9 +116,10 @@ export class ShardIndex {
   }
 
   /** Entries in the order of their keys. */
-  async list({ prefix, after, before, limit }: ListRange): Promise<[string, Buffer][]> {
+  async list({ prefix, after, from, before, limit }: ListRange): Promise<[string, Buffer][]> {
+    const start = from === undefined ? { gt: after ?? prefix } : { gte: from }
     // No key of ours continues with a byte of 0xff, which UTF-8 never contains.
-    const range = { gt: after ?? prefix, lt: before ?? `${prefix}\u{10ffff}`, limit }
+    const range = { ...start, lt: before ?? `${prefix}\u{10ffff}`, limit }
     return this.#level.iterator(range).all()
   }
 

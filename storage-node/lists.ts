@@ -75,7 +75,7 @@ export async function listReferences(shard: Shard, partition: number | 'all', pa
 }
 
 /** The record of this entry, or of what is in its place by now: a compaction may have moved it. Undefined if it is damaged. */
-async function readEntry(shard: Shard, indexKey: string, value: Buffer): Promise<ReferenceRecord | undefined> {
+export async function readEntry(shard: Shard, indexKey: string, value: Buffer): Promise<ReferenceRecord | undefined> {
   const record = await readReference(shard, value)
   if (record !== undefined) return record
   const now = await shard.lookUp(index => index.get(indexKey))

@@ -6,6 +6,7 @@ import type {
   BlobKey,
   BundleRequest,
   DropRequest,
+  FolderRequest,
   TouchRequest,
   TransferRequest,
   VersionsRequest,
@@ -16,6 +17,8 @@ import type { CommitOrder } from './uploads.ts'
 
 type Fields = Record<string, unknown>
 
+/** Of what a client says where a page begins, any longer path is behind every other one. */
+const startBytesMax = 4 * pathKeyBytesMax
 const itemCountMax = 10_000
 const sourceCountMax = 32
 const sourceUrlPattern = /^https?:\/\/[^/?#@\s]{1,255}$/
@@ -57,6 +60,17 @@ export function parseVersions(fields: Fields): VersionsRequest {
     return { partition, key }
   })
   return { shard: shardOf(fields['shard']), references }
+}
+
+export function parseFolder({ folder, start, limit, deep }: Fields): FolderRequest {
+  if (typeof folder !== 'string' || !folder.endsWith('/') || Buffer.byteLength(folder) > pathKeyBytesMax) {
+    throw bad('folder')
+  }
+  if (typeof start !== 'string' || !start.startsWith(folder) || Buffer.byteLength(start) > startBytesMax) {
+    throw bad('start')
+  }
+  if (!Number.isSafeInteger(limit) || Number(limit) < 1) throw bad('limit')
+  return { folder, start, limit: Number(limit), deep: deep === true }
 }
 
 const isPartition = (value: unknown): value is number =>

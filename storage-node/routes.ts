@@ -29,13 +29,22 @@ import {
 } from './http-answer.ts'
 import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
-import { parseBundle, parseCommit, parseDrop, parseTouch, parseTransfer, parseVersions } from './requests.ts'
+import {
+  parseBundle,
+  parseCommit,
+  parseDrop,
+  parseFolder,
+  parseTouch,
+  parseTransfer,
+  parseVersions,
+} from './requests.ts'
 import { sendBundle } from './send-bundle.ts'
 import { serveUpload } from './serve-upload.ts'
 import { listNames, versionsOf } from './summaries.ts'
 import { touchBlob } from './touch.ts'
 import { transferBlobs } from './transfer.ts'
 import { verifyBlob } from './verify-blob.ts'
+import { walkFolder } from './walk-folder.ts'
 
 export interface RouteContext {
   readonly node: StorageNode
@@ -88,6 +97,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'GET summaries 1': summaries,
   'GET entries 2': entries,
   'POST versions 0': versions,
+  'POST folder 1': folder,
   'GET losses 1': losses,
   'GET scrub 0': async call => answer(call, { shards: scrubs(call) } satisfies ScrubAnswer),
   'POST scrub 1': scrub,
@@ -117,6 +127,13 @@ export async function handleRoute(
 
 function bodyOf({ node, claim }: Call, bytesMax: number): BodyLimits {
   return { bytesMax, timeoutMs: node.limits.stallMs, claim }
+}
+
+/** Whoever asked and left wants no gigabytes read; whoever is shutting down neither. */
+function whileAwaited({ response, signal }: Call): AbortSignal {
+  const left = new AbortController()
+  response.once('close', () => left.abort(new HoldfastError('REQUEST_TIMEOUT', 'nobody waits for the answer')))
+  return AbortSignal.any([left.signal, signal])
 }
 
 function answer({ node, response }: Call, value: unknown): void {
@@ -222,10 +239,7 @@ async function verify(call: Call): Promise<void> {
   const [id, partition, file] = call.parts
   const name = `${partition}/${file}`
   if (!isBlobName(name)) throw new HoldfastError('BAD_REQUEST', 'not a blob')
-  // Whoever asked and left wants no gigabytes read; whoever is shutting down neither.
-  const left = new AbortController()
-  call.response.once('close', () => left.abort())
-  answer(call, await verifyBlob(shardNamed(call.node, id).shard, name, AbortSignal.any([left.signal, call.signal])))
+  answer(call, await verifyBlob(shardNamed(call.node, id).shard, name, whileAwaited(call)))
 }
 
 async function summaries(call: Call): Promise<void> {
@@ -246,6 +260,12 @@ async function versions(call: Call): Promise<void> {
   const { node, request } = call
   const { shard: id, references: items } = parseVersions(await readJson(request, bodyOf(call, jsonBytesMax)))
   answer(call, { versions: await versionsOf(shardNamed(node, id).shard, items) } satisfies VersionsAnswer)
+}
+
+async function folder(call: Call): Promise<void> {
+  const { node, request } = call
+  const question = parseFolder(await readJson(request, bodyOf(call, jsonBytesMax)))
+  answer(call, await walkFolder(shardNamed(node, call.parts[0]).shard, question, whileAwaited(call)))
 }
 
 async function losses(call: Call): Promise<void> {

@@ -16,7 +16,8 @@ import { sendBlob } from './read-blob.ts'
 import { handleRoute, type RouteContext } from './routes.ts'
 
 const blobPrefix = '/v1/blobs/'
-const bundlePrefix = '/v1/bundle/'
+/** Of routes with long answers that are no GETs. */
+const longPrefixes = ['/v1/bundle/', '/v1/folder/']
 
 /** Proxies ask each second how a node is, and wait half a second for the answer: by then they know that it is about to go. */
 const announceMs = 2_000
@@ -185,5 +186,6 @@ export class WireServer {
  */
 function sayLast(response: ServerResponse): void {
   const { method, url = '' } = response.req
-  if (method !== 'GET' && !url.startsWith(bundlePrefix)) response.setHeader('Connection', 'close')
+  if (method !== 'GET' && !longPrefixes.some(prefix => url.startsWith(prefix)))
+    response.setHeader('Connection', 'close')
 }

@@ -64,6 +64,8 @@ export class Shard {
   lossCount = 0
   readonly summaries = new Summaries()
   readonly unconfirmed = new UnconfirmedAges()
+  /** Folders that are being listed. */
+  walkCount = 0
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
   readonly #deps: ShardDeps

@@ -11,6 +11,7 @@ import type { ArtifactChanges } from '../artifacts/artifact-changes.ts'
 import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
 import type { DownloadLog } from '../artifacts/download-log.ts'
 import type { BodyCache } from '../artifacts/body-cache.ts'
+import type { Folders } from '../artifacts/folders.ts'
 import type { CachedPath } from '../artifacts/path-cache.ts'
 import type { Repositories } from '../artifacts/repositories.ts'
 import type { Resolver } from '../artifacts/resolver.ts'
@@ -44,6 +45,7 @@ export interface ArtifactRoutesDeps {
   readonly writer: ArtifactWriter
   readonly changes: ArtifactChanges
   readonly downloads: Pick<DownloadLog, 'note'>
+  readonly folders: Pick<Folders, 'list'>
   readonly metadata: Pick<Metadata, 'listFolder' | 'audit'>
   readonly uploadsMax: number
   /** The client's address, for limits and audit. */
@@ -209,7 +211,7 @@ export class ArtifactRoutes {
   async #redirectToFolder(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
     const { request, response, requestId } = exchange
     if (request.headers.accept?.includes('text/html') !== true) return false
-    // Without PostgreSQL nobody can list; that there is no artifact is known all the same.
+    // Without PostgreSQL it is not worth asking all shards for everything that is missed.
     const page = await this.#deps.metadata.listFolder(repository.id, path + '/', '', 1).catch((error: unknown) => {
       if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
     })
@@ -233,7 +235,8 @@ export class ArtifactRoutes {
       }
     }
     const after = new URLSearchParams(target.query).get('after') ?? ''
-    const page = await this.#deps.metadata.listFolder(repository.id, target.path, after, folderPageSize)
+    const question = { after, limit: folderPageSize, signal: exchange.signal }
+    const { page, source } = await this.#deps.folders.list(repository, target.path, question)
     if (page.entries.length === 0 && target.path !== '' && after === '') {
       throw new HoldfastError('ARTIFACT_NOT_FOUND', `no folder ${repository.name}/${target.path}`)
     }
@@ -242,6 +245,7 @@ export class ArtifactRoutes {
       'cache-control': 'no-cache',
       vary: 'accept',
       'content-security-policy': "default-src 'none'; style-src 'unsafe-inline'",
+      ...(source === 'current' ? {} : { 'holdfast-metadata': source }),
     }
     const headOnly = request.method === 'HEAD'
     if (json) sendJson(response, 200, listingJson(listing), requestId, headers, headOnly)

@@ -123,3 +123,28 @@ export interface ReferenceStore {
    */
   newest(repository: string, path: string): Promise<ReferenceRecord | undefined>
 }
+
+/** Of a folder: an artifact in it, or, with a key that ends in '/', a folder in which something is. */
+export interface ListedChild {
+  /** `<repository>/<path>` */
+  readonly key: string
+  readonly digest?: Digest
+  readonly bytes?: number
+  readonly time?: number
+}
+
+export interface FolderContents {
+  /** In the order of their keys as bytes. */
+  readonly children: readonly ListedChild[]
+  /** There is more behind the last of them, or may be. */
+  readonly more: boolean
+}
+
+export interface FolderStore {
+  /**
+   * Up to `limit` children of `folder` (`<repository>/`, or with a path, ending in '/') from the key `start` on, which begins with it, as
+   * the shards know them (PostgreSQL down). Never less than there is: of each partition as many owners must answer as it takes to say that
+   * a path is absent, else REPLICAS_UNREACHABLE. METADATA_UNAVAILABLE where so much was deleted that it would take too long.
+   */
+  list(folder: string, start: string, limit: number, signal: AbortSignal): Promise<FolderContents>
+}

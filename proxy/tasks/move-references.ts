@@ -4,10 +4,11 @@
  * that repeating is harmless.
  */
 import type { ShardId } from '../../shared/ids.ts'
+import { inKeyOrder } from '../../shared/key-order.ts'
 import { wirePath, type Entry, type ReferenceAnswer, type ReferenceListing } from '../../shared/wire.ts'
 import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
-import { inKeyOrder, type NamesStretch, namesInStep } from './shard-contents.ts'
+import { type NamesStretch, namesInStep } from './shard-contents.ts'
 
 /** Of one partition; records of several partitions on their way to a node share its batches with those of clients. */
 const appendsAtOnce = 64

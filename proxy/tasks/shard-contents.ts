@@ -1,5 +1,6 @@
 /** Asks shards what they hold: summaries, names, versions, and whether they have certain blobs. In pages, one shard at a time. */
 import type { ShardId } from '../../shared/ids.ts'
+import { inKeyOrder } from '../../shared/key-order.ts'
 import {
   wirePath,
   type BlobKey,
@@ -118,19 +119,6 @@ export async function* namesInStep(
     more = end !== undefined
   }
 }
-
-/** Negative: `a` stands before `b` in a listing, which is in the order of the bytes of UTF-8 (strings compare by those of UTF-16). */
-export function inKeyOrder(a: string, b: string): number {
-  const length = Math.min(a.length, b.length)
-  for (let at = 0; at < length; at += 1) {
-    const [one, other] = [a.charCodeAt(at), b.charCodeAt(at)]
-    if (one !== other) return rankOf(one) - rankOf(other)
-  }
-  return a.length - b.length
-}
-
-/** Surrogates, which stand for what is beyond all other units, come last. */
-const rankOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800)
 
 /** Newest versions that the shard has, in the order asked; null: none. */
 export async function versionsOf(

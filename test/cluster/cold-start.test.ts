@@ -65,7 +65,9 @@ t.test(
     t.equal((await client.get('open/gone')).status, 404)
     t.equal((await client.request('GET', 'open/never', { headers: { accept: 'text/html' } })).status, 404)
     t.equal((await client.get('nowhere/never')).status, 404)
-    t.equal((await client.get('raw/some/')).status, 503, 'listings need the database')
+    const listed = await client.request('GET', 'open/some/', { headers: { accept: 'application/json' } })
+    t.equal(listed.status, 200, 'listings come from the shards, too')
+    t.equal(listed.headers['holdfast-metadata'], 'shards')
     for (const method of ['PUT', 'DELETE']) {
       const answer = await client.request(method, 'raw/some/0', {
         body: method === 'PUT' ? Buffer.from('x') : undefined,

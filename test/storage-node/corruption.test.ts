@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { encodeRecord, type ShardRecord } from '../../shared/record.ts'
-import { wirePath } from '../../shared/wire.ts'
+import { type FolderAnswer, wirePath } from '../../shared/wire.ts'
 import {
   encodeSegmentHead,
   findNonce,
@@ -252,6 +252,18 @@ t.test('a damaged reference is an error and not a wrong answer, and a repair rep
   t.match((await node.client.call('GET', path)).json, { code: 'REFERENCE_NOT_FOUND' })
   await node.client.appendReference(shardA, reference)
   t.same((await node.client.call('GET', path)).json, reference)
+})
+
+t.test('a damaged reference is no part of a folder: first it is an error, then the shard has none', async t => {
+  const node = await startNode(t)
+  await node.client.appendReference(shardA, testReference('some/a', 3, testBlob(10)))
+  await node.client.appendReference(shardA, testReference('some/b', 4, testBlob(10)))
+  await flip(segmentOf(node), (await readFile(segmentOf(node))).length - 10)
+  const question = { folder: 'raw/some/', start: 'raw/some/', limit: 9 }
+  t.match((await node.client.post(wirePath.folder(shardA), question)).json, { code: 'RECORD_DAMAGED' })
+  const { references } = (await node.client.post(wirePath.folder(shardA), question)).json as unknown as FolderAnswer
+  t.match(references, [{ key: 'raw/some/a', version: 3 }])
+  t.equal(references.length, 1)
 })
 
 t.test('damaged fencing tokens stop the commands of the primary, not reads and writes', async t => {

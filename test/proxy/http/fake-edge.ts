@@ -9,6 +9,7 @@ import { LoginLimiter } from '../../../proxy/access/login-limiter.ts'
 import { ArtifactChanges } from '../../../proxy/artifacts/artifact-changes.ts'
 import { ArtifactWriter } from '../../../proxy/artifacts/artifact-writer.ts'
 import { BodyCache } from '../../../proxy/artifacts/body-cache.ts'
+import { Folders } from '../../../proxy/artifacts/folders.ts'
 import { PathCache } from '../../../proxy/artifacts/path-cache.ts'
 import { Publisher } from '../../../proxy/artifacts/publisher.ts'
 import { referenceOf } from '../../../proxy/artifacts/reference.ts'
@@ -20,7 +21,14 @@ import { ClientAddresses } from '../../../proxy/http/client-address.ts'
 import { Metrics } from '../../../proxy/http/metrics.ts'
 import { EdgeServer, type EdgeServerOptions } from '../../../proxy/http/server.ts'
 import type { Artifact, Blob, FolderPage, Metadata, Repository } from '../../../proxy/metadata/types.ts'
-import type { BlobReader, BlobWriter, ByteRange, ByteSink, StagedUpload } from '../../../proxy/routing/types.ts'
+import type {
+  BlobReader,
+  BlobWriter,
+  ByteRange,
+  ByteSink,
+  FolderContents,
+  StagedUpload,
+} from '../../../proxy/routing/types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { newGeneration, type Digest } from '../../../shared/ids.ts'
 
@@ -152,6 +160,12 @@ export async function startEdge(
       return artifact === undefined ? undefined : referenceOf(repository, artifact, 'i')
     },
   }
+  const listFromShards = (folder: string): FolderContents => {
+    if (!world.shardsAnswer) throw new HoldfastError('REPLICAS_UNREACHABLE', 'no shard answers')
+    const below = [...artifacts.keys()].filter(key => key.startsWith(folder) && !key.slice(folder.length).includes('/'))
+    const children = below.map(key => ({ key, digest: artifacts.get(key)!.blob.digest, bytes: 5, time: 0 }))
+    return { children, more: false }
+  }
   const resolver = new Resolver({ metadata, references, cache, leaseUsable: () => world.leased })
   const routes = new ArtifactRoutes({
     authenticator: new Authenticator({
@@ -162,6 +176,7 @@ export async function startEdge(
     }),
     repositories: lists,
     resolver,
+    folders: new Folders({ metadata, resolver, shards: { list: async folder => listFromShards(folder) } }),
     bodies: new BodyCache({ bytesMax: 2 ** 24, bodyBytesMax: 2 ** 20 }),
     reader: store,
     writer: new ArtifactWriter({

@@ -603,8 +603,11 @@ t.test('I7: while nobody who knows can be asked, nothing is said to be absent', 
   await ask(world, '/repository/raw/known')
   world.leased = false
   world.metadataFault = new HoldfastError('METADATA_UNAVAILABLE', 'away')
+  const asJson = { headers: { accept: 'application/json' } }
   const unknown = await ask(world, '/repository/raw/none')
   t.equal(unknown.status, 503)
+  t.equal((await ask(world, '/repository/raw/', asJson)).status, 503)
+  t.equal((await ask(world, '/repository/once/', asJson)).status, 401, 'who may not read does not learn even that')
   t.ok(Number(unknown.headers.get('retry-after')) > 0)
   const kept = await ask(world, '/repository/raw/known')
   t.equal(kept.status, 200)
@@ -613,7 +616,11 @@ t.test('I7: while nobody who knows can be asked, nothing is said to be absent', 
   t.equal((await ask(world, '/repository/raw/known.sha1')).headers.get('holdfast-metadata'), 'shards')
   t.equal((await ask(world, '/repository/raw/known')).headers.get('holdfast-metadata'), 'shards')
   t.equal((await ask(world, '/repository/raw/none')).status, 404, 'the shards know')
-  t.equal((await ask(world, '/repository/raw/some/', { headers: { accept: 'application/json' } })).status, 503)
+  const listing = await ask(world, '/repository/raw/', asJson)
+  t.match(json(listing.body), { repository: 'raw', path: '', entries: [{ name: 'known', kind: 'artifact', bytes: 5 }] })
+  t.equal(listing.headers.get('holdfast-metadata'), 'shards')
+  t.equal((await ask(world, '/repository/raw/some/', asJson)).status, 404, 'the shards know')
+  t.equal((await ask(world, '/repository/once/', asJson)).status, 401)
   const put = await ask(world, '/repository/raw/x', { method: 'PUT', headers: auth, body: 'x' })
   t.equal(put.status, 503)
   world.metadataFault = undefined
