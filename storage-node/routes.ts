@@ -265,7 +265,8 @@ async function versions(call: Call): Promise<void> {
 async function folder(call: Call): Promise<void> {
   const { node, request } = call
   const question = parseFolder(await readJson(request, bodyOf(call, jsonBytesMax)))
-  answer(call, await walkFolder(shardNamed(node, call.parts[0]).shard, question, whileAwaited(call)))
+  const { shard } = shardNamed(node, call.parts[0])
+  answer(call, await shard.clients.during(() => walkFolder(shard, question, whileAwaited(call))))
 }
 
 async function losses(call: Call): Promise<void> {
