@@ -13,7 +13,7 @@ import { seededRandom } from '../support/random.ts'
 type Harm = (text: string) => string
 
 t.test(
-  'I17: a cluster map on a disk that is damaged or of another cluster is refused, and replaced by the newest',
+  'a cluster map on a disk that is damaged or of another cluster is refused, and replaced by the newest',
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { shardsPerNode: 1 })
