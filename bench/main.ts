@@ -3,14 +3,13 @@
  * proxying to nginx in the same run. Correct answers first: each case is checked once before it is timed. Prints a table,
  * writes bench/results/<time>.json. The load generator takes CPU of the same machine: compare within a run, CPU before rate.
  */
-import { spawn, type ChildProcess } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { arch, cpus, release, tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { tryPort } from '../cli/cluster-folder.ts'
 import { runCase, type Case, type Figures } from './cases.ts'
+import { type Cluster, freePort, startCluster as startIn } from './cluster.ts'
 import { startNginx } from './nginx.ts'
 import { pssBytes } from './processes.ts'
 import { markdown, type Row } from './report.ts'
@@ -24,14 +23,6 @@ const sizes: readonly [name: string, bytes: number][] = [
   ['1 MiB', MiB],
   ['64 MiB', 64 * MiB],
 ]
-
-interface Cluster {
-  readonly url: string
-  readonly authorization: string
-  readonly pid: number
-  readonly proxyPid: number
-  close(): Promise<void>
-}
 
 const { values: args } = parseArgs({
   options: {
@@ -183,41 +174,8 @@ function skipped(label: string): boolean {
   return args.only !== undefined && !label.includes(args.only)
 }
 
-async function startCluster(env: Record<string, string>): Promise<Cluster> {
-  const port = await freePort()
-  const password = 'benchmark-password'
-  const main = join(import.meta.dirname, '..', 'cli', 'main.js')
-  const data = join(folder, 'data')
-  const child = spawn(process.execPath, [main, 'up', '--data', data, '--host', '127.0.0.1', '--port', String(port)], {
-    env: { ...process.env, HOLDFAST_ADMIN_PASSWORD: password, HOLDFAST_WORKERS: args.workers, ...env },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  await ready(child)
-  const proxyPid = Number(await readFile(join(data, 'run', 'proxy.pid'), 'utf8'))
-  return {
-    url: `http://127.0.0.1:${port}`,
-    authorization: 'Basic ' + Buffer.from(`admin:${password}`).toString('base64'),
-    pid: child.pid ?? 0,
-    proxyPid,
-    close: async () => {
-      if (child.exitCode !== null) return
-      const ended = new Promise<void>(resolve => child.once('exit', () => resolve()))
-      child.kill('SIGINT')
-      await ended
-    },
-  }
-}
-
-async function ready(child: ChildProcess): Promise<void> {
-  let output = ''
-  await new Promise<void>((resolve, reject) => {
-    child.stdout?.on('data', (chunk: Buffer) => {
-      output += chunk.toString()
-      if (output.includes('Holdfast is ready')) resolve()
-    })
-    child.once('exit', () => reject(new Error(`the cluster did not start: ${output}`)))
-  })
-}
+const startCluster = (env: Record<string, string>): Promise<Cluster> =>
+  startIn(folder, { HOLDFAST_WORKERS: args.workers, ...env })
 
 async function upload(cluster: Cluster, name: string, body: Buffer): Promise<void> {
   const url = `${cluster.url}/repository/raw/${name}`
@@ -226,10 +184,4 @@ async function upload(cluster: Cluster, name: string, body: Buffer): Promise<voi
   const back = Buffer.from(await (await fetch(url, { headers })).arrayBuffer())
   const same = createHash('sha256').update(back).digest('hex') === createHash('sha256').update(body).digest('hex')
   if (!put.ok || !same) throw new Error(`${name} does not come back as it went in (${put.status})`)
-}
-
-async function freePort(): Promise<number> {
-  const port = await tryPort(0)
-  if (port === undefined) throw new Error('no free port')
-  return port
 }

@@ -11,12 +11,14 @@ import { BlockCrcs, encodeRecord, inlineBlobBytesMax } from '../shared/record.ts
 import { type AppendAnswer, type BlobKey, type CommitRequest, wireAuthorization, wirePath } from '../shared/wire.ts'
 
 export const secret = randomBytes(24).toString('hex')
-const headers = { authorization: wireAuthorization(secret), 'holdfast-fence': 'primary:1' }
+/** Nodes that belong to no other cluster. */
+const benchCluster = { secret, clusterId: 'bench' }
 
 export interface Node {
   readonly url: string
   readonly shard: ShardId
   readonly process: ChildProcess
+  readonly secret: string
 }
 
 export interface BlobBody extends BlobKey {
@@ -46,7 +48,13 @@ export async function put(node: Node, blobs: readonly BlobBody[]): Promise<void>
   }
 }
 
-export async function call(node: Node, method: string, path: string, body?: string | Buffer): Promise<unknown> {
+export async function call(
+  node: Pick<Node, 'url' | 'secret'>,
+  method: string,
+  path: string,
+  body?: string | Buffer,
+): Promise<unknown> {
+  const headers = { authorization: wireAuthorization(node.secret), 'holdfast-fence': 'primary:1' }
   const options = { method, headers, headersTimeout: 600_000, ...(body === undefined ? {} : { body }) }
   const answer = await request(node.url + path, options)
   const value: unknown = await answer.body.json()
@@ -55,13 +63,13 @@ export async function call(node: Node, method: string, path: string, body?: stri
 }
 
 /** Resolves when it answers. Its zone is called like itself, its shard `<id>-1`. */
-export async function startNode(folder: string, id: string): Promise<Node> {
+export async function startNode(folder: string, id: string, cluster = benchCluster): Promise<Node> {
   const port = (await tryPort(0)) ?? 0
   const shard = `${id}-1` as ShardId
   const flags = {
     '--node': id,
     '--zone': id,
-    '--cluster-id': 'bench',
+    '--cluster-id': cluster.clusterId,
     '--host': '127.0.0.1',
     '--port': String(port),
     '--state-folder': join(folder, id, 'state'),
@@ -72,9 +80,9 @@ export async function startNode(folder: string, id: string): Promise<Node> {
   await mkdir(join(folder, id, 'shard'), { recursive: true })
   const child = spawn(process.execPath, [main, 'storage-node', ...Object.entries(flags).flat()], {
     stdio: ['ignore', 'inherit', 'inherit'],
-    env: { ...process.env, HOLDFAST_SECRET: secret },
+    env: { ...process.env, HOLDFAST_SECRET: cluster.secret },
   })
-  const node = { url: `http://127.0.0.1:${port}`, shard, process: child }
+  const node = { url: `http://127.0.0.1:${port}`, shard, process: child, secret: cluster.secret }
   const deadline = Date.now() + 20_000
   for (;;) {
     const isUp = await call(node, 'GET', wirePath.status).catch(() => undefined) // not listening yet

@@ -29,7 +29,7 @@ export const topologyOptions = {
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
   force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
-  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second that each node gets (64 MiB).' }, // prettier-ignore
+  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second that each shard gets (64 MiB).' }, // prettier-ignore
 } as const satisfies Options
 
 type Command = ClientCommand<typeof topologyOptions>

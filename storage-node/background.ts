@@ -38,7 +38,7 @@ const idleLoad = 0.3
 const busyLoad = 0.8
 /** Of the time of a disk, and times the smallest rate. */
 const urgentShare = 0.5
-const urgentFactor = 4
+const urgentFactor = 16
 /** What each operation counts for at least where a smallest rate is asked for: a hard disk takes as long to find a byte as to read these. */
 const operationBytesMin = 256 * 1024
 /** Shorter rests are gathered: a timer costs more than it slows down. */

@@ -100,7 +100,7 @@ export const defaultLimits: StorageNodeLimits = {
   transferConcurrency: 8,
   transferBytesPerSec: 512 * MiB,
   backgroundPercent: 10,
-  backgroundBytesPerSecMin: 4 * MiB,
+  backgroundBytesPerSecMin: MiB,
   backgroundBytesPerSecMax: 1024 * MiB,
   reserveBytes: 256 * MiB,
   freeRatioMin: 0.05,

@@ -14,6 +14,8 @@ import {
   itemsPerSecond,
   known,
   networkBytesPerSecond,
+  nodeBytesPerSecond,
+  backgroundBytesPerSecond,
   nodesPerZone,
   nodeUrl,
   partitionsAtOnce,
@@ -148,17 +150,19 @@ function copyFigures(name: string, plan: TopologyPlan): Figure[] {
   const items = copies * blobsPerPartition * 2
   const disk = (Math.max(into.max, outOf.max) * bytesPerPartition) / diskBytesPerSecond
   const network = (Math.max(intoNode.max, outOfNode.max) * bytesPerPartition) / networkBytesPerSecond
-  const throttled = `the default of ${changeBytesPerSecond / 2 ** 20} MiB/s for each node`
+  const throttled = `the default of ${changeBytesPerSecond / 2 ** 20} MiB/s for each shard`
   return [
     figure(`${name}: shards that receive, that send`, into.size, 'count', `${outOf.size} send; ${intoNode.size} nodes receive, ${outOfNode.size} send, ${pairs.size} pairs`), // prettier-ignore
     figure(`${name}: bytes into one node, at most`, intoNode.max * bytesPerPartition, 'bytes'),
     figure(`${name}: most copies into one shard`, into.max, 'count', `out of one: ${outOf.max.toFixed(2)}`),
     figure(`${name}: by the disks`, disk, 's', 'if everything ran at once'),
     figure(`${name}: by the network of a node`, network, 's', 'if everything ran at once'),
-    figure(`${name}: by ${partitionsAtOnce} partitions at once`, bytes / (partitionsAtOnce * changeBytesPerSecond), 's', 'each at the rate of a node'), // prettier-ignore
+    figure(`${name}: by ${partitionsAtOnce} partitions at once`, bytes / (partitionsAtOnce * changeBytesPerSecond), 's', 'each at the rate of a shard'), // prettier-ignore
     figure(`${name}: by ${itemsPerNodeSecond} blobs and references a second of a node`, (intoNode.max * blobsPerPartition * 2) / itemsPerNodeSecond, 's', "the product's own estimate"), // prettier-ignore
     figure(`${name}: by ${itemsPerSecond} of the primary`, items / itemsPerSecond, 's', "the product's own estimate"),
-    figure(`${name}: by the throttle`, (intoNode.max * bytesPerPartition) / changeBytesPerSecond, 's', throttled),
+    figure(`${name}: by the throttle`, (into.max * bytesPerPartition) / changeBytesPerSecond, 's', throttled),
+    figure(`${name}: by what a node takes`, (intoNode.max * bytesPerPartition) / nodeBytesPerSecond, 's', `the default of ${nodeBytesPerSecond / 2 ** 20} MiB/s for all its shards`), // prettier-ignore
+    figure(`${name}: where clients keep each disk busy`, (Math.max(into.max, outOf.max) * bytesPerPartition) / backgroundBytesPerSecond, 's', 'a tenth of the time of each, on both sides'), // prettier-ignore
   ]
 }
 

@@ -34,12 +34,15 @@ export const entriesPerShard = (artifacts * replicas) / shardCount
 export const diskBytesPerSecond = 150e6
 export const networkBytesPerSecond = 1.1e9
 
-/** As in proxy/tasks/rebalance.ts: what each node gets in a change of topology unless told otherwise; partitions at a time. */
+/** As in proxy/tasks/rebalance.ts: what each shard gets in a change of topology unless told otherwise; partitions at a time. */
 export const changeBytesPerSecond = 64 * MiB
 export const partitionsAtOnce = 64
-/** As in proxy/topology/estimate.ts: small blobs and references a second, to one node and to all of them. */
+/** As in proxy/topology/estimate.ts: bytes that a node takes for all its disks; small blobs and references a second, to one node and to all. */
+export const nodeBytesPerSecond = 512 * MiB
 export const itemsPerNodeSecond = 800
 export const itemsPerSecond = 8_000
+/** As in storage-node/config.ts: copies get a tenth of the time of a disk that clients keep busy. */
+export const backgroundBytesPerSecond = diskBytesPerSecond / 10
 /** As in proxy/tasks/anti-entropy.ts: partitions whose names one step lists at the same time. */
 export const suspectsAtOnce = 32
 

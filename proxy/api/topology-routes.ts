@@ -23,7 +23,7 @@ const bytesPerSecond = Type.Optional(
   Type.Integer({
     minimum: 1_000,
     maximum: Number.MAX_SAFE_INTEGER,
-    description: 'That each node gets; 64 MiB unless told',
+    description: 'That each shard gets, if its node takes as much; 64 MiB unless told',
   }),
 )
 const byBytes = Type.Optional(

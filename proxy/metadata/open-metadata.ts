@@ -253,7 +253,8 @@ class PostgresMetadata implements types.Metadata {
     pendingOutbox(this.#database, olderThanMs, limit)
   addRepairs = (entries: Parameters<types.Metadata['addRepairs']>[0]): Promise<void> =>
     repairs.addRepairs(this.#database, entries)
-  dueRepairs = (limit: number): Promise<readonly types.RepairEntry[]> => repairs.dueRepairs(this.#database, limit)
+  dueRepairs = (limit: number, missingMin?: number): Promise<readonly types.RepairEntry[]> =>
+    repairs.dueRepairs(this.#database, limit, missingMin)
   finishRepair = (id: number, token: number): Promise<void> => repairs.finishRepair(this.#database, id, token)
   postponeRepair = (id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void> =>
     repairs.postponeRepair(this.#database, id, token, retryMs, missing)

@@ -25,7 +25,7 @@ const due = statement<RepairRow>(
     r.kind = 'blob' AND b.digest IS NULL AS moot,
     b.digest, b.generation, b.partition, b.bytes, b.md5, b.sha1
   FROM repairs r LEFT JOIN blobs b ON b.digest = r.digest AND b.generation = r.generation AND b.state <> 'purging'
-  WHERE r.due_at <= now() ORDER BY r.due_at, r.created_at LIMIT $1`,
+  WHERE r.due_at <= now() AND cardinality(r.missing) >= $2 ORDER BY r.due_at, r.created_at LIMIT $1`,
 )
 const remove = statement('remove-repairs', 'DELETE FROM repairs WHERE id = ANY ($1::bigint[])')
 const postpone = statement(
@@ -46,10 +46,10 @@ export async function addRepairs(
   if (repairs.length > 0) await database.query(add, [JSON.stringify(repairs.map(encodeRepair))])
 }
 
-/** Repairs of blobs that were collected meanwhile are dropped here. */
-export async function dueRepairs(database: Database, limit: number): Promise<readonly RepairEntry[]> {
+/** Repairs of blobs that were collected meanwhile are dropped here. With `missingMin`: of what is missing in so many places. */
+export async function dueRepairs(database: Database, limit: number, missingMin = 0): Promise<readonly RepairEntry[]> {
   for (;;) {
-    const rows = await database.query(due, [limit])
+    const rows = await database.query(due, [limit, missingMin])
     const moot = rows.filter(row => row.moot).map(row => row.id)
     if (moot.length > 0) await database.query(remove, [moot])
     const current = rows.filter(row => !row.moot)

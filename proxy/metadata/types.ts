@@ -295,8 +295,8 @@ export interface Metadata {
   /** Entries older than `olderThanMs`, lowest first. */
   pendingOutbox(olderThanMs: number, limit: number): Promise<readonly OutboxEntry[]>
   addRepairs(repairs: readonly Omit<RepairEntry, 'id' | 'attempts'>[]): Promise<void>
-  /** Repairs that are due, oldest first. */
-  dueRepairs(limit: number): Promise<readonly RepairEntry[]>
+  /** Repairs that are due, oldest first; with `missingMin`, of what so many owners lack (a look at all that are due). */
+  dueRepairs(limit: number, missingMin?: number): Promise<readonly RepairEntry[]>
   /** Done: gone. Otherwise due again after `retryMs`, with what is still missing. Fenced by the primary's token. */
   finishRepair(id: number, token: number): Promise<void>
   postponeRepair(id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void>

@@ -28,6 +28,8 @@ export interface RequestOptions {
   /** `primary:17`, for commands of the primary. */
   readonly fence?: string | undefined
   readonly requestId?: string | undefined
+  /** No client waits for it; of `transfer`. */
+  readonly background?: 'usual' | 'urgent' | undefined
   /** Repeat once when a kept connection broke before any byte of the answer; GETs always are. */
   readonly repeatable?: boolean
   /** What becomes of it says nothing about the node's health: work in the background that is in no hurry. */
@@ -168,13 +170,14 @@ export class NodeClient {
   }
 
   /** Headers of every request of the wire. */
-  headers(options: Pick<RequestOptions, 'fence' | 'requestId'> = {}): Record<string, string> {
+  headers(options: Pick<RequestOptions, 'fence' | 'requestId' | 'background'> = {}): Record<string, string> {
     const headers: Record<string, string> = {
       authorization: this.#authorization,
       [wireHeader.epoch]: String(this.#deps.view.current().map.epoch),
     }
     if (options.fence !== undefined) headers[wireHeader.fence] = options.fence
     if (options.requestId !== undefined) headers[wireHeader.requestId] = options.requestId
+    if (options.background !== undefined) headers[wireHeader.background] = options.background
     return headers
   }
 

@@ -22,7 +22,7 @@ export interface MoveDeps {
   readonly fence: string
   /** Aborts when the run has ended; read before each step. */
   readonly term: Pick<Term, 'signal'>
-  /** Resolves when the shard's node may get so many bytes more; before each command that brings it blobs. */
+  /** Resolves when the shard may get so many bytes more; before each command that brings it blobs. */
   readonly turn: (shard: ShardId, bytes: number) => Promise<void>
   /** After each command; resolves when the next one may begin. */
   readonly onCopied: (copied: Copied) => Promise<void>

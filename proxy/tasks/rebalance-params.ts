@@ -5,7 +5,7 @@ import type { TopologyChange } from '../../shared/placement/changes.ts'
 import { swapsMax } from '../../shared/placement/swaps.ts'
 import type { JobParams } from './job.ts'
 
-/** That each node gets: half of what one hard disk takes. */
+/** That each shard gets: half of what a hard disk takes. */
 export const bytesPerSecondDefault = 64 * 1024 * 1024
 
 export interface RebalanceParams {

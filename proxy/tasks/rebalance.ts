@@ -4,7 +4,7 @@
  *     publish E+1 (both count) ──every proxy has it──▶ nodes refuse older writes ──all told──▶
  *     per partition: list old owners, copy what new owners lack, compare again ──▶ settled ──▶ old copies to the trash
  *
- * Many partitions move at once, few of them to any one node, and each node gets bytes at its own rate: the slowest one keeps none waiting.
+ * Many partitions move at once, few of them to any one disk, and each disk gets bytes at its own rate: the slowest one keeps none waiting.
  * What is not settled stands in the map itself, so whoever is primary goes on from there; every step may be repeated.
  */
 import { atMost } from '../../shared/at-most.ts'
@@ -32,8 +32,8 @@ import { paramsOf, textOf, type RebalanceParams } from './rebalance-params.ts'
 const adoptionMsDefault = 6_500
 /** Each has a page of the names of all its shards in memory, about 1 MiB together. */
 const partitionsAtOnce = 64
-/** To one node: one is pulled while the names of others are compared. */
-const partitionsPerNode = 4
+/** To one shard: one is pulled while the names of another are compared. */
+const partitionsPerShard = 2
 const releasesAtOnce = 16
 /** Partitions begun between two looks at whether the run goes on. */
 const lookEvery = 128
@@ -112,7 +112,7 @@ class Rebalance {
       view: () => deps.view.current(),
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
-      turn: (shard, bytes) => context.pause(pace.charge(deps.view.current().node(shard).id, bytes)),
+      turn: (shard, bytes) => context.pause(pace.charge(shard, bytes)),
       onCopied: async copied => {
         const { blobs, bytes, references } = this.#at
         this.#at = {
@@ -219,7 +219,7 @@ class Rebalance {
     const obstacles: Obstacle[] = []
     const known = new Set<string>()
     const summaries = new BlockSummaries(this.#deps, left, this.#context.term)
-    const limits = { atOnce: partitionsAtOnce, perLane: partitionsPerNode }
+    const limits = { atOnce: partitionsAtOnce, perLane: partitionsPerShard }
     const move = async (partition: number): Promise<void> => {
       if (++this.#begunCount % lookEvery === 0) await this.#context.pause(0)
       this.#check()
@@ -229,7 +229,7 @@ class Rebalance {
       await this.#settleInTime()
     }
     try {
-      await inLanes(limits, left, partition => this.#targetNodes(partition), move)
+      await inLanes(limits, left, partition => this.#targets(partition), move)
       await this.#settle()
     } catch (error) {
       // Nothing of this run is under way when it has ended.
@@ -241,11 +241,10 @@ class Rebalance {
   }
 
   /** Those that get copies. */
-  #targetNodes(partition: number): readonly string[] {
+  #targets(partition: number): readonly ShardId[] {
     const view = this.#deps.view.current()
     const before = view.previousOwners(partition) ?? []
-    const added = view.owners(partition).filter(shard => !before.includes(shard))
-    return added.map(shard => view.node(shard).id)
+    return view.owners(partition).filter(shard => !before.includes(shard))
   }
 
   /** Who waits for whom: in the progress always, in the log when it is news. */

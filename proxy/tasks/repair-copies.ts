@@ -1,6 +1,6 @@
 /**
  * Brings missing copies home: a blob from any shard that has it to the owners that lack it, a reference to all its owners.
- * Handoff copies go to the trash only after every owner has its own.
+ * Handoff copies go to the trash only after every owner has its own. What has one copy left comes before everything else.
  */
 import type { Logger } from 'pino'
 import { atMost } from '../../shared/at-most.ts'
@@ -12,10 +12,11 @@ import { referenceOf, tombstoneOf } from '../artifacts/reference.ts'
 import type { Metadata, RepairEntry, Repository } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
-import type { NodeClient } from '../routing/node-client.ts'
+import type { NodeClient, RequestOptions } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
+import { isLastCopy, UrgentFirst } from './repair-urgency.ts'
 import { batchesOf, commandLimitMs } from './shard-contents.ts'
 
 /** In memory, and in one step; a step waits for its slowest copy, so a larger one waits less often. */
@@ -51,6 +52,7 @@ export class RepairCopies implements PrimaryTask {
   readonly name = 'repair-copies'
   readonly pauseMs = 1_000
   readonly #deps: RepairDeps
+  readonly #queue: UrgentFirst
   copied = 0
   copiedBytes = 0
   /** References brought to shards that lacked them. */
@@ -58,10 +60,27 @@ export class RepairCopies implements PrimaryTask {
 
   constructor(deps: RepairDeps) {
     this.#deps = deps
+    this.#queue = new UrgentFirst(deps)
   }
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
-    const due = await this.#deps.metadata.dueRepairs(batchSize)
+    const due = await this.#queue.due(batchSize)
+    const urgent = new Set(due.filter(this.#isUrgent))
+    await this.#work([...urgent], term)
+    const others = due.filter(entry => !urgent.has(entry))
+    await this.#work(others, term)
+    // What is postponed is not due: as long as something is, more of it may come (a lost disk is found piece by piece).
+    return due.length > 0 ? 'more' : 'idle'
+  }
+
+  readonly #isUrgent = (entry: RepairEntry): boolean => {
+    const view = this.#deps.view.current()
+    const isThere = (shard: ShardId): boolean =>
+      view.has(shard) && this.#deps.health.state(view.node(shard).id) !== 'down'
+    return isLastCopy(entry, view.allOwners(entry.partition), isThere)
+  }
+
+  async #work(due: readonly RepairEntry[], term: Term): Promise<void> {
     const isPlain = (entry: RepairEntry): boolean => entry.kind === 'blob' && this.#handoffsOf(entry).length === 0
     const ends = await Promise.allSettled([
       this.#copyMany(due.filter(isPlain), term),
@@ -76,8 +95,6 @@ export class RepairCopies implements PrimaryTask {
     ])
     const failed = ends.find(end => end.status === 'rejected')
     if (failed !== undefined) throw failed.reason
-    // What is postponed is not due: as long as something is, more of it may come (a lost disk is found piece by piece).
-    return due.length > 0 ? 'more' : 'idle'
   }
 
   /** Blobs without handoffs, many in one request: a lost disk is mostly small ones. */
@@ -131,7 +148,9 @@ export class RepairCopies implements PrimaryTask {
     })
     const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
     const request: TransferRequest = { shard, blobs }
-    const { results } = await this.#command<TransferAnswer>('POST', wirePath.transfer, shard, request, term, bytes)
+    const background = batch.some(this.#isUrgent) ? 'urgent' : 'usual'
+    const options = { background, timeoutMs: commandLimitMs(bytes) } as const
+    const { results } = await this.#command<TransferAnswer>(wirePath.transfer, shard, request, term, options)
     return wanted.flatMap(({ entry, blob }, index) => {
       const result = results[index]
       if (result === 'copied') {
@@ -297,7 +316,7 @@ export class RepairCopies implements PrimaryTask {
     const { digest, generation, partition } = blob
     for (const shard of this.#handoffsOf(entry)) {
       const request: DropRequest = { shard, reason: 'moved', blobs: [{ digest, generation, partition }] }
-      await this.#command('POST', wirePath.drop, shard, request, term)
+      await this.#command(wirePath.drop, shard, request, term, { timeoutMs: commandLimitMs() })
     }
   }
 
@@ -309,20 +328,15 @@ export class RepairCopies implements PrimaryTask {
   }
 
   async #command<Answer>(
-    method: string,
     path: string,
     shard: ShardId,
     body: unknown,
-    term: Term,
-    bytes = 0,
+    { token, signal }: Term,
+    options: Pick<RequestOptions, 'background' | 'timeoutMs'>,
   ): Promise<Answer> {
+    const fence = `${primaryRole}:${token}`
     const client = this.#deps.clients.ofShard(shard)
-    const fence = `${primaryRole}:${term.token}`
-    return client.requestJson<Answer>(method, path, body, {
-      fence,
-      signal: term.signal,
-      timeoutMs: commandLimitMs(bytes),
-    })
+    return client.requestJson<Answer>('POST', path, body, { ...options, fence, signal })
   }
 }
 

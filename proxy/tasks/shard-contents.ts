@@ -24,8 +24,8 @@ const timeoutMs = 30_000
 const touchMax = 200
 const versionsMax = 500
 const commandTimeoutMs = 120_000
-/** A disk or a network slower than 5 MB/s is as good as none. */
-const bytesPerMsMin = 5_000
+/** Of a disk that clients keep busy, 4 MiB/s are left for all copies together. */
+const bytesPerMsMin = 1_000
 /** Blobs that one shard is asked to pull with one request. */
 const pulledMax = 1_000
 

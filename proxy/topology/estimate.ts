@@ -12,8 +12,12 @@ import { allSummaries, type ShardSummaries } from './partition-bytes.ts'
 const shardsAtOnce = 8
 const sampledPartitions = 24
 const sampledNames = 200
-/** Small blobs and references a second: what one node takes, what the primary sees to; and what a change costs however small it is. */
+/**
+ * What one node takes in a second: small blobs and references, and bytes for all its disks (`--transfer-bytes-per-sec`, unless it was told
+ * otherwise); what the primary sees to; and what a change costs however small it is.
+ */
 const itemsPerNodeSecond = 800
+const bytesPerNodeSecond = 512 * 1024 * 1024
 const itemsPerSecond = 8_000
 const fixedSeconds = 8
 
@@ -33,7 +37,7 @@ export interface Estimate {
 }
 
 export interface CopyRates {
-  /** That each node gets. */
+  /** That each shard gets. */
   readonly bytesPerSecond: number
   readonly nodeOf: (shard: string) => string
 }
@@ -109,20 +113,21 @@ function add(to: Map<string, number>, id: string, count: number): void {
   if (count > 0) to.set(id, Math.round((to.get(id) ?? 0) + count))
 }
 
-/** How long it takes, if all nodes get theirs at the same time. */
+/** How long it takes, if all shards get theirs at the same time. */
 function slowestNode(
   shares: Readonly<Record<'blobsTo' | 'referencesTo' | 'bytesTo', ReadonlyMap<string, number>>>,
   { bytesPerSecond, nodeOf }: CopyRates,
 ): { seconds: number } & Pick<Estimate, 'slowest'> {
-  const nodes = new Map<string, { bytes: number; items: number }>()
+  const nodes = new Map<string, { bytes: number; items: number; shardBytes: number }>()
   for (const shard of new Set([...shares.blobsTo.keys(), ...shares.referencesTo.keys()])) {
-    const { bytes, items } = nodes.get(nodeOf(shard)) ?? { bytes: 0, items: 0 }
+    const { bytes, items, shardBytes } = nodes.get(nodeOf(shard)) ?? { bytes: 0, items: 0, shardBytes: 0 }
+    const own = shares.bytesTo.get(shard) ?? 0
     const added = (shares.blobsTo.get(shard) ?? 0) + (shares.referencesTo.get(shard) ?? 0)
-    nodes.set(nodeOf(shard), { bytes: bytes + (shares.bytesTo.get(shard) ?? 0), items: items + added })
+    nodes.set(nodeOf(shard), { bytes: bytes + own, items: items + added, shardBytes: Math.max(shardBytes, own) })
   }
   let found: { seconds: number } & Pick<Estimate, 'slowest'> = { seconds: 0 }
-  for (const [node, { bytes, items }] of nodes) {
-    const seconds = Math.max(bytes / bytesPerSecond, items / itemsPerNodeSecond)
+  for (const [node, { bytes, items, shardBytes }] of nodes) {
+    const seconds = Math.max(shardBytes / bytesPerSecond, bytes / bytesPerNodeSecond, items / itemsPerNodeSecond)
     if (seconds > found.seconds) found = { seconds, slowest: { node, bytes } }
   }
   return found

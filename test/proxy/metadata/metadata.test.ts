@@ -313,6 +313,8 @@ t.test('repairs merge, come due, and never lose what was added meanwhile', async
   const [ofBlob, ofReference] = await metadata.dueRepairs(10)
   t.match(ofBlob, { kind: 'blob', partition: 7, missing: ['s1', 's2'], handoffs: ['h1'], attempts: 0 })
   t.same(ofBlob?.blob, one.blob)
+  t.equal((await metadata.dueRepairs(10, 2)).length, 2)
+  t.equal((await metadata.dueRepairs(10, 3)).length, 0, 'nothing is missing in three places')
   t.match(ofReference, { kind: 'reference', partition: 9, key: 'releases/a', version: 6, missing: ['s3', 's4'] })
 
   const token = await metadata.issueToken('primary', 'me')

@@ -141,6 +141,7 @@ t.test('a page reads no more than itself, however much lies around it', async t 
     inspectBlobs: of => inspection.inspectBlobs(of, [middle]),
     inspectVersions: of => inspection.inspectVersions(of, [{ repository: 'r', path: 'z/15' }]),
     dueRepairs: of => dueRepairs(of, 20),
+    urgentRepairs: of => dueRepairs(of, 20, 2),
     snapshotArtifacts: of =>
       readSnapshot(of, snapshot => snapshot.artifacts({ repositoryId: 1, path: 'z/15' }, 20, [2])),
     snapshotBlobs: of => readSnapshot(of, snapshot => snapshot.namedBlobs(middle, 20, [2])),

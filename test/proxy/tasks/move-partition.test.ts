@@ -360,7 +360,7 @@ t.test('after a failure nothing more is begun, and what is under way is waited f
   t.equal(ended, 2)
 })
 
-t.test('each node has a rate of its own', async t => {
+t.test('each shard has a rate of its own', async t => {
   let now = 0
   const pace = new LanePace(1_000, () => now)
   t.equal(pace.charge('a', 500), 0, 'whoever comes first does not wait')

@@ -11,7 +11,7 @@ import { HoldfastError } from '../../../shared/errors.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { partitionOf } from '../../../shared/partition.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
-import type { NodeStatus, UnconfirmedAnswer } from '../../../shared/wire.ts'
+import type { NodeStatus, TransferRequest, UnconfirmedAnswer } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 import { artifactOf, away, blobOf, repository, silent } from '../artifacts/fixtures.ts'
 
@@ -27,6 +27,7 @@ interface Call {
   readonly what: string
   readonly body: unknown
   readonly fence: string | undefined
+  readonly background: string | undefined
 }
 
 /** Nodes that hold what `held` says, and write down what they are asked. */
@@ -42,10 +43,10 @@ function nodes() {
           method: string,
           path: string,
           body?: unknown,
-          options?: { fence?: string },
+          options?: { fence?: string | undefined; background?: string | undefined },
         ): Promise<Answer> => {
           const what = `${method} ${path.split('?')[0]}`.replace(`/${shard}`, '')
-          world.calls.push({ shard, what, body, fence: options?.fence })
+          world.calls.push({ shard, what, body, fence: options?.fence, background: options?.background })
           const fault = world.fail.get(shard)
           if (fault !== undefined) throw fault
           if (what.endsWith('/transfer')) {
@@ -70,6 +71,7 @@ function repairs(...entries: Partial<RepairEntry>[]) {
     ...nodes(),
     down: new Set<ShardId>(),
     log: [] as string[],
+    due: async (_missingMin?: number): Promise<readonly RepairEntry[]> => queue.splice(0),
     appended: [] as ReferenceRecord[],
     appendMissing: [] as ShardId[],
     artifact: artifactOf('a', 9) as ReturnType<typeof artifactOf> | undefined,
@@ -78,7 +80,7 @@ function repairs(...entries: Partial<RepairEntry>[]) {
   const task = new RepairCopies({
     metadata: {
       incarnation: 'i',
-      dueRepairs: async () => queue.splice(0),
+      dueRepairs: (_, missingMin) => world.due(missingMin),
       finishRepair: async (id, token) => void world.log.push(`done ${id} ${token}`),
       finishRepairs: async (ids, token) => ids.forEach(id => world.log.push(`done ${id} ${token}`)),
       postponeRepair: async (id, token, retryMs, missing) =>
@@ -118,6 +120,41 @@ t.test('a missing copy is pulled from those who have it, and the entry is gone',
   ])
   t.same(world.log, ['done 1 5'])
   t.equal(task.copied, 1)
+})
+
+t.test('what has one copy left is copied first, and in a hurry; the rest is not', async t => {
+  const [last, usual] = [blobOf('x'), blobOf('y')]
+  const { world, task } = repairs({ blob: usual }, { blob: last, missing: [second, third] })
+  await task.step(term)
+  const digestsIn = (body: unknown) => (body as TransferRequest).blobs.map(({ digest }) => digest)
+  const told = world.calls.map(({ background, shard, body }) => [background, shard, digestsIn(body)])
+  t.same(told, [
+    ['urgent', second, [last.digest]],
+    ['urgent', third, [last.digest]],
+    ['usual', third, [usual.digest]],
+  ])
+  const down = repairs({ blob: usual })
+  down.world.down.add(first)
+  await down.task.step(term)
+  t.same(
+    down.world.calls.map(({ background }) => background),
+    ['urgent'],
+    'the other one is on a node that is down',
+  )
+})
+
+t.test('entries that lack all copies but one are asked for before all others, and not with every step', async t => {
+  const asked: (number | undefined)[] = []
+  const { world, task } = repairs({ blob: blobOf('x'), missing: [second, third] })
+  const waiting = [await world.due()]
+  world.due = async missingMin => {
+    asked.push(missingMin)
+    return missingMin === undefined ? [] : (waiting.pop() ?? [])
+  }
+  t.equal(await task.step(term), 'more')
+  t.equal(await task.step(term), 'idle')
+  t.equal(await task.step(term), 'idle')
+  t.same(asked, [2, 2, undefined, undefined])
 })
 
 t.test('while the owner is away nothing is asked; when it is back the handoff goes last', async t => {

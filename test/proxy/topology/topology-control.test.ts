@@ -4,6 +4,7 @@ import { changesOf } from '../../../cli/topology.ts'
 import type { JobRun } from '../../../proxy/metadata/job-types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { paramsOf } from '../../../proxy/tasks/rebalance-params.ts'
+import { estimateMoves } from '../../../proxy/topology/estimate.ts'
 import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import type { ShardId } from '../../../shared/ids.ts'
@@ -114,7 +115,7 @@ t.test('a node that is to be added is asked for its room', async t => {
   await t.rejects(control.apply(add, options), { code: 'TOPOLOGY_INVALID', message: /shard n9-s0 has no room: .* 2000000 bytes are free/ }) // prettier-ignore
 })
 
-t.test('a plan takes as long as the node that gets most, at the rate of each', async t => {
+t.test('a plan takes as long as the disk that gets most, at the rate of each', async t => {
   const { control } = world()
   // The only one of its zone, so that what it has goes to several others.
   const drain = [{ op: 'drain-shard', shard: 'n1-s0' }] as const
@@ -129,6 +130,21 @@ t.test('a plan takes as long as the node that gets most, at the rate of each', a
   t.ok(estimate.bytes > most * blobBytes)
   const fast = (await control.plan(drain, { bytesPerSecond: 1e12 })).estimate.seconds
   t.ok(fast >= 8 && fast < 15, `blobs and references take their time too: ${fast} s`)
+})
+
+t.test('the disks of one node are filled side by side, as fast as the node takes it', async t => {
+  const { moves } = planChanges(map, [{ op: 'weight', shard: 'n1-s0', weight: 0 }])
+  const partitions = Array.from({ length: 4_096 }, (_, partition) => {
+    return { partition, blobs: { count: 1, hash: 'f'.repeat(16) }, references: emptySet, bytes: blobBytes }
+  })
+  const clients = { ofShard: () => ({ requestJson: async <Answer>() => Promise.resolve({ partitions } as Answer) }) }
+  const estimate = (nodeOf: (shard: string) => string) =>
+    estimateMoves({ clients }, moves, { bytesPerSecond: 1_000, nodeOf }, new AbortController().signal)
+  const together = await estimate(() => 'big')
+  const alone = await estimate(shard => shard)
+  t.equal(together.seconds, alone.seconds)
+  t.same(together.slowest, { node: 'big', bytes: together.bytes })
+  t.ok(together.bytes > (alone.slowest?.bytes ?? 0), 'of several disks')
 })
 
 t.test('a change is judged by the newest map, whichever proxy is asked', async t => {

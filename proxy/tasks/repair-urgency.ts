@@ -1,0 +1,46 @@
+/** Which repairs cannot wait: those of what has one copy left. */
+import type { ShardId } from '../../shared/ids.ts'
+import type { Metadata, RepairEntry } from '../metadata/types.ts'
+import type { ClusterView } from '../routing/cluster-view.ts'
+
+/** A look at all that is due, while there was nothing urgent. */
+const lookEveryMs = 5_000
+
+/**
+ * Is there one copy at most where anybody could get it? `owners`: of the partition, now and before; `isThere`: the shard exists, and its node
+ * is not known to be down.
+ */
+export function isLastCopy(
+  { missing, handoffs }: Pick<RepairEntry, 'missing' | 'handoffs'>,
+  owners: readonly ShardId[],
+  isThere: (shard: ShardId) => boolean,
+): boolean {
+  const lacking = new Set(missing)
+  const holders = new Set([...owners.filter(owner => !lacking.has(owner)), ...(handoffs as readonly ShardId[])])
+  return [...holders].filter(isThere).length <= 1
+}
+
+export interface QueueDeps {
+  readonly metadata: Pick<Metadata, 'dueRepairs'>
+  readonly view: Pick<ClusterView, 'current'>
+}
+
+export class UrgentFirst {
+  readonly #deps: QueueDeps
+  #looksAt = -Infinity
+
+  constructor(deps: QueueDeps) {
+    this.#deps = deps
+  }
+
+  /** As long as any is due that misses all copies but one, none that misses fewer. */
+  async due(limit: number): Promise<readonly RepairEntry[]> {
+    const { metadata, view } = this.#deps
+    if (performance.now() >= this.#looksAt) {
+      const urgent = await metadata.dueRepairs(limit, Math.max(1, view.current().map.replicas - 1))
+      if (urgent.length > 0) return urgent
+      this.#looksAt = performance.now() + lookEveryMs
+    }
+    return metadata.dueRepairs(limit)
+  }
+}
