@@ -73,6 +73,7 @@ import { Jobs } from './tasks/jobs.ts'
 import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
+import { leftoverAgeMsMin } from './tasks/unnamed-blobs.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
 import { verifyBackup } from './tasks/verify-backup.ts'
 import { ScrubControl } from './tasks/scrub-control.ts'
@@ -250,6 +251,7 @@ async function build(
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const { collection } = metadata
   const collectionAges = { minAgeMs: config.gcMinAgeMs, holdMs: config.gcHoldMs }
+  const leftoverAgeMs = Math.max(config.gcMinAgeMs, leftoverAgeMsMin)
   const incarnation = (): string => metadata.incarnation
   const backups = backupsOf(config, metadata)
   const throttle = new Throttle(config.backupBytesPerSecond, now)
@@ -259,7 +261,7 @@ async function build(
     drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
-    rebalance({ metadata, view, clients, references, now }),
+    rebalance({ metadata, view, clients, references, now, leftoverAgeMs }),
     cleanup({ metadata, publisher }),
     collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
   ]
@@ -272,6 +274,7 @@ async function build(
   report = () => reportOf(health, nodeStates.refusals)
   const primary = new Primary({
     coordinator,
+    prepare: () => keeper.adoptNewest(),
     tasks: [
       keeper.distribution,
       followAddresses({ metadata, view, health, log }, config),

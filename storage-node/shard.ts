@@ -48,6 +48,9 @@ export interface ShardDeps {
   readonly node?: { readonly clients: DiskUse; readonly load: () => number }
 }
 
+/** About 200 bytes each. A collector tells a shard thousands at once, and a pull is over within minutes. */
+const deletedNamesMax = 10_000
+
 export class Shard {
   readonly id: ShardId
   readonly weight: number
@@ -68,6 +71,11 @@ export class Shard {
   walkCount = 0
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
   damagedCount = 0
+  /**
+   * Copies that a collector of garbage had dropped lately: one that is just being pulled here does not bring them back. Their generation
+   * is fenced off, so nobody else writes it.
+   */
+  readonly deleted = new LRUCache<string, true>({ max: deletedNamesMax })
   readonly #deps: ShardDeps
   readonly #locations: LRUCache<string, BlobLocation>
   readonly #corrupt: CorruptCopies
@@ -314,6 +322,8 @@ export class Shard {
   async drop(blob: BlobKey, reason: 'deleted' | 'moved'): Promise<'dropped' | 'missing'> {
     const name = blobName(blob)
     return this.#names.run(name, async () => {
+      // Before anything else: a pull that is about to finish looks here last.
+      if (reason === 'deleted') this.deleted.set(name, true)
       const location = await this.locate(name)
       const { partition, digest, generation } = blob
       if (location === undefined && !this.#corrupt.has(name) && !(await this.isLost(name))) return 'missing'

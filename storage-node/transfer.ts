@@ -45,6 +45,7 @@ export async function transferBlobs(deps: TransferDeps, blobs: readonly WantedBl
     const error = toHoldfastError(thrown)
     for (const pull of pulls.values()) pull.outcome ??= error
   }
+  await undoDeleted(deps, pulls)
   const results = blobs.map(blob => {
     const outcome = pulls.get(blobName(blob))?.outcome
     return typeof outcome === 'string' ? outcome : toWireError(outcome ?? unnamed())
@@ -55,6 +56,21 @@ export async function transferBlobs(deps: TransferDeps, blobs: readonly WantedBl
 async function noteHeld({ shard }: TransferDeps, pulls: ReadonlyMap<string, Pull>): Promise<void> {
   const locations = await shard.locateMany([...pulls.keys()])
   for (const [index, pull] of [...pulls.values()].entries()) if (locations[index] !== undefined) pull.outcome = 'held'
+}
+
+/** What was deleted while it came stays deleted: the collector has told this shard, and does not tell it again. Never rejects. */
+async function undoDeleted({ shard }: TransferDeps, pulls: ReadonlyMap<string, Pull>): Promise<void> {
+  const late = [...pulls].filter(([name, { outcome }]) => outcome === 'copied' && shard.deleted.has(name))
+  await Promise.all(
+    late.map(async ([, pull]) => {
+      try {
+        await shard.drop(pull.blob, 'deleted')
+        pull.outcome = new HoldfastError('REPLICAS_UNREACHABLE', 'it was deleted while it came')
+      } catch (thrown) {
+        pull.outcome = toHoldfastError(thrown)
+      }
+    }),
+  )
 }
 
 /** From the first source of each, then, what did not come, from the second, and so on. */

@@ -93,6 +93,7 @@ async function move(entries: readonly Entry[]): Promise<Weight> {
     view: () => view,
     fence: 'primary:1',
     term: { signal: never },
+    unwanted: async () => ({ unnamed: [], purging: [] }),
     turn: async () => {},
     onCopied: async () => {},
   }

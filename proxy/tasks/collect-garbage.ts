@@ -18,6 +18,7 @@ import { type Amount, counting, type Found, isMuch, nothing, plus, tooMuch, tota
 import { primaryRole, type Term } from './primary.ts'
 import { surveyBlobs } from './survey-blobs.ts'
 import { sweepLeftovers, sweepLosses, type SweepDeps } from './sweep-leftovers.ts'
+import { leftoverAgeMsMin } from './unnamed-blobs.ts'
 
 /** A statement ends after 1.9 s: a page of these survives random reads of almost a millisecond. */
 const judgedPage = 1_000
@@ -29,10 +30,9 @@ const dropsPerRequest = 1_000
 /** Shards that are told at once. */
 const toldAtOnce = 8
 const dropTimeoutMs = 120_000
-/** Partitions of which the shards are asked at once. */
+/** Partitions of which the shards are asked at once, and of which every name is looked at between two checkpoints. */
 const sweptAtOnce = 512
-/** A copy without a row may be an upload that is just being committed. */
-const leftoverAgeMsMin = 10_000
+const sweptThoroughly = 16
 /** All blobs are looked at when this has passed since the last time: a week, less what a nightly run may be early. */
 const surveyEveryMs = 7 * 86_400_000 - 3_600_000
 
@@ -259,10 +259,16 @@ class Collection {
     while (this.#at.partition < partitionCount) {
       await this.#checkNotDisarmed()
       const from = this.#at.partition
-      const swept = await sweepLeftovers(deps, { from, count: sweptAtOnce }, minAgeMs, this.#context.term)
+      // All owners may hold the same leftover: that shows only to who looks at all names.
+      const thorough = this.#at.surveyed
+      const count = thorough ? sweptThoroughly : sweptAtOnce
+      const begunAt = performance.now()
+      const swept = await sweepLeftovers(deps, { from, count, thorough }, minAgeMs, this.#context.term)
       if (swept.length > 0) this.#context.log(`${swept.length} copies that nothing names swept`)
-      this.#at = { ...this.#at, partition: from + sweptAtOnce }
+      this.#at = { ...this.#at, partition: from + count }
       await this.#step('sweeping', this.#at.purged.blobs)
+      // As the look at all blobs does: half of the time is for others.
+      if (thorough) await this.#context.pause(performance.now() - begunAt)
     }
     for (const shard of this.#lossy) {
       const losses = view.current().has(shard) ? await sweepLosses(deps, shard, minAgeMs, this.#context.term) : 0

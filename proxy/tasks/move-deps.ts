@@ -4,6 +4,7 @@ import type { ShardId } from '../../shared/ids.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import type { Term } from './primary.ts'
+import type { Copy } from './unnamed-blobs.ts'
 
 /** Rounds of comparing and copying, up to one that found nothing to copy; writers at work make a third one rare. */
 export const roundsMax = 5
@@ -22,6 +23,10 @@ export interface MoveDeps {
   readonly fence: string
   /** Aborts when the run has ended; read before each step. */
   readonly term: Pick<Term, 'signal'>
+  /** Which of these copies nothing names any more (they leave, fenced off) and which are being purged: neither is brought anywhere. */
+  readonly unwanted: <One extends Copy>(
+    copies: readonly One[],
+  ) => Promise<{ readonly unnamed: readonly One[]; readonly purging: readonly One[] }>
   /** Resolves when the shard may get so many bytes more; before each command that brings it blobs. */
   readonly turn: (shard: ShardId, bytes: number) => Promise<void>
   /** After each command; resolves when the next one may begin. */

@@ -83,7 +83,7 @@ async function fill(
   from: readonly ShardId[],
   to: readonly ShardId[],
 ): Promise<readonly ShardId[]> {
-  const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
+  const wanted = await withoutUnwanted(deps, partition, held, from, to)
   const lacking: ShardId[] = []
   for (const shard of to) {
     const missing = [...wanted].filter(([key]) => held.get(shard)?.has(key) !== true)
@@ -98,6 +98,42 @@ async function fill(
     await pull(deps, shard, blobs)
   }
   return lacking
+}
+
+/**
+ * What the old owners hold, but for copies that a new one lacks and nobody wants: one that is just being purged would come back with a
+ * copy of it, and one that nothing names, seen on one shard by itself, is not found again once all owners have it.
+ */
+async function withoutUnwanted(
+  deps: MoveDeps,
+  partition: number,
+  held: Names,
+  from: readonly ShardId[],
+  to: readonly ShardId[],
+): Promise<ReadonlyMap<string, Entry>> {
+  const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
+  const lacking = [...wanted].filter(([key]) => to.some(shard => held.get(shard)?.has(key) !== true))
+  const copies = lacking.map(([key, entry]) => ({ key, ...blobOf(partition, key, entry), time: entry.time ?? 0 }))
+  const { unnamed, purging } = await deps.unwanted(copies)
+  for (const { key } of [...unnamed, ...purging]) wanted.delete(key)
+  for (const [shard, names] of held) {
+    await drop(deps, shard, unnamed.filter(({ key }) => names.has(key)), 'deleted') // prettier-ignore
+  }
+  return wanted
+}
+
+async function drop(
+  deps: MoveDeps,
+  shard: ShardId,
+  blobs: readonly BlobKey[],
+  reason: DropRequest['reason'],
+): Promise<void> {
+  if (blobs.length === 0) return
+  deps.term.signal.throwIfAborted()
+  const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
+  const options = { fence: deps.fence, timeoutMs: commandLimitMs(), signal: deps.term.signal }
+  const request: DropRequest = { shard, reason, blobs: keys }
+  await deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options)
 }
 
 async function pull(
@@ -163,12 +199,7 @@ async function release(
   deps.term.signal.throwIfAborted()
   const words = await Promise.all(owners.map(owner => touchAll(deps, owner, blobs, deps.term.signal)))
   const safe = blobs.filter((_, index) => words.every(results => results[index] === 'held'))
-  if (safe.length === 0) return 0
-  deps.term.signal.throwIfAborted()
-  const keys = safe.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
-  const request: DropRequest = { shard, reason: 'moved', blobs: keys }
-  const options = { fence: deps.fence, timeoutMs: commandLimitMs(), signal: deps.term.signal }
-  await deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options)
+  await drop(deps, shard, safe, 'moved')
   return safe.length
 }
 

@@ -27,6 +27,8 @@ export interface PrimaryTask {
 export interface PrimaryDeps {
   readonly coordinator: Pick<Coordinator, 'acquire'>
   readonly tasks: readonly PrimaryTask[]
+  /** What every term leans on, once before its first step; tried again until it resolves. */
+  readonly prepare: () => Promise<void>
   readonly log: Logger
 }
 
@@ -81,10 +83,22 @@ export class Primary {
         return signal
       },
     }
+    await this.#prepare(term)
     await Promise.all(tasks.map(task => this.#run(task, term)))
     this.#token = undefined
     log.info({ token: leadership.token }, 'this proxy is no longer primary')
     await leadership.release().catch((error: unknown) => log.debug({ err: error }, 'lease left to expire'))
+  }
+
+  async #prepare(term: Term): Promise<void> {
+    while (!term.signal.aborted) {
+      try {
+        return await this.#deps.prepare()
+      } catch (error) {
+        this.#deps.log.debug({ err: error }, 'the term of the primary cannot begin yet')
+        await pause(candidacyPauseMs, term.signal)
+      }
+    }
   }
 
   async #run(task: PrimaryTask, term: Term): Promise<void> {

@@ -27,6 +27,7 @@ import { inLanes, LanePace } from './move-queue.ts'
 import { type Obstacle, tallyOf, waitingText } from './obstacles.ts'
 import { primaryRole } from './primary.ts'
 import { paramsOf, textOf, type RebalanceParams } from './rebalance-params.ts'
+import { type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
 
 /** Proxies poll the map every 5 s, and hear of it from the nodes within about 1 s. */
 const adoptionMsDefault = 6_500
@@ -48,12 +49,14 @@ const tellTimeoutMs = 30_000
 const publishTriesMax = 8
 
 export interface RebalanceDeps {
-  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'>
+  readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'> & UnnamedDeps['metadata']
   readonly view: Pick<ClusterView, 'current' | 'replace'>
   readonly clients: Pick<NodeClients, 'get' | 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   /** Monotonic, ms. */
   readonly now: () => number
+  /** Copies without a row that are younger may still get it, in ms. */
+  readonly leftoverAgeMs: number
   /** How long proxies may take to work by a new map, in ms. */
   readonly adoptionMs?: number
 }
@@ -112,6 +115,7 @@ class Rebalance {
       view: () => deps.view.current(),
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
+      unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),
       turn: (shard, bytes) => context.pause(pace.charge(shard, bytes)),
       onCopied: async copied => {
         const { blobs, bytes, references } = this.#at

@@ -8,26 +8,28 @@ import { isHoldfastError } from '../../shared/errors.ts'
 import { parseDigest, parseGeneration, type ShardId } from '../../shared/ids.ts'
 import { type LossListing, wirePath } from '../../shared/wire.ts'
 import type { DoomedBlob } from '../metadata/collection-types.ts'
-import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import { suspect, type ShardSummary } from './compare-sets.ts'
 import type { Term } from './primary.ts'
 import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
+import { type Copy, type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
 
 const askedAtOnce = 16
 const chunkSize = 500
 
-export interface SweepDeps extends ContentsDeps {
-  readonly metadata: Pick<Metadata, 'inspectBlobs' | 'reclaimUnconfirmed'>
+export interface SweepDeps extends ContentsDeps, UnnamedDeps {
   readonly view: Pick<ClusterView, 'current'>
   /** False: the shard could not be told. */
   readonly drop: (shard: ShardId, blobs: readonly DoomedBlob[]) => Promise<boolean>
 }
 
-/** Resolves with what was dropped in these partitions. `minAgeMs`: what is younger may still get its row. */
+/**
+ * Resolves with what was dropped in these partitions. `minAgeMs`: what is younger may still get its row. `thorough`: also where all owners
+ * hold the same, which is the usual case and costs a look at every name.
+ */
 export async function sweepLeftovers(
   deps: SweepDeps,
-  range: { readonly from: number; readonly count: number },
+  range: { readonly from: number; readonly count: number; readonly thorough: boolean },
   minAgeMs: number,
   term: Term,
 ): Promise<readonly DoomedBlob[]> {
@@ -40,10 +42,12 @@ export async function sweepLeftovers(
   })
   const swept: DoomedBlob[] = []
   for (let partition = range.from; partition < range.from + range.count; partition++) {
-    if (!suspect(partition, view.owners(partition), answers).blobs) continue
+    const isSuspect = suspect(partition, view.owners(partition), answers).blobs
+    if (!isSuspect && !range.thorough) continue
     term.signal.throwIfAborted()
     const holders = [...answers.keys()].filter(shard => (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0)
-    swept.push(...(await sweepPartition(deps, partition, holders, minAgeMs, term)))
+    const asked = isSuspect ? holders : holders.slice(0, 1) // for all of them
+    swept.push(...(await sweepPartition(deps, partition, { asked, holders }, minAgeMs, term)))
   }
   return swept
 }
@@ -51,27 +55,29 @@ export async function sweepLeftovers(
 async function sweepPartition(
   deps: SweepDeps,
   partition: number,
-  holders: readonly ShardId[],
+  { asked, holders }: { readonly asked: readonly ShardId[]; readonly holders: readonly ShardId[] },
   minAgeMs: number,
   term: Term,
 ): Promise<readonly DoomedBlob[]> {
   const held = new Map<ShardId, ReadonlySet<string>>()
-  const old = new Map<string, DoomedBlob>()
-  await atMost(askedAtOnce, holders, async shard => {
+  const found = new Map<string, Copy>()
+  await atMost(askedAtOnce, asked, async shard => {
     const entries = (await unlessAway(entriesOf(deps, shard, partition, 'blobs', term.signal))) ?? []
     held.set(shard, new Set(entries.map(({ key }) => key)))
     for (const { key, bytes = 0, time = 0 } of entries) {
       const [digest, generation] = [parseDigest(key.slice(0, 64)), parseGeneration(key.slice(65))]
-      if (digest === undefined || generation === undefined || Date.now() - time < minAgeMs) continue
-      old.set(key, { digest, generation, partition, bytes })
+      if (digest === undefined || generation === undefined) continue
+      found.set(key, { digest, generation, partition, bytes, time: Math.min(time, found.get(key)?.time ?? time) })
     }
   })
   const swept: DoomedBlob[] = []
-  const candidates = [...old.values()]
+  const candidates = [...found.values()]
   for (let at = 0; at < candidates.length; at += chunkSize) {
-    const doomed = await unnamed(deps, candidates.slice(at, at + chunkSize), term)
-    for (const [shard, keys] of held) {
-      const there = doomed.filter(({ digest, generation }) => keys.has(`${digest}.${generation}`))
+    const { unnamed: doomed } = await unwantedAmong(deps, candidates.slice(at, at + chunkSize), minAgeMs, term)
+    for (const shard of holders) {
+      const keys = held.get(shard)
+      const there =
+        keys === undefined ? doomed : doomed.filter(({ digest, generation }) => keys.has(`${digest}.${generation}`))
       if (there.length > 0) await deps.drop(shard, there)
     }
     swept.push(...doomed)
@@ -96,28 +102,13 @@ export async function sweepLosses(
     const path = `${wirePath.losses(shard)}?${query.toString()}`
     const client = deps.clients.ofShard(shard)
     const listing = await unlessAway(client.requestJson<LossListing>('GET', path, undefined, { signal: term.signal }))
-    const old = (listing?.losses ?? []).filter(({ time }) => Date.now() - time >= minAgeMs)
-    const doomed = await unnamed(deps, old.map(({ partition, digest, generation }) => ({ partition, digest, generation, bytes: 0 })), term) // prettier-ignore
+    const lost = (listing?.losses ?? []).map(one => ({ ...one, bytes: 0 }))
+    const { unnamed: doomed } = await unwantedAmong(deps, lost, minAgeMs, term)
     if (doomed.length > 0 && (await deps.drop(shard, doomed))) swept += doomed.length
     after = listing?.next
     isMore = after !== undefined
   }
   return swept
-}
-
-/** Those that no row names, now fenced off: no commit can bring them to life any more. */
-async function unnamed(
-  { metadata }: Pick<SweepDeps, 'metadata'>,
-  blobs: readonly DoomedBlob[],
-  term: Term,
-): Promise<readonly DoomedBlob[]> {
-  if (blobs.length === 0) return []
-  const rows = await metadata.inspectBlobs([...new Set(blobs.map(({ digest }) => digest))])
-  const known = new Set(rows.map(({ digest, generation }) => `${digest}.${generation}`))
-  const unknown = blobs.filter(({ digest, generation }) => !known.has(`${digest}.${generation}`))
-  if (unknown.length === 0) return []
-  const verdicts = await metadata.reclaimUnconfirmed(unknown, term.token)
-  return unknown.filter((_, index) => verdicts[index] === 'reclaim')
 }
 
 /** A shard that does not answer is swept by a later run. */

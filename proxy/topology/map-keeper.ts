@@ -59,6 +59,16 @@ export class MapKeeper {
     await this.#poll()
   }
 
+  /**
+   * For a proxy that has just become primary: what it is told to do goes to the owners, and by an older map these are others. Only
+   * a primary publishes maps, so this one is the newest until it publishes the next. Rejects with METADATA_UNAVAILABLE.
+   */
+  async adoptNewest(): Promise<void> {
+    const { metadata, view } = this.#deps
+    const newer = await metadata.loadClusterMap(view.current().map.epoch)
+    if (newer !== undefined) view.replace(newer)
+  }
+
   /** For the primary: a node whose map is older gets the newest one. */
   readonly distribution: PrimaryTask = {
     name: 'distribute-cluster-map',

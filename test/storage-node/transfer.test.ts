@@ -195,6 +195,28 @@ t.test('I5: bytes that are not those of the digest are not believed, nor what wa
   }
 })
 
+t.test('I36: what is deleted while it is being pulled does not come back with the pull', async t => {
+  const { source, target } = await pair(t)
+  const blobs = [testBlob(900), testBlob(300_000), testBlob(800)]
+  await fill(source, blobs)
+  const [small, large] = blobs as [TestBlob, TestBlob, TestBlob]
+  const deleted = {
+    shard: shardB,
+    reason: 'deleted',
+    blobs: [small, large].map(blob => ({ ...blob, body: undefined })),
+  }
+  // The collector of garbage tells the target just when the source is about to answer.
+  const relay = await inFrontOf(t, source, async () => {
+    const { status } = await target.client.post(wirePath.drop, deleted, fence)
+    t.equal(status, 200)
+    return false
+  })
+  const results = await transfer(target, blobs, relay)
+  t.match(results, [{ code: 'REPLICAS_UNREACHABLE' }, { code: 'REPLICAS_UNREACHABLE' }, 'copied'])
+  t.same(await Promise.all(blobs.map(blob => holds(target, blob))), [false, false, true])
+  t.match(await transfer(target, blobs, { url: source.url, shard: shardA }), [{ code: 'REPLICAS_UNREACHABLE' }, { code: 'REPLICAS_UNREACHABLE' }, 'held'], 'nor with a later one') // prettier-ignore
+})
+
 t.test('a source of an earlier release is asked for one blob after the other', async t => {
   const { source, target } = await pair(t)
   const old = await inFrontOf(t, source, (request, response) => {

@@ -3,6 +3,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { MoveDeps } from '../../../proxy/tasks/move-deps.ts'
 import { movePartition } from '../../../proxy/tasks/move-partition.ts'
+import type { Copy } from '../../../proxy/tasks/unnamed-blobs.ts'
 import { inLanes, LanePace } from '../../../proxy/tasks/move-queue.ts'
 import { namesInStep } from '../../../proxy/tasks/shard-contents.ts'
 import type { ShardSummary } from '../../../proxy/tasks/compare-sets.ts'
@@ -14,7 +15,14 @@ import { buildClusterMap } from '../../../shared/placement.ts'
 import { planChanges } from '../../../shared/placement/changes.ts'
 import { movesOf } from '../../../shared/placement/transition.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
-import type { EntryListing, ReferenceListing, TransferAnswer, TransferRequest } from '../../../shared/wire.ts'
+import type {
+  DropAnswer,
+  DropRequest,
+  EntryListing,
+  ReferenceListing,
+  TransferAnswer,
+  TransferRequest,
+} from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 
 const seed = Date.now() & 0x7fffffff
@@ -27,7 +35,10 @@ class MemoryShards {
   readonly blobs = new Map<ShardId, Map<string, number>>()
   readonly references = new Map<ShardId, Map<string, ReferenceRecord>>()
   readonly damaged = new Set<string>()
-  readonly counts = { entries: 0, names: 0, pages: 0, singles: 0, pulled: 0 }
+  /** `<digest>.<generation>` that no row has. */
+  readonly unnamed = new Set<string>()
+  readonly purging = new Set<string>()
+  readonly counts = { entries: 0, names: 0, pages: 0, singles: 0, pulled: 0, judged: 0 }
   onTransfer: (request: TransferRequest) => void = () => {}
   /** So many are answered, and nothing is there afterwards. */
   forgottenTransfers = 0
@@ -53,6 +64,7 @@ class MemoryShards {
       const kind = pathname.split('/')[2]
       if (kind === 'entries') return this.#entries(shard, searchParams) as Answer
       if (kind === 'references') return this.#read(shard, searchParams) as Answer
+      if (kind === 'drop') return this.#drop(shard, body as DropRequest) as Answer
       if (kind === 'transfer') return this.#transfer(body as TransferRequest) as Answer
       throw new Error(`nobody asks for ${path}`)
     }
@@ -87,6 +99,20 @@ class MemoryShards {
     if (record === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'none')
     if (this.damaged.has(key)) throw new HoldfastError('RECORD_DAMAGED', 'damaged')
     return record
+  }
+
+  judge<One extends Copy>(copies: readonly One[]): { unnamed: One[]; purging: One[] } {
+    this.counts.judged += copies.length
+    const isIn =
+      (set: ReadonlySet<string>) =>
+      ({ digest, generation }: One): boolean =>
+        set.has(`${digest}.${generation}`)
+    return { unnamed: copies.filter(isIn(this.unnamed)), purging: copies.filter(isIn(this.purging)) }
+  }
+
+  #drop(shard: ShardId, { reason, blobs }: DropRequest): DropAnswer {
+    if (reason !== 'deleted') throw new Error(reason)
+    return { results: blobs.map(({ digest, generation }) => (this.blobsOf(shard).delete(`${digest}.${generation}`) ? 'dropped' : 'missing')) } // prettier-ignore
   }
 
   #transfer(request: TransferRequest): TransferAnswer {
@@ -133,6 +159,7 @@ function moving() {
     view: () => view,
     fence: 'primary:1',
     term: { signal },
+    unwanted: async copies => Promise.resolve(shards.judge(copies)),
     turn: async (_shard, bytes) => Promise.resolve(void turns.push(bytes)),
     onCopied: async copied => Promise.resolve(void (references += copied.references)),
   }
@@ -200,6 +227,26 @@ t.test('blobs are copied page by page: the first ones before the rest was even l
   t.equal(shards.counts.pulled, count - count / 3, 'what was there is not copied again')
   t.ok(listed > 0 && listed <= 4 * 1_000, `${listed} names in memory`)
   t.equal(turns.reduce((sum, bytes) => sum + bytes, 0), shards.counts.pulled * 1_000) // prettier-ignore
+})
+
+t.test('I36: what nothing names is dropped where it is seen, and what is being purged is left where it is', async t => {
+  const { shards, from, to, added, move } = moving()
+  const [kept, leftover, dying, everywhere] = [0, 1, 2, 3].map(blobKeyAt) as [string, string, string, string]
+  for (const shard of from) shards.blobsOf(shard).set(kept, 10)
+  // One owner still has it: the others, and those to come, would get it from there.
+  shards.blobsOf(from[0]!).set(leftover, 10).set(dying, 10)
+  for (const shard of [...from, added]) shards.blobsOf(shard).set(everywhere, 10)
+  shards.unnamed.add(leftover).add(everywhere)
+  shards.purging.add(dying)
+  t.equal(await move(), undefined)
+  for (const shard of to) t.ok(shards.blobsOf(shard).has(kept))
+  t.same([...from, added].filter(shard => shards.blobsOf(shard).has(leftover)), [], 'gone') // prettier-ignore
+  t.same(
+    [...from, added].filter(shard => shards.blobsOf(shard).has(dying)),
+    [from[0]],
+    'for the collector to drop',
+  )
+  t.equal(shards.counts.judged, 3 + 1, 'PostgreSQL is not asked for what need not be copied')
 })
 
 t.test('I20: references come in pages, deletes among them, each in its newest version', async t => {

@@ -46,7 +46,7 @@ class FakeCoordinator {
 const task = (name: string, step: PrimaryTask['step'], pauseMs = 1): PrimaryTask => ({ name, pauseMs, step })
 
 function start(t: Test, coordinator: FakeCoordinator, tasks: readonly PrimaryTask[]): Primary {
-  const primary = new Primary({ coordinator, tasks, log: silent })
+  const primary = new Primary({ coordinator, tasks, prepare: async () => {}, log: silent })
   t.teardown(() => primary.close())
   primary.start()
   return primary
@@ -138,6 +138,22 @@ t.test("'more' asks for the next step at once; a step that fails is repeated, le
   t.ok(others > 3, 'and keeps nobody else from working')
 })
 
+t.test('I27: no step of a term before it has what it leans on, the newest cluster map', async t => {
+  const coordinator = new FakeCoordinator()
+  const seen: string[] = []
+  const prepare = async (): Promise<void> => {
+    seen.push('prepare')
+    if (seen.length < 2) throw new HoldfastError('METADATA_UNAVAILABLE', 'the database is away')
+    return Promise.resolve()
+  }
+  const tasks = [task('a', async () => (seen.push('step'), 'idle'), 600_000)]
+  const primary = new Primary({ coordinator, tasks, prepare, log: silent })
+  t.teardown(() => primary.close())
+  primary.start()
+  await eventually('it has begun', () => seen.includes('step'))
+  t.same(seen, ['prepare', 'prepare', 'step'])
+})
+
 t.test('closing wakes whoever pauses, and may come at any time', async t => {
   const coordinator = new FakeCoordinator()
   let ran = false
@@ -145,7 +161,7 @@ t.test('closing wakes whoever pauses, and may come at any time', async t => {
   await eventually('it ran', () => ran)
   await primary.close()
   await primary.close()
-  const idle = new Primary({ coordinator, tasks: [], log: silent })
+  const idle = new Primary({ coordinator, tasks: [], prepare: async () => {}, log: silent })
   await idle.close()
   t.same(coordinator.released, [1])
 })
