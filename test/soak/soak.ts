@@ -49,7 +49,7 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
   const askers = proxies.map(proxy => cluster.client({ proxy }))
   await run(cluster, repo, 'set', 'raw', '--trash-days', '0') // what is deleted shall be garbage
   // Dice of its own: how often the load throws depends on time.
-  const load = new Load(t, { random: new Random(random.seed + 1), clients, concurrency: 8, transferPercent: 6 })
+  const load = new Load(t, { random: new Random(random.seed + 1), clients, concurrency: 6, transferPercent: 6 })
   await load.progress(40, 20)
 
   const end = performance.now() + minutes * 60_000
