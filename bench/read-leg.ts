@@ -17,6 +17,7 @@ import { ClusterView } from '../proxy/routing/cluster-view.ts'
 import { HealthTable } from '../proxy/routing/health.ts'
 import { NodeClients } from '../proxy/routing/node-client.ts'
 import { ReadBuffers } from '../proxy/routing/read-buffers.ts'
+import { LatencyMean } from '../proxy/routing/latency.ts'
 import { NodeReader } from '../proxy/routing/node-reader.ts'
 import type { BlobLocation } from '../proxy/routing/types.ts'
 import { sealClusterMap } from '../shared/cluster-map.ts'
@@ -120,11 +121,12 @@ function cases(url: string): { list: Case[]; close: () => Promise<void> } {
           async () => void (await reader.readWhole({ ...blob, partition: turn++ % partitionCount }))
         : () =>
             reader.stream(blob, undefined, new NullSink(), { onStart: () => {}, signal: new AbortController().signal })
+    const latency = new LatencyMean()
     const leg = (): Promise<void> =>
       new Promise((resolve, reject) => {
         const into = bytes <= 1024 * 1024 ? Buffer.allocUnsafeSlow(bytes) : 'chunks'
         bare.read(
-          { path, total: bytes, range: undefined, into },
+          { path, total: bytes, range: undefined, into, latency },
           { onEnd: resolve, onError: reject, onChunk: () => false },
         )
       })

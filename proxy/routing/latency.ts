@@ -1,22 +1,15 @@
 const sampleCount = 128
 const refreshEvery = 16
 
-/** Time to first byte of one node: a mean that follows quickly, and the 95th percentile of the last 128 answers. */
+/** Time to first byte of one node: the 95th percentile of the last 128 answers. */
 export class LatencyDigest {
   readonly #samples = new Float64Array(sampleCount)
   #count = 0
   #p95: number
-  #mean: number
 
   /** `guessMs` stands in until there are answers. */
   constructor(guessMs = 200) {
     this.#p95 = guessMs
-    this.#mean = guessMs
-  }
-
-  /** Exponentially weighted, one tenth for each new answer. */
-  get meanMs(): number {
-    return this.#mean
   }
 
   get p95Ms(): number {
@@ -25,11 +18,28 @@ export class LatencyDigest {
 
   add(ms: number): void {
     this.#samples[this.#count % sampleCount] = ms
-    this.#mean = this.#count === 0 ? ms : this.#mean + (ms - this.#mean) / 10
     this.#count += 1
     // Sorting 128 numbers for each 16 answers costs less than a microsecond an answer.
     if (this.#count % refreshEvery !== 0) return
     const sorted = this.#samples.slice(0, Math.min(this.#count, sampleCount)).sort()
     this.#p95 = sorted[Math.floor((sorted.length - 1) * 0.95)] ?? this.#p95
+  }
+}
+
+/** Time to first byte of one shard, exponentially weighted, one tenth for each new answer; 0 until there is one. */
+export class LatencyMean {
+  #ms = 0
+
+  get ms(): number {
+    return this.#ms
+  }
+
+  add(ms: number): void {
+    this.#ms = this.#ms === 0 ? ms : this.#ms + (ms - this.#ms) / 10
+  }
+
+  /** It was not waited for to the end: that tells something only if it was long. */
+  addAtLeast(ms: number): void {
+    if (ms > this.#ms) this.add(ms)
   }
 }

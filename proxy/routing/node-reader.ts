@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Outcome } from './health.ts'
-import { LatencyDigest } from './latency.ts'
+import { LatencyDigest, type LatencyMean } from './latency.ts'
 import type { BufferPair, ReadBuffers } from './read-buffers.ts'
 import { type AnswerReceiver, type ConnectionDeps, ReadConnection } from './read-connection.ts'
 import type { AnswerHead } from './read-head.ts'
@@ -39,6 +39,8 @@ export interface ReadRequest {
   readonly range: ByteRange | undefined
   /** Where the body goes: a buffer of just its length, or chunk by chunk. */
   readonly into: Buffer | 'chunks'
+  /** Of the shard: how long its first byte takes is added. */
+  readonly latency: LatencyMean
 }
 
 /** Exactly one of `onEnd` and `onError` comes, unless the read was aborted. Neither comes before `read` has returned. */
@@ -255,7 +257,11 @@ export class BlobRead implements AnswerReceiver {
     if (!this.#over) {
       this.#over = true
       // A replica that lost the race was at least this slow: without it the digest would know only the quick answers.
-      if (connection?.received === 0) this.#reader.latency.add(this.#reader.now() - this.#createdAt)
+      if (connection?.received === 0) {
+        const waitedMs = this.#reader.now() - this.#createdAt
+        this.#reader.latency.add(waitedMs)
+        this.#request.latency.addAtLeast(waitedMs)
+      }
       connection?.destroy()
       this.#end()
     }
@@ -275,7 +281,9 @@ export class BlobRead implements AnswerReceiver {
   }
 
   onHead(head: AnswerHead): Buffer | 'chunks' | 'refuse' | HoldfastError {
-    this.#reader.latency.add(this.#reader.now() - this.#createdAt)
+    const tookMs = this.#reader.now() - this.#createdAt
+    this.#reader.latency.add(tookMs)
+    this.#request.latency.add(tookMs)
     if (head.status !== 200 && head.status !== 206) return 'refuse'
     const problem = headProblem(head, this.#request)
     if (problem !== undefined) return this.#mistake(head, problem)

@@ -8,7 +8,7 @@ import type { RetryBudget } from './retry-budget.ts'
 import type { BlobLocation, ByteRange } from './types.ts'
 
 export interface ReadTimes {
-  /** The first byte is expected within the node's p95, clamped to these; then a second replica may be asked. */
+  /** The first byte is expected within the p95 of the quickest of the nodes, clamped to these; then a second replica may be asked. */
   readonly hedgeMsMin: number
   readonly hedgeMsMax: number
   /** Silence after which another replica is asked whatever the budget says. */
@@ -53,7 +53,7 @@ export function startRead(
 ): BlobRead {
   context.counters.attempts += 1
   const path = wirePath.blob(replica.id, blob.partition, blob.digest, blob.generation)
-  return replica.client.reader.read({ path, total: blob.bytes, range, into }, receiver)
+  return replica.client.reader.read({ path, total: blob.bytes, range, into, latency: replica.latency }, receiver)
 }
 
 /** Remembers and reports a copy that is missing or wrong; other failures say nothing about the copy. */

@@ -14,11 +14,18 @@ export interface ReplicaFacts {
   readonly inFlight: number
   /** Of its normal load, above 0 and up to 1: slow start. */
   readonly share: number
+  /** Mean time to the first byte of its answers, in ms; 0: not known yet. */
+  readonly latencyMs: number
 }
 
 /** So little load says nothing about an imbalance; below it reads stay in their zone. */
 const localLoadMin = 8
 const localLoadRatio = 1.5
+/** A shard is slow, its disk failing perhaps or its node overloaded, when it takes so long and so many times as long as the quickest. */
+const slowMsMin = 50
+const slowRatio = 4
+/** Of reads go to a slow one: who is not asked could not be seen to be quick again. */
+const slowShare = 0.02
 
 /** 0 is best. Full and read-only shards serve reads as well as others. */
 export function replicaTier({ state, draining, shard, doubtful }: ReplicaFacts): number {
@@ -31,7 +38,7 @@ export function replicaTier({ state, draining, shard, doubtful }: ReplicaFacts):
 
 /**
  * Index of the replica to ask, -1 of none. `replicas` stand in ring order, `random` gives [0, 1). Of the best tier: those in the
- * own zone unless they carry too much, then the less loaded of two drawn at random, the earlier in ring order where equal
+ * own zone unless they carry too much or are much slower than others, then the less loaded of two drawn at random, the earlier in ring order where equal
  * (so that quiet clusters find their blobs in one node's page cache).
  */
 export function chooseReplica(replicas: readonly ReplicaFacts[], random: () => number): number {
@@ -44,11 +51,24 @@ export function chooseReplica(replicas: readonly ReplicaFacts[], random: () => n
     if (replica !== undefined && replicaTier(replica) === best) pool.push(index)
   }
   pool = narrowed(pool, index => share(replicas, index) >= 1 || random() < share(replicas, index))
+  const quickestMs = quickest(replicas, pool)
+  pool = narrowed(pool, index => !isSlow(replicas[index], quickestMs) || random() < slowShare)
   if (localsCarryTheirPart(replicas, pool)) pool = narrowed(pool, index => replicas[index]?.local === true)
   return lessLoadedOfTwo(replicas, pool, random)
 }
 
 const share = (replicas: readonly ReplicaFacts[], index: number): number => replicas[index]?.share ?? 1
+
+function quickest(replicas: readonly ReplicaFacts[], pool: readonly number[]): number {
+  let least = Infinity
+  for (const index of pool) least = Math.min(least, replicas[index]?.latencyMs ?? Infinity)
+  return least
+}
+
+function isSlow(replica: ReplicaFacts | undefined, quickestMs: number): boolean {
+  const { latencyMs } = replica ?? { latencyMs: 0 }
+  return latencyMs > slowMsMin && latencyMs > slowRatio * quickestMs
+}
 
 /** Those that pass, or all where none does. */
 function narrowed(pool: number[], passes: (index: number) => boolean): number[] {

@@ -4,6 +4,7 @@ import { type TouchAnswer, type TouchRequest, wirePath } from '../../shared/wire
 import type { ClusterView } from './cluster-view.ts'
 import type { ReadCounters } from './counters.ts'
 import type { HealthTable } from './health.ts'
+import { LatencyMean } from './latency.ts'
 import type { NodeClient, NodeClients } from './node-client.ts'
 import { chooseReplica, type ReplicaFacts } from './replica-choice.ts'
 import type { BlobLocation } from './types.ts'
@@ -22,6 +23,7 @@ const searchTimeoutMs = 1_500
 export interface Replica extends ReplicaFacts {
   readonly id: ShardId
   readonly client: NodeClient
+  readonly latency: LatencyMean
   /** 'owner': should have the blob, so that lacking it is worth a report. */
   readonly role: 'owner' | 'handoff' | 'found'
 }
@@ -42,6 +44,8 @@ export class Replicas {
   readonly deps: ReplicasDeps
   /** `digest.generation shard` -> until when it is asked last. */
   readonly #doubts = new Map<string, number>()
+  /** One for each shard that was ever asked. */
+  readonly #latencies = new Map<ShardId, LatencyMean>()
   readonly #searches = new Map<string, { readonly found: Promise<readonly ShardId[]>; startedAt: number }>()
 
   constructor(deps: ReplicasDeps) {
@@ -76,9 +80,11 @@ export class Replicas {
     const { view, clients, health, zone } = this.deps
     const node = view.current().node(id)
     const client = clients.get(node)
+    const latency = this.#latencyOf(id)
     return {
       id,
       client,
+      latency,
       role,
       state: health.state(node.id),
       draining: health.draining(node.id),
@@ -87,7 +93,14 @@ export class Replicas {
       local: node.zone === zone,
       inFlight: client.inFlight,
       share: health.share(node.id),
+      latencyMs: latency.ms,
     }
+  }
+
+  #latencyOf(id: ShardId): LatencyMean {
+    let latency = this.#latencies.get(id)
+    if (latency === undefined) this.#latencies.set(id, (latency = new LatencyMean()))
+    return latency
   }
 
   /**
@@ -153,6 +166,7 @@ export class ReplicaSource {
   #left: ShardId[]
   readonly #slower: ShardId[] = []
   readonly #seen = new Set<ShardId>()
+  #expectedMs = Infinity
 
   constructor(replicas: Replicas, blob: BlobLocation) {
     this.#replicas = replicas
@@ -169,9 +183,15 @@ export class ReplicaSource {
     const facts = known.map(shard => this.#replicas.facts(this.#blob, shard, this.#role))
     const replica = facts[chooseReplica(facts, this.#replicas.deps.random)]
     if (replica === undefined) return undefined
+    for (const { client } of facts) this.#expectedMs = Math.min(this.#expectedMs, client.reader.latency.p95Ms)
     this.#left = known.filter(shard => shard !== replica.id)
     this.#seen.add(replica.id)
     return replica
+  }
+
+  /** Within so many ms one of the replicas that were to be had would answer, 19 times of 20: the quickest of them. */
+  get expectedMs(): number {
+    return this.#expectedMs
   }
 
   /** It was asked and is not to blame, only another one was quicker: it may be asked again, behind those not asked yet. */

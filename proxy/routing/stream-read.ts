@@ -86,7 +86,7 @@ export class StreamRead implements StreamOwner {
       signal.addEventListener('abort', this.#leave, { once: true })
       const first = this.#launch()
       const { times } = this.#context
-      this.#arm(first === undefined ? times.stallMs : hedgeDelay(first.client.reader.latency.p95Ms, times))
+      this.#arm(first === undefined ? times.stallMs : hedgeDelay(this.#source.expectedMs, times))
       if (first === undefined) this.#lookFurther()
     })
   }

@@ -38,7 +38,7 @@ export class WholeRead {
       this.#startedAt = this.#context.now()
       const first = this.#launch()
       if (first === undefined) this.#lookFurther()
-      else this.#arm(hedgeDelay(first.client.reader.latency.p95Ms, this.#context.times))
+      else this.#arm(hedgeDelay(this.#source.expectedMs, this.#context.times))
     })
   }
 

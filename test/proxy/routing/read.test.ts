@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { setTimeout } from 'node:timers/promises'
 import t from 'tap'
+import { eventually } from '../../support/eventually.ts'
 import { ReadBuffers } from '../../../proxy/routing/read-buffers.ts'
 import { quickTimes, request, startCluster, startEdge, streamed } from './read-support.ts'
 
@@ -210,6 +211,26 @@ t.test('a slow first byte is hedged, the quicker one wins, and the budget bounds
   const { hedges, hedgesWon } = cluster.reader.counters
   t.ok(hedges >= 3 && hedges <= 5 + count * 0.05 + 3, `${hedges} hedges for ${count} reads`)
   t.ok(hedgesWon > 0)
+})
+
+t.test('a node that answers slowly is asked seldom until it is quick again', async t => {
+  const cluster = await startCluster(t, { random: Math.random })
+  const blobs = Array.from({ length: 4_000 }, () => cluster.put(randomBytes(100)))
+  const [slow] = cluster.nodes
+  let asked = 0
+  const ask = async (count: number): Promise<number> => {
+    asked = 0
+    for (const blob of blobs.splice(0, count)) await cluster.reader.readWhole(blob)
+    return asked
+  }
+  slow!.fault = () => (asked++, { delayMs: 200 })
+  await ask(30)
+  const few = await ask(150)
+  t.ok(few < 30, `${few} of 150`)
+  slow!.fault = () => (asked++, {})
+  // One in fifty of the reads finds out, some of them are needed.
+  const again = await eventually('it is asked again', async () => (await ask(50)) > 10, { withinMs: 20_000 })
+  t.ok(again)
 })
 
 t.test('a connection that the node closed while idle costs one retry on a fresh one, and no failure', async t => {

@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { chooseReplica, type ReplicaFacts, replicaTier } from '../../../proxy/routing/replica-choice.ts'
 import { parseHead } from '../../../proxy/routing/read-head.ts'
-import { LatencyDigest } from '../../../proxy/routing/latency.ts'
+import { LatencyDigest, LatencyMean } from '../../../proxy/routing/latency.ts'
 
 const good: ReplicaFacts = {
   state: 'up',
@@ -12,6 +12,7 @@ const good: ReplicaFacts = {
   local: false,
   inFlight: 0,
   share: 1,
+  latencyMs: 2,
 }
 
 /** All picks in order, each removed before the next. */
@@ -100,6 +101,19 @@ t.test('a node in slow start gets its share only', t => {
   t.end()
 })
 
+t.test('a slow replica, also in the own zone, gets a fiftieth of the reads while another is quick', t => {
+  const picksOf = (replicas: readonly ReplicaFacts[]): number =>
+    Array.from({ length: 5_000 }, () => chooseReplica(replicas, Math.random)).filter(pick => pick === 0).length
+  const slow = { ...good, local: true, latencyMs: 300 }
+  const few = picksOf([slow, good, good])
+  t.ok(few > 5_000 * 0.01 && few < 5_000 * 0.04, `${few} of 5000`)
+  t.equal(picksOf([{ ...slow, latencyMs: 45 }, good, good]), 5_000, 'a far zone is no failing disk')
+  t.equal(picksOf([slow, { ...good, latencyMs: 100 }]), 5_000, 'all are slow')
+  t.ok(picksOf([slow, { ...good, latencyMs: 0 }]) < 200, 'one that was never asked may be quicker')
+  t.equal(chooseReplica([slow], Math.random), 0, 'alone it is asked')
+  t.end()
+})
+
 t.test('the choice is always one of the best tier, whatever the facts', t => {
   const facts = fc.record({
     state: fc.constantFrom('up' as const, 'suspect' as const, 'down' as const),
@@ -109,6 +123,7 @@ t.test('the choice is always one of the best tier, whatever the facts', t => {
     local: fc.boolean(),
     inFlight: fc.nat(100),
     share: fc.double({ min: 0.1, max: 1, noNaN: true }),
+    latencyMs: fc.nat(1_000),
   })
   const draws = fc.infiniteStream(fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true }))
   fc.assert(
@@ -163,6 +178,16 @@ t.test('the latency digest follows the 95th percentile of the last 128 answers',
   t.ok(digest.p95Ms >= 85 && digest.p95Ms <= 99, `${digest.p95Ms}`)
   for (let count = 0; count < 200; count += 1) digest.add(5)
   t.equal(digest.p95Ms, 5)
-  t.ok(Math.abs(digest.meanMs - 5) < 0.1)
+  t.end()
+})
+
+t.test('the mean follows answers, and is not lowered by those that were not waited for', t => {
+  const mean = new LatencyMean()
+  t.equal(mean.ms, 0, 'not known')
+  for (let count = 0; count < 200; count += 1) mean.add(300)
+  for (let count = 0; count < 200; count += 1) mean.addAtLeast(60)
+  t.ok(Math.abs(mean.ms - 300) < 1)
+  for (let count = 0; count < 50; count += 1) mean.add(5)
+  t.ok(mean.ms < 10, 'it is quick again')
   t.end()
 })
