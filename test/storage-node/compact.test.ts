@@ -3,80 +3,32 @@ import { join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import fc from 'fast-check'
 import t from 'tap'
-import { crc32 } from 'node:zlib'
-import { encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
+import type { ReferenceRecord } from '../../shared/record.ts'
 import { blobName } from '../../storage-node/blob-name.ts'
 import { chooseSegment, Compaction } from '../../storage-node/compact.ts'
-import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
+import type { StorageNodeLimits } from '../../storage-node/config.ts'
 import { findReference } from '../../storage-node/lists.ts'
 import type { ShardIndex } from '../../storage-node/index.ts'
-import { newRecord } from '../../storage-node/log.ts'
-import { Shard } from '../../storage-node/shard.ts'
+import type { Shard } from '../../storage-node/shard.ts'
 import { readMarker } from '../../storage-node/shard-marker.ts'
-import { StagedFile } from '../../storage-node/staged-file.ts'
-import { nodeFs, readFully, type StoreFs } from '../../storage-node/store-fs.ts'
-import {
-  blockCrcs,
-  never,
-  quiet,
-  shardA,
-  startNode,
-  type TestBlob,
-  testBlob,
-  testReference,
-  uploadId,
-} from './fixtures.ts'
+import { nodeFs, type StoreFs } from '../../storage-node/store-fs.ts'
+import { never, shardA, startNode, type TestBlob, testBlob, testReference } from './fixtures.ts'
+import { appendBlob, appendReference, openShard, putFile, readBlob } from './open-shard.ts'
 import { FaultyFs } from './faulty-fs.ts'
 import { RecordingFs } from './recording-fs.ts'
 import { eventually } from '../support/eventually.ts'
 
-const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
-const clock = { now: () => Date.now(), monotonic: () => performance.now() }
 const small: Partial<StorageNodeLimits> = {
-  reserveBytes: 0,
   segmentBytesMax: 6_000,
   compactDeadRatioMin: 0.5,
   compactBytesPerSec: 1e9,
   compactHoldMs: 0,
 }
 
-async function openShard(fs: StoreFs, folder: string, limits: Partial<StorageNodeLimits> = {}): Promise<Shard> {
-  const deps = { fs, log: quiet, clock, limits: { ...defaultLimits, ...small, ...limits } }
-  const shard = new Shard(deps, { id: shardA, folder, weight: 1 })
-  await shard.start(marker, true)
-  return shard
-}
+const openSmall = (fs: StoreFs, folder: string, limits: Partial<StorageNodeLimits> = {}): Promise<Shard> =>
+  openShard(fs, folder, { ...small, ...limits })
 
 const compaction = (fs: StoreFs, shard: Shard): Compaction => new Compaction({ fs, shard })
-
-function appendBlob(shard: Shard, blob: TestBlob): Promise<void> {
-  const { body, ...key } = blob
-  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time: 1_700_000_000_000 }, body))
-}
-
-async function appendReference(shard: Shard, record: ReferenceRecord): Promise<void> {
-  const frame = encodeRecord(record)
-  await shard.append({ record, frame, payloadOffset: frame.length })
-}
-
-async function putFile(fs: StoreFs, shard: Shard, blob: TestBlob): Promise<void> {
-  const id = uploadId()
-  const staged = await StagedFile.create(fs, shard.files.temporary(id))
-  staged.write(blob.body)
-  await staged.finish()
-  await shard.commitFile(id, { ...blob, blockCrcs: blockCrcs(blob.body) })
-}
-
-async function read(shard: Shard, blob: TestBlob): Promise<Buffer | undefined> {
-  const location = await shard.locate(blobName(blob))
-  if (location === undefined) return undefined
-  const path = location.kind === 'file' ? shard.files.blob(blobName(blob)) : shard.segmentPath(location.segment)
-  const file = await nodeFs.open(path, 'read')
-  const bytes = Buffer.alloc(location.bytes)
-  await readFully(file, bytes, location.kind === 'file' ? 0 : location.offset)
-  await file.close()
-  return bytes
-}
 
 async function logBytes(shard: Shard): Promise<number> {
   let sum = 0
@@ -94,7 +46,7 @@ class Model {
     if (shard.health.state !== 'ok') return [`the shard is ${shard.health.state}: ${shard.health.reason}`]
     const problems: string[] = []
     for (const [index, blob] of this.blobs.entries()) {
-      const found = await read(shard, blob)
+      const found = await readBlob(shard, blob)
       if (this.held.has(blob) && found === undefined) problems.push(`blob ${index} is lost`)
       else if (!this.held.has(blob) && found !== undefined) problems.push(`blob ${index} came back`)
       else if (found !== undefined && !found.equals(blob.body)) problems.push(`blob ${index} is another`)
@@ -185,7 +137,7 @@ class Player {
   async reopen(rebuild: boolean): Promise<void> {
     await this.shard.close()
     if (rebuild) await rm(this.shard.files.index, { recursive: true })
-    this.shard = await openShard(nodeFs, this.#folder)
+    this.shard = await openSmall(nodeFs, this.#folder)
     this.#compaction = compaction(nodeFs, this.shard)
   }
 
@@ -217,7 +169,7 @@ t.test('whatever is written, dropped, compacted, reopened and rebuilt in any ord
   let freed = 0
   const property = fc.asyncProperty(fc.array(stepArbitrary, { minLength: 60, maxLength: 160 }), async steps => {
     const folder = join(root, `round-${round++}`)
-    const player = new Player(await openShard(nodeFs, folder), folder)
+    const player = new Player(await openSmall(nodeFs, folder), folder)
     try {
       for (const step of steps) {
         await player.play(step)
@@ -248,7 +200,7 @@ t.test('I4: a power cut at any moment of a compaction takes nothing acknowledged
   const live = join(root, 'live')
   await mkdir(live)
   const fs = new RecordingFs(live)
-  const shard = await openShard(fs, join(live, 'shard'))
+  const shard = await openSmall(fs, join(live, 'shard'))
   const model = new Model()
   // An old segment of which little is dead stays; what was dropped of it must stay dropped, wherever its drop goes.
   const old = Array.from({ length: 5 }, () => testBlob(900))
@@ -293,7 +245,7 @@ t.test('I4: a power cut at any moment of a compaction takes nothing acknowledged
     for (const unflushed of ['lost', random, 'kept'] as const) {
       const target = join(root, `state-${count}`)
       await fs.materialise(target, count, unflushed)
-      const state = await openShard(nodeFs, join(target, 'shard'))
+      const state = await openSmall(nodeFs, join(target, 'shard'))
       const problems = await model.problems(state)
       if (problems.length > 0) t.fail(`after ${count} changes, unflushed ${String(unflushed)}: ${problems.join(', ')}`)
       await compaction(nodeFs, state).run()
@@ -358,7 +310,7 @@ t.test('overwritten and deleted artifacts give their space back, and readers mea
 
 t.test('a segment with a damaged record that the index still names is kept', async t => {
   const folder = t.testdir()
-  const shard = await openShard(nodeFs, folder)
+  const shard = await openSmall(nodeFs, folder)
   t.teardown(() => shard.close())
   const blobs = Array.from({ length: 12 }, () => testBlob(1_500))
   for (const blob of blobs) await appendBlob(shard, blob)
@@ -370,9 +322,9 @@ t.test('a segment with a damaged record that the index still names is kept', asy
   await file.write([Buffer.from('X')], (location?.offset ?? 0) - 20)
   await file.close()
   await compaction(nodeFs, shard).run()
-  t.same(await read(shard, blobs[0] as TestBlob), blobs[0]?.body)
+  t.same(await readBlob(shard, blobs[0] as TestBlob), blobs[0]?.body)
   t.ok(await nodeFs.size(path), 'its segment is there')
-  for (const blob of blobs.slice(5)) t.same(await read(shard, blob), blob.body)
+  for (const blob of blobs.slice(5)) t.same(await readBlob(shard, blob), blob.body)
 })
 
 t.test('a full disk is compacted with the help of the reserve, if that gives back more than it takes', async t => {
@@ -380,7 +332,7 @@ t.test('a full disk is compacted with the help of the reserve, if that gives bac
   const fs = new FaultyFs()
   let free = 1e9
   fs.space = async () => ({ bytesTotal: 1e9, bytesFree: free })
-  const shard = await openShard(fs, folder, { reserveBytes: 4_000_000, segmentBytesMax: 100_000, freeBytesMin: 0 })
+  const shard = await openSmall(fs, folder, { reserveBytes: 4_000_000, segmentBytesMax: 100_000, freeBytesMin: 0 })
   t.teardown(() => shard.close())
   const blobs = Array.from({ length: 40 }, () => testBlob(20_000))
   for (const blob of blobs) await appendBlob(shard, blob)
@@ -400,11 +352,11 @@ t.test('a full disk is compacted with the help of the reserve, if that gives bac
   const before = await logBytes(shard)
   await compaction(fs, shard).run()
   t.ok((await logBytes(shard)) < before / 2, `${before} -> ${await logBytes(shard)}`)
-  for (const [index, blob] of blobs.entries()) if (index % 5 === 0) t.same(await read(shard, blob), blob.body)
+  for (const [index, blob] of blobs.entries()) if (index % 5 === 0) t.same(await readBlob(shard, blob), blob.body)
 })
 
 t.test('a sealed segment of which the index has not everything yet is not judged', async t => {
-  const shard = await openShard(nodeFs, t.testdir())
+  const shard = await openSmall(nodeFs, t.testdir())
   t.teardown(() => shard.close())
   const gone = testBlob(1_000)
   await appendBlob(shard, gone)
@@ -427,13 +379,13 @@ t.test('a sealed segment of which the index has not everything yet is not judged
   apply()
   await appended
   await compact.run()
-  for (const blob of [fills, behind]) t.same(await read(shard, blob), blob.body)
+  for (const blob of [fills, behind]) t.same(await readBlob(shard, blob), blob.body)
 })
 
 t.test('nothing is copied before the marker says that the shard is written in the way of compactions', async t => {
   const fs = new FaultyFs()
   const folder = t.testdir()
-  const shard = await openShard(fs, folder)
+  const shard = await openSmall(fs, folder)
   t.teardown(() => shard.close())
   const blobs = Array.from({ length: 12 }, () => testBlob(1_500))
   for (const blob of blobs) await appendBlob(shard, blob)
@@ -452,7 +404,7 @@ t.test('nothing is copied before the marker says that the shard is written in th
 })
 
 t.test('a loss that ends while its record is being moved does not come back', async t => {
-  const shard = await openShard(nodeFs, t.testdir())
+  const shard = await openSmall(nodeFs, t.testdir())
   t.teardown(() => shard.close())
   const lost = testBlob(1_000)
   await appendBlob(shard, lost)

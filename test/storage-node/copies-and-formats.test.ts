@@ -1,59 +1,32 @@
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { crc32 } from 'node:zlib'
 import { wirePath } from '../../shared/wire.ts'
 import type { BlobLocation } from '../../storage-node/index.ts'
 import { blobName } from '../../storage-node/blob-name.ts'
-import { defaultLimits } from '../../storage-node/config.ts'
 import { listReferences } from '../../storage-node/lists.ts'
 import { newRecord } from '../../storage-node/log.ts'
-import { Shard } from '../../storage-node/shard.ts'
+import type { Shard } from '../../storage-node/shard.ts'
 import { StagedFile } from '../../storage-node/staged-file.ts'
 import { nodeFs } from '../../storage-node/store-fs.ts'
 import { Uploads } from '../../storage-node/uploads.ts'
 import { eventually } from '../support/eventually.ts'
 import { FaultyFs } from './faulty-fs.ts'
-import {
-  blockCrcs,
-  never,
-  quiet,
-  shardA,
-  startNode,
-  type TestBlob,
-  testBlob,
-  testReference,
-  uploadId,
-} from './fixtures.ts'
-
-const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
-const clock = { now: () => Date.now(), monotonic: () => performance.now() }
-
-async function openShard(folder: string, fs = new FaultyFs()): Promise<Shard> {
-  const shard = new Shard(
-    { fs, log: quiet, clock, limits: { ...defaultLimits, reserveBytes: 0 } },
-    { id: shardA, folder, weight: 1 },
-  )
-  await shard.start(marker, true)
-  return shard
-}
-
-function appendSmall(shard: Shard, { body, ...key }: TestBlob, time = Date.now()): Promise<void> {
-  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time }, body))
-}
+import { blockCrcs, never, shardA, startNode, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import { appendBlob, openShard } from './open-shard.ts'
 
 async function located(shard: Shard, blob: TestBlob): Promise<BlobLocation> {
   return (await shard.locate(blobName(blob))) ?? never()
 }
 
 t.test('I5: who read the corrupt copy slowly does not harm the good one that came in its place', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const blob = testBlob(500)
-  await appendSmall(shard, blob, 1_000)
+  await appendBlob(shard, blob, 1_000)
   const corrupt = await located(shard, blob)
   await shard.quarantine(blobName(blob), corrupt, 'told so')
   t.equal(await shard.locate(blobName(blob)), undefined)
-  await appendSmall(shard, blob, 2_000)
+  await appendBlob(shard, blob, 2_000)
   await shard.quarantine(blobName(blob), corrupt, 'told late')
   t.ok(await shard.locate(blobName(blob)), 'it is still there')
   t.equal(shard.isCorrupt(blobName(blob)), false, 'and is served')
@@ -64,7 +37,7 @@ t.test('I5: who read the corrupt copy slowly does not harm the good one that cam
 })
 
 t.test('whoever finds a copy corrupt a second time waits until the first has moved it', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const blob = testBlob(70_000)
   const id = uploadId()
   const staged = await StagedFile.create(nodeFs, shard.files.temporary(id))
@@ -80,24 +53,24 @@ t.test('whoever finds a copy corrupt a second time waits until the first has mov
 
 t.test('a shard is marked before it is written in a newer way, and one of a newer release is refused', async t => {
   const folder = t.testdir()
-  const shard = await openShard(folder)
+  const shard = await openShard(nodeFs, folder)
   const path = join(folder, 'holdfast.json')
   t.match(JSON.parse(await readFile(path, 'utf8')), { format: 1 })
   await shard.raiseFormat(2)
   const raised = await readFile(path, 'utf8')
   t.match(JSON.parse(raised), { format: 2, disk: String })
   await shard.close()
-  const again = await openShard(folder)
+  const again = await openShard(nodeFs, folder)
   t.equal(again.health.state, 'ok')
   await again.close()
   await writeFile(path, raised.replace('"format": 2', '"format": 3'))
-  const refused = await openShard(folder)
+  const refused = await openShard(nodeFs, folder)
   t.equal(refused.health.state, 'failed')
   t.match(refused.health.reason, /format 3.*reads up to 2.*newer release/)
 })
 
 t.test('an entry that has changed meanwhile is not taken out of the index', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   await shard.append(newRecord(testReference('p', 1)))
   const [[key, value] = ['', Buffer.alloc(0)]] = await shard.lookUp(index => index.list({ prefix: 'r/', limit: 1 }))
   await shard.append(newRecord(testReference('p', 2)))
@@ -135,11 +108,11 @@ t.test('a corrupt copy whose drop could not be written goes to the quarantine as
 })
 
 t.test('a small blob that comes home while its corrupt copy leaves stays', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const blob = testBlob(500)
-  await appendSmall(shard, blob)
+  await appendBlob(shard, blob)
   const leaving = shard.quarantine(blobName(blob), await located(shard, blob), 'told so')
-  await appendSmall(shard, blob)
+  await appendBlob(shard, blob)
   await leaving
   t.ok(await shard.locate(blobName(blob)))
   t.equal(shard.lossCount, 0)
@@ -147,9 +120,9 @@ t.test('a small blob that comes home while its corrupt copy leaves stays', async
 })
 
 t.test('what was dropped before it was found corrupt is no loss', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const blob = testBlob(500)
-  await appendSmall(shard, blob)
+  await appendBlob(shard, blob)
   const location = await located(shard, blob)
   const dropping = shard.drop(blob, 'deleted')
   await Promise.all([dropping, shard.quarantine(blobName(blob), location, 'told so')])
@@ -163,9 +136,9 @@ t.test('what was dropped before it was found corrupt is no loss', async t => {
 t.test('a corrupt copy that could not be dropped for good is dropped by whoever wants it gone', async t => {
   const folder = t.testdir()
   const fs = new FaultyFs()
-  const shard = await openShard(folder, fs)
+  const shard = await openShard(fs, folder)
   const blob = testBlob(500)
-  await appendSmall(shard, blob)
+  await appendBlob(shard, blob)
   fs.fails = (operation, path) => (operation === 'datasync' && path.includes('/log/') ? 'EIO' : undefined)
   await shard.quarantine(blobName(blob), await located(shard, blob), 'told so')
   t.equal(shard.isCorrupt(blobName(blob)), true, 'kept back')
@@ -174,7 +147,7 @@ t.test('a corrupt copy that could not be dropped for good is dropped by whoever 
   t.equal(await shard.drop(blob, 'deleted'), 'missing')
   t.equal(shard.isCorrupt(blobName(blob)), false)
   await shard.close()
-  const again = await openShard(folder)
+  const again = await openShard(nodeFs, folder)
   t.equal(await again.locate(blobName(blob)), undefined)
   t.equal(again.lossCount, 0)
   await again.close()
@@ -182,7 +155,7 @@ t.test('a corrupt copy that could not be dropped for good is dropped by whoever 
 
 t.test('every log of the index is flushed before its checkpoint moves', async t => {
   const fs = new FaultyFs()
-  const shard = await openShard(t.testdir(), fs)
+  const shard = await openShard(fs, t.testdir())
   await shard.append(newRecord(testReference('p', 1)))
   await shard.checkpoint()
   const position = () => shard.lookUp(index => index.checkpoint())
@@ -216,12 +189,12 @@ t.test('every log of the index is flushed before its checkpoint moves', async t 
 t.test('a shard whose last checkpoint failed leaves its index to the next one', async t => {
   const folder = t.testdir()
   const fs = new FaultyFs()
-  const shard = await openShard(folder, fs)
+  const shard = await openShard(fs, folder)
   const blob = testBlob(500)
-  await appendSmall(shard, blob)
+  await appendBlob(shard, blob)
   fs.fails = (operation, path) => (operation === 'datasync' && path.includes('/index/') ? 'EIO' : undefined)
   await t.rejects(shard.close(), { code: 'SHARD_FAILED' })
-  const again = await openShard(folder)
+  const again = await openShard(nodeFs, folder)
   t.equal(again.health.state, 'ok')
   t.ok(await again.locate(blobName(blob)))
   await again.close()
@@ -229,13 +202,13 @@ t.test('a shard whose last checkpoint failed leaves its index to the next one', 
 
 t.test('an index that cannot be compared with its log is not kept open', async t => {
   const folder = t.testdir()
-  const first = await openShard(folder)
+  const first = await openShard(nodeFs, folder)
   const blob = testBlob(500)
-  await appendSmall(first, blob)
+  await appendBlob(first, blob)
   await first.close()
   const fs = new FaultyFs()
   fs.fails = (operation, path) => (operation === 'read' && path.includes('/log/') ? 'EIO' : undefined)
-  const shard = await openShard(folder, fs)
+  const shard = await openShard(fs, folder)
   t.match(shard.health.reason, /EIO/)
   fs.fails = () => undefined
   await shard.reopen()
@@ -246,7 +219,7 @@ t.test('an index that cannot be compared with its log is not kept open', async t
 
 t.test('a disk that takes writes again is still failed if it was found so meanwhile', async t => {
   const fs = new FaultyFs()
-  const shard = await openShard(t.testdir(), fs)
+  const shard = await openShard(fs, t.testdir())
   fs.fails = (operation, path) => (operation === 'datasync' && path.includes('/log/') ? 'EIO' : undefined)
   await t.rejects(shard.append(newRecord(testReference('p', 1))), { code: 'SHARD_READ_ONLY' })
   fs.fails = (operation, path) => {
@@ -260,7 +233,7 @@ t.test('a disk that takes writes again is still failed if it was found so meanwh
 })
 
 t.test('of two uploads of one id at once, one is a conflict and no fault of the disk', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const uploads = new Uploads(nodeFs, shard)
   const id = uploadId()
   const body = async function* () {
@@ -279,7 +252,7 @@ t.test('of two uploads of one id at once, one is a conflict and no fault of the 
 })
 
 t.test('a page of references has no more than 4 MiB of records, and the pages have all of them', async t => {
-  const shard = await openShard(t.testdir())
+  const shard = await openShard(nodeFs, t.testdir())
   const user = 'u'.repeat(30_000)
   const paths = Array.from({ length: 160 }, (_, index) => `p${index}`)
   await Promise.all(paths.map(path => shard.append(newRecord({ ...testReference(path, 1), user }))))

@@ -2,59 +2,16 @@ import { join } from 'node:path'
 import { cp, mkdir, rm } from 'node:fs/promises'
 import { isDeepStrictEqual } from 'node:util'
 import t from 'tap'
-import { crc32 } from 'node:zlib'
-import { encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
+import type { ReferenceRecord } from '../../shared/record.ts'
 import { blobName } from '../../storage-node/blob-name.ts'
-import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
 import { findReference } from '../../storage-node/lists.ts'
-import { newRecord } from '../../storage-node/log.ts'
-import { Shard } from '../../storage-node/shard.ts'
+import type { Shard } from '../../storage-node/shard.ts'
 import { figure } from '../support/figures.ts'
-import { type OpenMode, type StoreFile, type StoreFs, nodeFs, readFully } from '../../storage-node/store-fs.ts'
-import { StagedFile } from '../../storage-node/staged-file.ts'
+import { type OpenMode, type StoreFile, nodeFs } from '../../storage-node/store-fs.ts'
 import { touchBlob } from '../../storage-node/touch.ts'
-import { blockCrcs, never, quiet, shardA, type TestBlob, testBlob, testReference, uploadId } from './fixtures.ts'
+import { never, type TestBlob, testBlob, testReference } from './fixtures.ts'
+import { appendBlob, appendReference, openShard, putFile, readBlob } from './open-shard.ts'
 import { RecordingFs } from './recording-fs.ts'
-
-const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
-const clock = { now: () => Date.now(), monotonic: () => performance.now() }
-
-async function openShard(fs: StoreFs, folder: string, limits: Partial<StorageNodeLimits> = {}): Promise<Shard> {
-  const deps = { fs, log: quiet, clock, limits: { ...defaultLimits, reserveBytes: 0, ...limits } }
-  const shard = new Shard(deps, { id: shardA, folder, weight: 1 })
-  await shard.start(marker, true)
-  return shard
-}
-
-function appendBlob(shard: Shard, blob: TestBlob): Promise<void> {
-  const { body, ...key } = blob
-  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time: Date.now() }, body))
-}
-
-async function appendReference(shard: Shard, record: ReferenceRecord): Promise<void> {
-  const frame = encodeRecord(record)
-  await shard.append({ record, frame, payloadOffset: frame.length })
-}
-
-async function putFile(fs: StoreFs, shard: Shard, blob: TestBlob): Promise<void> {
-  const id = uploadId()
-  const staged = await StagedFile.create(fs, shard.files.temporary(id))
-  staged.write(blob.body)
-  await staged.finish()
-  await shard.commitFile(id, { ...blob, blockCrcs: blockCrcs(blob.body) })
-}
-
-/** The blob's bytes, or undefined if the shard does not have it. */
-async function read(shard: Shard, blob: TestBlob): Promise<Buffer | undefined> {
-  const location = await shard.locate(blobName(blob))
-  if (location === undefined) return undefined
-  const path = location.kind === 'file' ? shard.files.blob(blobName(blob)) : shard.segmentPath(location.segment)
-  const file = await nodeFs.open(path, 'read')
-  const bytes = Buffer.alloc(location.bytes)
-  await readFully(file, bytes, location.kind === 'file' ? 0 : location.offset)
-  await file.close()
-  return bytes
-}
 
 interface Story {
   readonly small: TestBlob[]
@@ -109,7 +66,7 @@ async function findProblems(shard: Shard, story: Story, acknowledged: readonly s
   for (const kind of ['small', 'large'] as const) {
     for (const [index, blob] of story[kind].entries()) {
       const name = `${kind} ${index}`
-      const found = await read(shard, blob)
+      const found = await readBlob(shard, blob)
       if (found !== undefined && !found.equals(blob.body)) problems.push(`${name} has wrong bytes`)
       if (found !== undefined && (await touchBlob(shard, blobName(blob))) !== 'held')
         problems.push(`${name} is not held`)
@@ -152,7 +109,7 @@ t.test('I4, I23: whatever a power cut takes of what was not flushed, everything 
       const problems = await findProblems(shard, story, fs.acknowledged(count))
       const after = testBlob(1234)
       await appendBlob(shard, after).catch((error: unknown) => problems.push(`takes no writes: ${String(error)}`))
-      if (!(await read(shard, after).catch(() => undefined))?.equals(after.body))
+      if (!(await readBlob(shard, after).catch(() => undefined))?.equals(after.body))
         problems.push('new write is not readable')
       await shard.close()
       if (problems.length > 0) {
@@ -206,7 +163,7 @@ t.test('I23: what was refused by a failed fsync is gone for good once the shard 
     const target = join(folder, `state-${turn}`)
     await fs.materialise(target, count, () => Math.round(random()))
     const state = await openShard(nodeFs, join(target, 'shard'))
-    const found = [await read(state, kept), await read(state, refused)]
+    const found = [await readBlob(state, kept), await readBlob(state, refused)]
     await state.close()
     await rm(target, { recursive: true })
     if (!t.same(found, [kept.body, undefined])) return
@@ -241,7 +198,7 @@ t.test('I4: an index that lost everything since its checkpoint is brought up to 
   const again = await openShard(nodeFs, join(folder, 'shard'))
   t.teardown(() => again.close())
   t.equal(await again.locate(blobName(before[0] as TestBlob)), undefined, 'dropped')
-  for (const blob of [...before.slice(1), ...after]) t.same(await read(again, blob), blob.body)
+  for (const blob of [...before.slice(1), ...after]) t.same(await readBlob(again, blob), blob.body)
 })
 
 t.test('an index of another log, or without a log, is rebuilt and not believed', async t => {
@@ -256,7 +213,7 @@ t.test('an index of another log, or without a log, is rebuilt and not believed',
   await rm(join(one, 'index'), { recursive: true })
   await cp(join(two, 'index'), join(one, 'index'), { recursive: true })
   const swapped = await openShard(nodeFs, one)
-  t.same(await read(swapped, blobs[0]), blobs[0].body)
+  t.same(await readBlob(swapped, blobs[0]), blobs[0].body)
   t.equal(await swapped.locate(blobName(blobs[1])), undefined)
   await swapped.close()
   await rm(join(two, 'log'), { recursive: true })

@@ -1,31 +1,19 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { crc32 } from 'node:zlib'
 import { blobName } from '../../storage-node/blob-name.ts'
 import { Compaction } from '../../storage-node/compact.ts'
-import { defaultLimits, type StorageNodeLimits } from '../../storage-node/config.ts'
+import type { StorageNodeLimits } from '../../storage-node/config.ts'
 import { listLosses } from '../../storage-node/lists.ts'
 import { Scrub } from '../../storage-node/scrub.ts'
 import { readScrubState, scrubIsDue, scrubRate } from '../../storage-node/scrub-state.ts'
 import { newRecord } from '../../storage-node/log.ts'
-import { Shard } from '../../storage-node/shard.ts'
-import { StagedFile } from '../../storage-node/staged-file.ts'
+import type { Shard } from '../../storage-node/shard.ts'
 import { nodeFs, type StoreFs } from '../../storage-node/store-fs.ts'
 import { FaultyFs } from './faulty-fs.ts'
-import {
-  blockCrcs,
-  never,
-  quiet,
-  shardA,
-  startNode,
-  type TestBlob,
-  testBlob,
-  testReference,
-  uploadId,
-} from './fixtures.ts'
+import { never, shardA, startNode, type TestBlob, testBlob, testReference } from './fixtures.ts'
+import { appendBlob, openShard, putFile } from './open-shard.ts'
 
-const marker = { format: 1, clusterId: 'test', node: 'a', shard: shardA } as const
 const dayMs = 86_400_000
 
 interface World {
@@ -40,15 +28,9 @@ interface World {
 async function world(t: Test, limits: Partial<StorageNodeLimits> = {}, fs: StoreFs = nodeFs): Promise<World> {
   const folder = t.testdir()
   const clock = { wall: Date.parse('2030-01-01T00:00:00Z'), mono: 1_000 }
-  const deps = {
-    fs,
-    log: quiet,
-    clock: { now: () => clock.wall, monotonic: () => clock.mono },
-    limits: { ...defaultLimits, reserveBytes: 0, scrubBytesPerSecMin: 1e12, scrubBytesPerSecMax: 1e12, ...limits },
-  }
+  const fast = { scrubBytesPerSecMin: 1e12, scrubBytesPerSecMax: 1e12, ...limits }
   const open = async (): Promise<Pick<World, 'shard' | 'scrub'>> => {
-    const shard = new Shard(deps, { id: shardA, folder, weight: 1 })
-    await shard.start(marker, true)
+    const shard = await openShard(fs, folder, fast, { now: () => clock.wall, monotonic: () => clock.mono })
     return { shard, scrub: new Scrub({ fs, shard }) }
   }
   const made: World = {
@@ -66,19 +48,6 @@ async function world(t: Test, limits: Partial<StorageNodeLimits> = {}, fs: Store
   return made
 }
 
-function appendSmall(shard: Shard, blob: TestBlob): Promise<void> {
-  const { body, ...key } = blob
-  return shard.append(newRecord({ kind: 'blob', ...key, crc: crc32(body), time: 1_700_000_000_000 }, body))
-}
-
-async function putFile(shard: Shard, blob: TestBlob): Promise<void> {
-  const id = uploadId()
-  const staged = await StagedFile.create(nodeFs, shard.files.temporary(id))
-  staged.write(blob.body)
-  await staged.finish()
-  await shard.commitFile(id, { ...blob, blockCrcs: blockCrcs(blob.body) })
-}
-
 async function flipBit(shard: Shard, blob: TestBlob, random: number): Promise<void> {
   const location = await shard.locate(blobName(blob))
   if (location === undefined) throw new Error('not there')
@@ -93,7 +62,7 @@ async function flipBit(shard: Shard, blob: TestBlob, random: number): Promise<vo
 /** Path of the segment that the next records go to; everything before is sealed. */
 async function segmentOfNext(shard: Shard): Promise<string> {
   const filler = testBlob(4_000, 5)
-  await appendSmall(shard, filler)
+  await appendBlob(shard, filler)
   await shard.drop(filler, 'deleted')
   return shard.segmentPath(shard.currentSegment)
 }
@@ -104,8 +73,8 @@ t.test('I25: whichever bit of whichever blob is flipped, one pass finds it and n
   const { shard, scrub, clock } = await world(t)
   const small = Array.from({ length: 30 }, (_, index) => testBlob(10 + index * 1_000, index * 100))
   const large = Array.from({ length: 8 }, (_, index) => testBlob(70_000 + index * 150_000, index * 300 + 7))
-  for (const blob of small) await appendSmall(shard, blob)
-  for (const blob of large) await putFile(shard, blob)
+  for (const blob of small) await appendBlob(shard, blob)
+  for (const blob of large) await putFile(nodeFs, shard, blob)
   let random = seed
   const bad = new Set<TestBlob>()
   for (let round = 0; round < 6; round += 1) {
@@ -137,7 +106,7 @@ t.test('a missing file, a file without a record, an unreadable one and a damaged
     TestBlob,
     TestBlob,
   ]
-  for (const blob of large) await putFile(shard, blob)
+  for (const blob of large) await putFile(nodeFs, shard, blob)
   const reference = testReference('p', 1, large[3])
   await shard.append(newRecord(reference))
   const [missing, unreadable, good] = large
@@ -164,13 +133,13 @@ t.test('log segments that are gone or cannot be read end no scrub, and what was 
   const blobs = [testBlob(3_000, 1), testBlob(3_000, 2), testBlob(3_000, 3)] as const
   const [inMissing, , last] = blobs
   const large = testBlob(70_000, 4)
-  await appendSmall(shard, inMissing)
-  await putFile(shard, large)
+  await appendBlob(shard, inMissing)
+  await putFile(nodeFs, shard, large)
   await shard.append(newRecord(testReference('in a missing segment', 1, inMissing)))
-  await appendSmall(shard, blobs[1])
+  await appendBlob(shard, blobs[1])
   const unreadable = await segmentOfNext(shard)
   for (const path of ['one', 'two']) await shard.append(newRecord(testReference(path, 1, last)))
-  await appendSmall(shard, last)
+  await appendBlob(shard, last)
   const missing = shard.segmentPath(1)
   t.not(unreadable, missing)
   await nodeFs.unlink(missing)
@@ -187,8 +156,8 @@ t.test('log segments that are gone or cannot be read end no scrub, and what was 
   const references = await shard.lookUp(index => index.list({ prefix: 'r/', limit: 10 }))
   t.equal(references.length, 0, 'the comparison with other shards brings them back')
   fs.fails = () => undefined
-  for (const blob of blobs) if (await shard.isLost(blobName(blob))) await appendSmall(shard, blob)
-  await putFile(shard, large)
+  for (const blob of blobs) if (await shard.isLost(blobName(blob))) await appendBlob(shard, blob)
+  await putFile(nodeFs, shard, large)
   t.equal(shard.lossCount, 0)
   clock.wall += 20 * dayMs
   await scrub.run()
@@ -213,7 +182,7 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
   const limits = { segmentBytesMax: 5_000, compactHoldMs: 0, compactDeadRatioMin: 0.1, compactBytesPerSec: 1e12 }
   const here = await world(t, limits)
   const blobs = Array.from({ length: 6 }, () => testBlob(1_000)) as [TestBlob, TestBlob, ...TestBlob[]]
-  for (const blob of blobs) await appendSmall(here.shard, blob)
+  for (const blob of blobs) await appendBlob(here.shard, blob)
   const names = async (): Promise<string[]> =>
     (await listLosses(here.shard, { after: undefined, limit: 100 })).losses.map(blobName).sort()
   for (const name of blobs.slice(0, 3).map(blobName)) {
@@ -222,7 +191,7 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
   const expected = blobs.slice(0, 3).map(blobName).sort()
   t.same(await names(), expected)
   for (const blob of Array.from({ length: 12 }, () => testBlob(1_000))) {
-    await appendSmall(here.shard, blob)
+    await appendBlob(here.shard, blob)
     await here.shard.drop(blob, 'deleted')
   }
   const compact = new Compaction({ fs: nodeFs, shard: here.shard })
@@ -232,7 +201,7 @@ t.test('a loss is known until the copy is back or nobody wants it, also after a 
   await here.restart(true)
   t.same(await names(), expected, 'rebuilt')
   t.equal(here.shard.lossCount, 3)
-  await appendSmall(here.shard, blobs[0])
+  await appendBlob(here.shard, blobs[0])
   t.same(
     await names(),
     expected.filter(name => name !== blobName(blobs[0])),
@@ -252,13 +221,13 @@ t.test(
   async t => {
     const here = await world(t)
     const [back, gone, unwanted] = [testBlob(70_000), testBlob(70_000), testBlob(300)]
-    await putFile(here.shard, back)
-    await putFile(here.shard, gone)
-    await appendSmall(here.shard, unwanted)
+    await putFile(nodeFs, here.shard, back)
+    await putFile(nodeFs, here.shard, gone)
+    await appendBlob(here.shard, unwanted)
     for (const name of [back, gone, unwanted].map(blobName)) {
       await here.shard.quarantine(name, (await here.shard.locate(name)) ?? never(), 'told so')
     }
-    await putFile(here.shard, back)
+    await putFile(nodeFs, here.shard, back)
     await here.shard.drop(unwanted, 'deleted')
     const kept = async (): Promise<number> => {
       await here.scrub.expireQuarantine()
@@ -288,7 +257,7 @@ t.test(
 t.test('a pass is paused, goes on after a restart where it was, and the next one waits for its day', async t => {
   const here = await world(t, { scrubSaveMs: 0, scrubBytesPerSecMin: 40_000, scrubBytesPerSecMax: 40_000 })
   const blobs = Array.from({ length: 60 }, (_, index) => testBlob(2_000, index * 60))
-  for (const blob of blobs) await appendSmall(here.shard, blob)
+  for (const blob of blobs) await appendBlob(here.shard, blob)
   const running = here.scrub.run()
   while ((here.scrub.status.pass?.blobs ?? 0) < 5) await new Promise(done => setTimeout(done, 20))
   await here.scrub.command('pause')
