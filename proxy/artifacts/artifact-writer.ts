@@ -47,7 +47,7 @@ export interface PutOutcome {
 }
 
 export interface ArtifactWriterDeps {
-  readonly metadata: Pick<Metadata, 'findBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'>
+  readonly metadata: Pick<Metadata, 'findBlob' | 'pinBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'>
   readonly writer: BlobWriter
   readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'invalidate' | 'withdraw'>
   readonly onMetadataUnavailable: () => void
@@ -195,10 +195,9 @@ export class ArtifactWriter {
   async #commitBytes(put: Put, source: Source, announced: Promise<void>): Promise<SettledCommit> {
     let existing = await this.#deps.metadata.findBlob({ sha256: source.digest })
     for (let tries = 1; tries <= commitTriesMax; tries++) {
-      const ready = await (existing === undefined ? this.#writeNew(source) : this.#verifyOrWrite(source, existing))
+      const ready = await (existing === undefined ? this.#writeNew(source) : this.#verifyOrWrite(put, source, existing))
       await announced
-      const blobIs = existing === undefined ? 'new' : 'existing'
-      const result = await this.#deps.metadata.commitArtifact(this.#commitOf(put, ready.blob, blobIs, ready))
+      const result = await this.#deps.metadata.commitArtifact(this.#commitOf(put, ready.blob, ready.blobIs, ready))
       if (result.outcome === 'blob-exists') existing = result.blob
       else if (result.outcome === 'blob-gone') existing = undefined
       else return result
@@ -211,19 +210,21 @@ export class ArtifactWriter {
   async #writeNew(source: Source): Promise<ReadyBlob> {
     const written = await source.write()
     if (written.missing.length > 0) this.underReplicated++
-    return { blob: written, missing: written.missing, handoffs: written.handoffs }
+    return { blob: written, blobIs: 'new', missing: written.missing, handoffs: written.handoffs }
   }
 
   /** The database's word is not enough (I24): the nodes must hold the bytes, else they get them again. */
-  async #verifyOrWrite(source: Source, existing: Blob): Promise<ReadyBlob> {
+  async #verifyOrWrite({ requestId }: Put, source: Source, existing: Blob): Promise<ReadyBlob> {
     const touched = await this.#deps.writer.touch(existing)
     if (touched.quorum) {
       this.deduplicated++
-      return { blob: existing, missing: touched.missing, handoffs: [] }
+      return { blob: existing, blobIs: 'existing', missing: touched.missing, handoffs: [] }
     }
+    // Under a generation that is just being purged the bytes would go with it, and for a large body there is no second copy of them.
+    if (!(await this.#deps.metadata.pinBlob(existing, requestId))) return this.#writeNew(source)
     const written = await source.write({ generation: existing.generation, partition: existing.partition })
     if (written.missing.length > 0) this.underReplicated++
-    return { blob: existing, missing: written.missing, handoffs: written.handoffs }
+    return { blob: existing, blobIs: 'existing', missing: written.missing, handoffs: written.handoffs }
   }
 
   #commitOf(
@@ -263,6 +264,7 @@ export class ArtifactWriter {
 type SettledCommit = Exclude<CommitResult, { outcome: 'blob-exists' } | { outcome: 'blob-gone' }>
 
 interface ReadyBlob {
+  readonly blobIs: CommitArtifact['blobIs']
   readonly blob: Blob
   readonly missing: readonly string[]
   readonly handoffs: readonly string[]

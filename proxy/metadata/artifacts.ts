@@ -35,6 +35,18 @@ const findBySha1 = statement<BlobRow>(
   'find-blob-by-sha1',
   `SELECT ${blobColumns} FROM blobs b WHERE b.sha1 = $1 AND b.state <> 'purging' ORDER BY b.created_at LIMIT 1`,
 )
+/**
+ * The row's lock is the collector's, too: it has the blob condemned for good before this, or finds the pin. A condemned one is live again;
+ * it stays in `lost_names` until something names it.
+ */
+const pin = statement<{ digest: Digest }>(
+  'pin-blob',
+  `WITH kept AS (
+    UPDATE blobs SET state = 'live', state_since = CASE state WHEN 'live' THEN state_since ELSE now() END
+    WHERE digest = $1 AND generation = $2 AND state <> 'purging' RETURNING digest)
+  INSERT INTO pins (digest, upload, expires_at) SELECT digest, $3, now() + interval '10 minutes' FROM kept
+  ON CONFLICT (digest, upload) DO UPDATE SET expires_at = excluded.expires_at RETURNING digest`,
+)
 const readable = statement<{ readable: boolean }>(
   'digest-readable',
   'SELECT EXISTS (SELECT FROM artifacts WHERE digest = $1 AND repository_id = ANY ($2::integer[])) AS readable',
@@ -89,6 +101,14 @@ export async function findBlob(
       ? await database.read(findBySha256, [bytea(digest.sha256)])
       : await database.read(findBySha1, [bytea(digest.sha1)])
   return row && blobOf(row)
+}
+
+export async function pinBlob(
+  database: Database,
+  { digest, generation }: Pick<Blob, 'digest' | 'generation'>,
+  upload: string,
+): Promise<boolean> {
+  return (await database.query(pin, [bytea(digest), generation, upload])).length > 0
 }
 
 export async function digestReadable(

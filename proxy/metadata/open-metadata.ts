@@ -189,6 +189,8 @@ class PostgresMetadata implements types.Metadata {
   ): Promise<readonly (types.Artifact | undefined)[]> => artifacts.findArtifacts(this.#database, wanted)
   findBlob = (digest: { sha256: Digest } | { sha1: string }): Promise<types.Blob | undefined> =>
     artifacts.findBlob(this.#database, digest)
+  pinBlob = (blob: Pick<types.Blob, 'digest' | 'generation'>, upload: string): Promise<boolean> =>
+    artifacts.pinBlob(this.#database, blob, upload)
   digestReadable = (digest: Digest, repositoryIds: readonly number[]): Promise<boolean> =>
     artifacts.digestReadable(this.#database, digest, repositoryIds)
   listFolder = (repositoryId: number, prefix: string, after: string, limit: number): Promise<types.FolderPage> =>

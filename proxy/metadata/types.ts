@@ -255,6 +255,11 @@ export interface Metadata {
   ): Promise<readonly (Artifact | undefined)[]>
   /** The live row of a digest, if any; checksum deploy may know only the sha1. */
   findBlob(digest: { sha256: Digest } | { sha1: string }): Promise<Blob | undefined>
+  /**
+   * Keeps this generation from being collected for ten minutes, whoever names it then; one that was condemned is live again. False: it is
+   * gone, or goes for good. `upload`: the same again is the same pin.
+   */
+  pinBlob(blob: Pick<Blob, 'digest' | 'generation'>, upload: string): Promise<boolean>
   /** May some artifact in one of these repositories be read that names this digest? */
   digestReadable(digest: Digest, repositoryIds: readonly number[]): Promise<boolean>
   /**

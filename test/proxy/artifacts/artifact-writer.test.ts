@@ -14,6 +14,7 @@ function setUp(_: Test) {
     existing: undefined as Blob | undefined,
     readable: true,
     quorum: true,
+    pinned: true,
     missing: [] as ShardId[],
     answers: [] as (CommitResult | Error)[],
     stageFault: undefined as Error | undefined,
@@ -50,6 +51,7 @@ function setUp(_: Test) {
     metadata: {
       incarnation: 'i',
       findBlob: async () => world.existing,
+      pinBlob: async () => (world.log.push('pin'), world.pinned),
       digestReadable: async () => world.readable,
       commitArtifact: async commit => {
         world.log.push(`commit ${commit.blobIs}${world.announced ? '' : ' unannounced'}`)
@@ -137,7 +139,7 @@ t.test(
     world.log.length = 0
     world.quorum = false
     await service.put(put([small]))
-    t.same(world.log, ['touch', `write under ${world.existing.generation}`, 'commit existing', 'publish 5'])
+    t.same(world.log, ['touch', 'pin', `write under ${world.existing.generation}`, 'commit existing', 'publish 5'])
     world.quorum = true
     world.log.length = 0
     world.existing = blobOf(Buffer.concat(large))
@@ -145,6 +147,14 @@ t.test(
     t.same(world.log, ['staged', 'touch', 'commit existing', 'publish 5', 'abort'], 'the second copy is dropped')
   },
 )
+
+t.test('I10: bytes are not given to a generation that is going for good', async t => {
+  const { world, service } = setUp(t)
+  Object.assign(world, { existing: blobOf(Buffer.concat(large)), quorum: false, pinned: false })
+  await service.put(put(large))
+  t.same(world.log, ['staged', 'touch', 'pin', 'write', 'commit new', 'publish 5'])
+  t.not(world.commits[0]?.blob.generation, world.existing?.generation)
+})
 
 t.test('another writer of the same bytes, and the collector, are met by trying again, not for ever', async t => {
   const { world, service } = setUp(t)

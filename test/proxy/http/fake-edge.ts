@@ -114,6 +114,7 @@ export async function startEdge(
       )
       return found?.blob
     },
+    pinBlob: async () => true,
     digestReadable: async () => true,
     commitArtifact: async commit => {
       asked()

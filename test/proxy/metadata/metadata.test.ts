@@ -190,7 +190,15 @@ t.test('I11: a commit needs the blob alive with the generation whose copies the 
   const { rows } = await client.query(`SELECT state FROM blobs WHERE digest = decode($1, 'hex')`, [existing.digest])
   t.same(rows, [{ state: 'live' }], 'a condemned blob that is named again is rescued')
 
+  await state(existing.digest, 'condemned')
+  t.equal(await metadata.pinBlob(existing, 'upload'), true)
+  t.equal(await metadata.pinBlob(existing, 'upload'), true, 'once more')
+  const pinned = await client.query(`SELECT b.state, p.expires_at > now() AS holds FROM blobs b JOIN pins p USING (digest) WHERE digest = decode($1, 'hex')`, [existing.digest]) // prettier-ignore
+  t.same(pinned.rows, [{ state: 'live', holds: true }], 'I12: it is live again, and held for whoever brings its bytes')
+  t.equal(await metadata.pinBlob(newcomer, 'upload'), false, 'another generation')
+
   await state(existing.digest, 'purging')
+  t.equal(await metadata.pinBlob(existing, 'upload'), false, 'it goes for good')
   t.equal(await metadata.findBlob({ sha256: existing.digest }), undefined)
   t.match(await metadata.commitArtifact({ ...rescue, path: 'e' }), { outcome: 'blob-gone' })
   t.match(await metadata.commitArtifact({ ...rescue, path: 'e', blobIs: 'new' }), { outcome: 'blob-gone' })
