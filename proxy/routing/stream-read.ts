@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict'
 import { createHash, type Hash } from 'node:crypto'
 import type { HoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from './patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
 import { StreamAttempt, type StreamOwner } from './stream-attempt.ts'
@@ -42,7 +43,7 @@ export class StreamRead implements StreamOwner {
   readonly #lingering = new Set<StreamAttempt>()
   readonly #contributors = new Set<Replica>()
   readonly #failures: HoldfastError[] = []
-  #timer: NodeJS.Timeout | undefined
+  readonly #timer = new PatientTimer()
   #pause: NodeJS.Timeout | undefined
   #progressAt: number
   #hedging = true
@@ -201,7 +202,7 @@ export class StreamRead implements StreamOwner {
     this.#state = 'complete'
     if (this.#tail === undefined) this.#sink.end()
     else this.#sink.end(this.#tail)
-    clearTimeout(this.#timer)
+    this.#timer.clear()
     if (this.#writing === 0) this.#settle()
   }
 
@@ -235,8 +236,7 @@ export class StreamRead implements StreamOwner {
   }
 
   #arm(ms: number): void {
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#tick(), ms)
+    this.#timer.set(ms, () => this.#tick())
   }
 
   #tick(): void {
@@ -343,7 +343,7 @@ export class StreamRead implements StreamOwner {
   #settle(error?: unknown): void {
     this.#state = 'over'
     this.#options.signal.removeEventListener('abort', this.#leave)
-    clearTimeout(this.#timer)
+    this.#timer.clear()
     clearTimeout(this.#pause)
     for (const attempt of [...this.#attempts, ...this.#lingering]) attempt.read.abort()
     this.#attempts.clear()

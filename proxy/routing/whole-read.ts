@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto'
 import type { HoldfastError } from '../../shared/errors.ts'
 import type { BlobRead, ReadReceiver } from './node-reader.ts'
+import { PatientTimer } from './patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, startRead, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
 import type { BlobLocation } from './types.ts'
@@ -15,7 +16,7 @@ export class WholeRead {
   readonly #source: ReplicaSource
   readonly #failures: HoldfastError[] = []
   readonly #attempts = new Set<WholeAttempt>()
-  #timer: NodeJS.Timeout | undefined
+  readonly #timer = new PatientTimer()
   #startedAt = 0
   #hedging = true
   #looking = false
@@ -84,7 +85,7 @@ export class WholeRead {
   }
 
   #arm(ms: number): void {
-    this.#timer = setTimeout(() => this.#tick(), ms)
+    this.#timer.set(ms, () => this.#tick())
   }
 
   #tick(): void {
@@ -155,7 +156,7 @@ export class WholeRead {
 
   #settle(): void {
     this.#over = true
-    clearTimeout(this.#timer)
+    this.#timer.clear()
     for (const attempt of this.#attempts) attempt.read.abort()
     this.#attempts.clear()
   }
