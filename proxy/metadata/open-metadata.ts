@@ -258,8 +258,8 @@ class PostgresMetadata implements types.Metadata {
   dueRepairs = (limit: number, missingMin?: number): Promise<readonly types.RepairEntry[]> =>
     repairs.dueRepairs(this.#database, limit, missingMin)
   finishRepair = (id: number, token: number): Promise<void> => repairs.finishRepair(this.#database, id, token)
-  postponeRepair = (id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void> =>
-    repairs.postponeRepair(this.#database, id, token, retryMs, missing)
+  postponeRepair = (id: number, token: number, later: Parameters<types.Metadata['postponeRepair']>[2]): Promise<void> =>
+    repairs.postponeRepair(this.#database, id, token, later)
   countRepairs = (): Promise<number> => repairs.countRepairs(this.#database)
   finishRepairs = (ids: readonly number[], token: number): Promise<void> =>
     repairs.finishRepairs(this.#database, ids, token)

@@ -3,7 +3,7 @@ import type { Database } from './database.ts'
 import { fenced } from './leaders.ts'
 import { blobOf, type BlobRow } from './rows.ts'
 import { statement } from './statement.ts'
-import type { Blob, RepairEntry } from './types.ts'
+import type { Blob, Metadata, RepairEntry } from './types.ts'
 import { bytea } from './value-parsers.ts'
 
 interface RepairRow extends BlobRow {
@@ -30,7 +30,7 @@ const due = statement<RepairRow>(
 const remove = statement('remove-repairs', 'DELETE FROM repairs WHERE id = ANY ($1::bigint[])')
 const postpone = statement(
   'postpone-repair',
-  `UPDATE repairs SET due_at = now() + $2 * interval '1 millisecond', missing = $3, attempts = attempts + 1 WHERE id = $1`,
+  `UPDATE repairs SET due_at = now() + $2 * interval '1 millisecond', missing = $3, attempts = $4 WHERE id = $1`,
 )
 const count = statement<{ count: number }>('count-repairs', 'SELECT count(*) AS count FROM repairs')
 const reclaim = statement<{ verdict: 'live' | 'reclaim' }>(
@@ -69,10 +69,9 @@ export async function postponeRepair(
   database: Database,
   id: number,
   token: number,
-  retryMs: number,
-  missing: readonly string[],
+  { retryMs, missing, attempts }: Parameters<Metadata['postponeRepair']>[2],
 ): Promise<void> {
-  await fenced(database, token, transaction => transaction.query(postpone, [id, retryMs, missing]))
+  await fenced(database, token, transaction => transaction.query(postpone, [id, retryMs, missing, attempts]))
 }
 
 export async function countRepairs(database: Database): Promise<number> {

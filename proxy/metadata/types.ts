@@ -302,9 +302,13 @@ export interface Metadata {
   addRepairs(repairs: readonly Omit<RepairEntry, 'id' | 'attempts'>[]): Promise<void>
   /** Repairs that are due, oldest first; with `missingMin`, of what so many owners lack (a look at all that are due). */
   dueRepairs(limit: number, missingMin?: number): Promise<readonly RepairEntry[]>
-  /** Done: gone. Otherwise due again after `retryMs`, with what is still missing. Fenced by the primary's token. */
+  /** Done: gone. Otherwise due again after `retryMs`, with what is still missing, and how often it was tried. Fenced by the primary's token. */
   finishRepair(id: number, token: number): Promise<void>
-  postponeRepair(id: number, token: number, retryMs: number, missing: readonly string[]): Promise<void>
+  postponeRepair(
+    id: number,
+    token: number,
+    later: { readonly retryMs: number; readonly missing: readonly string[]; readonly attempts: number },
+  ): Promise<void>
   countRepairs(): Promise<number>
   /** Many at once, all or none; those that have grown since they were read stay. */
   finishRepairs(ids: readonly number[], token: number): Promise<void>

@@ -240,7 +240,7 @@ export class RepairCopies implements PrimaryTask {
     await atMost(postponedAtOnce, open, async entry => {
       const missing = [...(lacking.get(entry) ?? entry.missing)] as ShardId[]
       const tried = missing.some(shard => this.#writable(shard))
-      await metadata.postponeRepair(entry.id, term.token, tried ? backoffMs(entry) : awayRetryMs, missing)
+      await metadata.postponeRepair(entry.id, term.token, postponed(entry, missing, tried))
     })
   }
 
@@ -258,13 +258,12 @@ export class RepairCopies implements PrimaryTask {
         await this.#dropHandoffs(entry, term)
         await metadata.finishRepair(entry.id, term.token)
       } else {
-        const retryMs = tried ? backoffMs(entry) : awayRetryMs
-        await metadata.postponeRepair(entry.id, term.token, retryMs, missing)
+        await metadata.postponeRepair(entry.id, term.token, postponed(entry, missing, tried))
       }
     } catch (error) {
       if (!isHoldfastError(error)) throw error
       log.debug({ err: error, repair: entry.id }, 'repair failed, to be repeated')
-      await metadata.postponeRepair(entry.id, term.token, backoffMs(entry), entry.missing)
+      await metadata.postponeRepair(entry.id, term.token, postponed(entry, entry.missing, true))
     }
   }
 
@@ -340,6 +339,8 @@ export class RepairCopies implements PrimaryTask {
   }
 }
 
-function backoffMs(entry: RepairEntry): number {
-  return Math.min(failedRetryMsMax, 1_000 * 2 ** Math.min(entry.attempts, 10))
+/** What waits for a node that is away has not failed: when the node is back it is tried as if for the first time. */
+function postponed({ attempts }: RepairEntry, missing: readonly string[], tried: boolean) {
+  if (!tried) return { retryMs: awayRetryMs, missing, attempts: 0 }
+  return { retryMs: Math.min(failedRetryMsMax, 1_000 * 2 ** Math.min(attempts, 10)), missing, attempts: attempts + 1 }
 }

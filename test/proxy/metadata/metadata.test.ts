@@ -326,7 +326,7 @@ t.test('repairs merge, come due, and never lose what was added meanwhile', async
   t.match(ofReference, { kind: 'reference', partition: 9, key: 'releases/a', version: 6, missing: ['s3', 's4'] })
 
   const token = await metadata.issueToken('primary', 'me')
-  await metadata.postponeRepair(ofBlob!.id, token, 60_000, ['s2'])
+  await metadata.postponeRepair(ofBlob!.id, token, { retryMs: 60_000, missing: ['s2'], attempts: 1 })
   t.same(
     (await metadata.dueRepairs(10)).map(entry => entry.kind),
     ['reference'],
@@ -360,7 +360,9 @@ t.test('I27: only the newest token of the primary changes anything', async t => 
   const [entry] = await metadata.dueRepairs(1)
   const map = clusterMap(1)
   await t.rejects(metadata.finishRepair(entry!.id, old), { code: 'LEASE_LOST' })
-  await t.rejects(metadata.postponeRepair(entry!.id, old, 1, []), { code: 'LEASE_LOST' })
+  await t.rejects(metadata.postponeRepair(entry!.id, old, { retryMs: 1, missing: [], attempts: 1 }), {
+    code: 'LEASE_LOST',
+  })
   await t.rejects(metadata.reclaimUnconfirmed([blob()], old), { code: 'LEASE_LOST' })
   await t.rejects(metadata.publishClusterMap(map, old), { code: 'LEASE_LOST' })
   await t.rejects(metadata.publishClusterMap(map, token + 1), { code: 'LEASE_LOST' })

@@ -71,6 +71,8 @@ function repairs(...entries: Partial<RepairEntry>[]) {
     ...nodes(),
     down: new Set<ShardId>(),
     log: [] as string[],
+    /** Of the repair that was postponed last. */
+    attempts: undefined as number | undefined,
     due: async (_missingMin?: number): Promise<readonly RepairEntry[]> => queue.splice(0),
     appended: [] as ReferenceRecord[],
     appendMissing: [] as ShardId[],
@@ -83,8 +85,10 @@ function repairs(...entries: Partial<RepairEntry>[]) {
       dueRepairs: (_, missingMin) => world.due(missingMin),
       finishRepair: async (id, token) => void world.log.push(`done ${id} ${token}`),
       finishRepairs: async (ids, token) => ids.forEach(id => world.log.push(`done ${id} ${token}`)),
-      postponeRepair: async (id, token, retryMs, missing) =>
-        void world.log.push(`later ${id} ${token} ${retryMs} ${missing.join()}`),
+      postponeRepair: async (id, token, { retryMs, missing, attempts }) => {
+        world.attempts = attempts
+        world.log.push(`later ${id} ${token} ${retryMs} ${missing.join()}`)
+      },
       listRepositories: async () => world.repositories,
       findArtifacts: async wanted => wanted.map(() => world.artifact),
     },
@@ -158,12 +162,13 @@ t.test('entries that lack all copies but one are asked for before all others, an
 })
 
 t.test('while the owner is away nothing is asked; when it is back the handoff goes last', async t => {
-  const entry: Partial<RepairEntry> = { blob: blobOf('x'), handoffs: [spare] }
+  const entry: Partial<RepairEntry> = { blob: blobOf('x'), handoffs: [spare], attempts: 7 }
   const { world, task } = repairs(entry)
   world.down.add(third)
   await task.step(term)
   t.same(world.calls, [])
   t.same(world.log, [`later 1 5 1000 ${third}`])
+  t.equal(world.attempts, 0, 'when it is back the first failure does not cost a minute')
 
   const back = repairs(entry)
   await back.task.step(term)
