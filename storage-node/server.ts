@@ -2,6 +2,7 @@
  * The wire, served: plain node:http and hand-written routing, since a 1 KiB GET should cost little more than its read.
  * docs/wire.md describes it for both sides. Everything needs the cluster's authorization.
  */
+import { setMaxListeners } from 'node:events'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -39,6 +40,8 @@ export class WireServer {
   constructor(node: StorageNode, log: Logger) {
     this.#node = node
     this.#log = log
+    // Every transfer that waits for its disk waits with it: no leak.
+    setMaxListeners(0, this.#aborter.signal)
     const authorization = wireAuthorization(node.config.secret)
     this.#expected = Buffer.from(authorization, 'latin1')
     const { stallMs, connectionCountMax } = node.limits
