@@ -87,13 +87,17 @@ export class BucketHttp {
   }
 }
 
-/** Destroys a body whose reader has taken all there is and gets no more for so long. */
+/** Destroys a body whose reader has taken all there is and gets no more for so long, and twice that at most. */
 function endSilence(response: IncomingMessage, silentMs: number): void {
   const { socket } = response
+  let seen = -1
   const onTimeout = (): void => {
     if (response.complete) return
-    if (response.readableLength === 0) response.destroy(new TooLate(`nothing more within ${silentMs} ms`))
-    else socket.setTimeout(silentMs) // it is the reader who takes his time
+    // What a reader who takes his time has just made room for may be about to come: only who waited all the time has met silence.
+    const isWaiting = response.readableLength === 0
+    if (isWaiting && socket.bytesRead === seen) response.destroy(new TooLate(`nothing more within ${silentMs} ms`))
+    seen = isWaiting ? socket.bytesRead : -1
+    socket.setTimeout(silentMs)
   }
   socket.setTimeout(silentMs)
   socket.on('timeout', onTimeout)
