@@ -1,29 +1,14 @@
 /** Uploads that meet a death on their way, and what is left when most of the cluster is away. */
 import { EventEmitter, once } from 'node:events'
 import t from 'tap'
-import { type UnconfirmedAnswer, wirePath } from '../../shared/wire.ts'
 import type { Client } from '../support/client.ts'
-import { startCluster, type Cluster } from '../support/cluster.ts'
-import { askNode, waitForFullCopies } from '../support/copies.ts'
+import { startCluster } from '../support/cluster.ts'
+import { unconfirmed, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { figure } from '../support/figures.ts'
 import { History } from '../support/history.ts'
 import { seededRandom } from '../support/random.ts'
 import { stagedFiles } from '../support/shard-files.ts'
-
-/** Blobs that no reference ever named, over all shards. */
-async function unconfirmed(cluster: Cluster): Promise<readonly { digest: string }[]> {
-  const pages = await Promise.all(
-    cluster.nodes.flatMap(node =>
-      node.shards.map(async ({ id }) => {
-        const { status, body } = await askNode(cluster, node, `${wirePath.unconfirmed(id)}?olderThanMs=0&limit=1000`)
-        if (status !== 200) throw new Error(`${id}: ${status}`)
-        return (JSON.parse(body.toString()) as UnconfirmedAnswer).blobs
-      }),
-    ),
-  )
-  return pages.flat()
-}
 
 t.test(
   'I8: a proxy is killed in uploads whose clients try again at the other one: all succeed, nothing is left',

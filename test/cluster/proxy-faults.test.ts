@@ -1,31 +1,15 @@
 import { hash } from 'node:crypto'
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import type { UnconfirmedAnswer } from '../../shared/wire.ts'
-import { wirePath } from '../../shared/wire.ts'
 import { basic, type Client } from '../support/client.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
-import { askNode, waitForFullCopies } from '../support/copies.ts'
+import { unconfirmed, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 import { RawConnection } from '../support/raw-http.ts'
 import { blobFiles, stagedFiles } from '../support/shard-files.ts'
-
-/** Blobs that no reference ever named, over all shards. */
-async function unconfirmed(cluster: Cluster): Promise<readonly { digest: string }[]> {
-  const pages = await Promise.all(
-    cluster.nodes.flatMap(node =>
-      node.shards.map(async ({ id }) => {
-        const { status, body } = await askNode(cluster, node, `${wirePath.unconfirmed(id)}?olderThanMs=0&limit=1000`)
-        if (status !== 200) throw new Error(`${id}: ${status}`)
-        return (JSON.parse(body.toString()) as UnconfirmedAnswer).blobs
-      }),
-    ),
-  )
-  return pages.flat()
-}
 
 /** An upload that has sent a part of its body and holds still there. */
 async function beginUpload(cluster: Cluster, path: string, body: Buffer, fraction: number): Promise<RawConnection> {

@@ -5,7 +5,7 @@ import type { PlacementView } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { partitionOf } from '../../shared/partition.ts'
 import type { ReferencedBlob, ReferenceRecord } from '../../shared/record.ts'
-import { wirePath, type NodeStatus, type ShardState } from '../../shared/wire.ts'
+import { wirePath, type NodeStatus, type ShardState, type UnconfirmedAnswer } from '../../shared/wire.ts'
 import { replicas, type Cluster, type NodeHandle } from './cluster.ts'
 import { eventually } from './eventually.ts'
 
@@ -142,4 +142,18 @@ async function readBlob(
 function newer(a: ReferenceRecord | undefined, b: ReferenceRecord | undefined): ReferenceRecord | undefined {
   if (a === undefined || b === undefined) return a ?? b
   return b.version > a.version ? b : a
+}
+
+/** Blobs that no reference ever named, over all shards. */
+export async function unconfirmed(cluster: Cluster): Promise<readonly { digest: string }[]> {
+  const pages = await Promise.all(
+    cluster.nodes.flatMap(node =>
+      node.shards.map(async ({ id }) => {
+        const { status, body } = await askNode(cluster, node, `${wirePath.unconfirmed(id)}?olderThanMs=0&limit=1000`)
+        if (status !== 200) throw new Error(`${id}: ${status}`)
+        return (JSON.parse(body.toString()) as UnconfirmedAnswer).blobs
+      }),
+    ),
+  )
+  return pages.flat()
 }
