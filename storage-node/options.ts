@@ -208,7 +208,7 @@ export const storageNodeOptions = {
   stagedHoldMs: {
     kind: 'int',
     unit: 'ms',
-    min: 60_000,
+    min: 10_000,
     max: 720 * 3_600_000,
     default: defaultLimits.stagedHoldMs,
     doc: 'How long a complete upload that nobody commits or reads is kept.',

@@ -14,7 +14,8 @@ t.test(
   'I8: a proxy is killed in uploads whose clients try again at the other one: all succeed, nothing is left',
   async t => {
     const random = seededRandom(t)
-    const cluster = await startCluster(t, { proxies: 2, proxyFlags: ['--abandoned-ms', '20000'] })
+    const nodeFlags = ['--staged-hold-ms', '10000']
+    const cluster = await startCluster(t, { proxies: 2, nodeFlags, proxyFlags: ['--abandoned-ms', '20000'] })
     const clients = [0, 1].map(proxy => cluster.client({ proxy, timeoutMs: 30_000 })) as [Client, Client]
     const bodies = new Map<string, Buffer>()
     let stopping = false
