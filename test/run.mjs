@@ -29,7 +29,8 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
 const args = process.argv.slice(2)
 const isLong = args[0] === '--long'
 const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
-const msMaxOf = file => (file.startsWith('test/long/') ? 900_000 : 300_000)
+const soak = 'test/cluster/soak.test.ts'
+const msMaxOf = file => (file.startsWith('test/long/') || file === soak ? 900_000 : 300_000)
 /** A cluster of five processes is a test of its own; more side by side would starve each other. */
 const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))
 /** These wait more than they work. The longest first. */
@@ -161,6 +162,7 @@ function testFiles(long) {
 }
 
 function placeOf(file) {
+  if (file === soak) return -1
   if (/^test\/(cluster|clients)\//.test(file)) return 0
   return file.startsWith('test/proxy/coordination/') ? 2 : 1
 }

@@ -16,7 +16,7 @@ const disks = 'test/cluster/disks.test.ts'
 const recovery = 'test/long/recovery.test.ts'
 const coordination = 'test/cluster/coordination.test.ts'
 const topology = 'test/long/topology.test.ts'
-const soak = 'test/long/soak.test.ts'
+const soak = 'test/cluster/soak.test.ts'
 
 export const goals: readonly Goal[] = [
   { row: '1', run: downloads, figures: { 'download.gap': 'longest gap $', 'download.resumes': '$ resumes' } },

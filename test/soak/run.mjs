@@ -16,7 +16,7 @@ if (!/^\d+(\.\d+)?$/.test(values.minutes) || (values.seed !== undefined && !whol
   process.exit(2)
 }
 const root = join(import.meta.dirname, '..', '..')
-const child = spawn(process.execPath, ['--enable-source-maps', join(root, 'dist/test/long/soak.test.js')], {
+const child = spawn(process.execPath, ['--enable-source-maps', join(root, 'dist/test/cluster/soak.test.js')], {
   cwd: root,
   stdio: 'inherit',
   env: {
