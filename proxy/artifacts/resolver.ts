@@ -3,6 +3,7 @@
  * the references on the shards or an entry the cache still has. "Absent" is only ever said by a source that knows.
  */
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import type { Artifact, Metadata, Repository } from '../metadata/types.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { artifactOfReference } from './reference.ts'
@@ -120,21 +121,16 @@ export class Resolver {
 }
 
 async function withDeadline<T>(work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
+  const timer = new PatientTimer()
+  const data = { waitedMs: metadataWaitMs }
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () =>
-        reject(
-          new HoldfastError('METADATA_UNAVAILABLE', 'the database did not answer in time', {
-            waitedMs: metadataWaitMs,
-          }),
-        ),
-      metadataWaitMs,
+    timer.set(metadataWaitMs, () =>
+      reject(new HoldfastError('METADATA_UNAVAILABLE', 'the database did not answer in time', data)),
     )
   })
   try {
     return await Promise.race([work, late])
   } finally {
-    clearTimeout(timer)
+    timer.clear()
   }
 }

@@ -1,4 +1,5 @@
 import { HoldfastError, toHoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import { runChanges, type Change, type ChangeRow } from './commit-changes.ts'
 import { isRetryable, sqlState, unavailable } from './sql-errors.ts'
 import type { Queryable } from './statement.ts'
@@ -45,13 +46,11 @@ export class CommitQueue {
       return Promise.reject(new HoldfastError('OVERLOADED', 'too many commits wait for the database', { waitingMax }))
     }
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () => item.reject(unavailable('no outcome of the commit in time')),
-        this.#options.timeoutMs,
-      )
+      const timer = new PatientTimer()
+      timer.set(this.#options.timeoutMs, () => item.reject(unavailable('no outcome of the commit in time')))
       const settle = (): boolean => {
         if (item.settled) return false
-        clearTimeout(timer)
+        timer.clear()
         return (item.settled = true)
       }
       const item: Item = {

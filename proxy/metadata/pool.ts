@@ -1,4 +1,5 @@
 import { HoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import { noAnswer, unavailable } from './sql-errors.ts'
 import type { Session } from './session.ts'
 
@@ -43,12 +44,10 @@ export class Pool {
       return Promise.reject(new HoldfastError('OVERLOADED', 'too many requests wait for the database', { waitersMax }))
     }
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () => waiter.reject(noAnswer('no connection to the database in time', timeoutMs)),
-        timeoutMs,
-      )
+      const timer = new PatientTimer()
+      timer.set(timeoutMs, () => waiter.reject(noAnswer('no connection to the database in time', timeoutMs)))
       const leave = (): void => {
-        clearTimeout(timer)
+        timer.clear()
         this.#waiters.delete(waiter)
       }
       const waiter: Waiter = {

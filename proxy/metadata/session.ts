@@ -1,6 +1,7 @@
 import { Socket } from 'node:net'
 import pg from 'pg'
 import type { HoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import type { ServerAddress } from '../postgres-servers.ts'
 import { noAnswer, saysServerDown, sqlState, translateError, unavailable } from './sql-errors.ts'
 import type { Statement, Values } from './statement.ts'
@@ -104,10 +105,11 @@ export class Session {
     })
     const session = new Session(client, socket, events)
     let late: HoldfastError | undefined
-    const timer = setTimeout(() => {
+    const timer = new PatientTimer()
+    timer.set(options.timeoutMs, () => {
       late = noAnswer('no answer to the connection attempt', options.timeoutMs)
       session.destroy(late)
-    }, options.timeoutMs)
+    })
     try {
       await client.connect()
       const { rows } = await client.query<{ standby: boolean }>(setUp)
@@ -119,7 +121,7 @@ export class Session {
       session.destroy(error)
       throw late ?? error
     } finally {
-      clearTimeout(timer)
+      timer.clear()
     }
   }
 
@@ -131,7 +133,7 @@ export class Session {
       const settle = (): boolean => {
         if (settled) return false
         settled = true
-        clearTimeout(timer)
+        timer.clear()
         this.inFlight--
         return true
       }
@@ -142,8 +144,8 @@ export class Session {
         reject(error)
         this.destroy(error)
       }
-      // If it was we who stood still, the answer waits to be read: timers run before that.
-      const timer = setTimeout(() => setImmediate(expire), timeoutMs)
+      const timer = new PatientTimer()
+      timer.set(timeoutMs, expire)
       const config = statement.name === '' ? { text: statement.text } : { name: statement.name, text: statement.text }
       this.#client.query({ ...config, values: values as unknown[] }, (error: unknown, result: pg.QueryResult<Row>) => {
         if (!settle()) return

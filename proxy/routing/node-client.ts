@@ -1,4 +1,5 @@
 import { HoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import type { MapNode } from '../../shared/cluster-map.ts'
 import { wireAuthorization, wireHeader } from '../../shared/wire.ts'
@@ -261,7 +262,8 @@ export class NodeClient {
     const leave = (): void => abort.abort(options.signal?.reason)
     options.signal?.addEventListener('abort', leave, { once: true })
     const timeoutMs = options.timeoutMs ?? requestTimeoutMs
-    const timer = setTimeout(() => abort.abort(new Timeout()), timeoutMs)
+    const timer = new PatientTimer()
+    timer.set(timeoutMs, () => abort.abort(new Timeout()))
     // A network that swallowed the command never answers it, also when it is back: its minutes would be lost to everything behind it.
     const isLong = options.fence !== undefined && timeoutMs > poolTimeoutMs
     const look = isLong ? setInterval(() => this.#leaveIfDown(abort), lookMs) : undefined
@@ -272,7 +274,7 @@ export class NodeClient {
       if (error instanceof HoldfastError) throw error
       throw this.unreachable(error)
     } finally {
-      clearTimeout(timer)
+      timer.clear()
       clearInterval(look)
       options.signal?.removeEventListener('abort', leave)
     }

@@ -6,6 +6,7 @@
  */
 import { connect, type Socket } from 'node:net'
 import { HoldfastError } from '../../shared/errors.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import { BufferPair, type ReadBuffers } from './read-buffers.ts'
 import { type AnswerHead, headBytesMax, parseHead } from './read-head.ts'
 
@@ -56,7 +57,7 @@ export class ReadFault extends Error {
 export class ReadConnection {
   readonly #deps: ConnectionDeps
   readonly #socket: Socket
-  #connectTimer: NodeJS.Timeout | undefined
+  readonly #connectTimer = new PatientTimer()
   #state: 'idle' | 'head' | 'body' | 'closed' = 'idle'
   #receiver: AnswerReceiver | undefined
   #served = 0
@@ -82,8 +83,8 @@ export class ReadConnection {
       callback: (bytes: number, buffer: Uint8Array) => this.#onRead(bytes, buffer as Buffer),
     }
     this.#socket = connect({ host: deps.host, port: deps.port, noDelay: true, onread })
-    this.#connectTimer = setTimeout(() => this.#fail(new ReadFault('CONNECT_TIMEOUT')), connectTimeoutMs)
-    this.#socket.on('connect', () => clearTimeout(this.#connectTimer))
+    this.#connectTimer.set(connectTimeoutMs, () => this.#fail(new ReadFault('CONNECT_TIMEOUT')))
+    this.#socket.on('connect', () => this.#connectTimer.clear())
     this.#socket.on('error', error => this.#fail(error))
     this.#socket.on('end', () => this.#fail(new ReadFault(this.#received === 0 ? 'ECONNRESET' : 'SHORT_ANSWER')))
     this.#socket.on('close', () => this.#fail(new ReadFault('ECONNRESET')))
@@ -252,7 +253,7 @@ export class ReadConnection {
     const receiver = this.#receiver
     this.#state = 'closed'
     this.#receiver = undefined
-    clearTimeout(this.#connectTimer)
+    this.#connectTimer.clear()
     this.#pair?.finish()
     this.#pair = this.#target = undefined
     this.#socket.destroy()

@@ -11,7 +11,7 @@
 import type { HoldfastError } from '../../shared/errors.ts'
 import type { NodeId, ShardId } from '../../shared/ids.ts'
 import { isNodeFailure } from './append-batcher.ts'
-import { PatientTimer } from './patient-timer.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import type { Copies, Leniency, WriteContext } from './write-context.ts'
 import {
   quorumOf,

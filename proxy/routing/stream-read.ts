@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict'
 import { createHash, type Hash } from 'node:crypto'
 import type { HoldfastError } from '../../shared/errors.ts'
-import { PatientTimer } from './patient-timer.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
 import { StreamAttempt, type StreamOwner } from './stream-attempt.ts'

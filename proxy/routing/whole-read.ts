@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto'
 import type { HoldfastError } from '../../shared/errors.ts'
 import type { BlobRead, ReadReceiver } from './node-reader.ts'
-import { PatientTimer } from './patient-timer.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, startRead, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
 import type { BlobLocation } from './types.ts'

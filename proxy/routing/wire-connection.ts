@@ -5,7 +5,7 @@
  */
 import { connect as connectTcp, type Socket } from 'node:net'
 import { connect as connectTls } from 'node:tls'
-import { PatientTimer } from './patient-timer.ts'
+import { PatientTimer } from '../../shared/patient-timer.ts'
 
 const connectTimeoutMs = 1_000
 /** Node's own servers close idle connections after 5 s at the earliest; being first avoids most broken requests. */

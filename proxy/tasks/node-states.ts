@@ -5,7 +5,7 @@
 import type { Logger } from 'pino'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
-import { type TopologyChange, planChanges } from '../../shared/placement/changes.ts'
+import type { TopologyChange } from '../../shared/placement/changes.ts'
 import { agree, type Agreement, decideIns, decideOuts, noAgreement, type Refusal } from '../../shared/placement/outs.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import type { ShardState } from '../../shared/wire.ts'
@@ -14,6 +14,7 @@ import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import { estimateMoves, nodesOf } from '../topology/estimate.ts'
+import { planApart } from '../topology/plan-apart.ts'
 import type { PrimaryTask, Term } from './primary.ts'
 import { bytesPerSecondDefault, textOf } from './rebalance-params.ts'
 import type { ContentsDeps } from './shard-contents.ts'
@@ -173,7 +174,7 @@ export class NodeStates implements PrimaryTask {
     term: Term,
   ): Promise<Pick<Stop, 'brake' | 'text'> | undefined> {
     try {
-      const plan = planChanges(map, changes)
+      const plan = await planApart(map, changes)
       if (plan.problems.length > 0) return { brake: 'placement', text: plan.problems.join('; ') }
       // What comes back has most of what it gets, and had room for it before.
       if (changes.every(({ op }) => op === 'in')) return undefined

@@ -2,9 +2,10 @@
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { byteLoads, byteSpread } from '../../shared/placement/bytes.ts'
-import { planChanges, type TopologyChange } from '../../shared/placement/changes.ts'
-import { proposeSwaps, type Swap } from '../../shared/placement/swaps.ts'
+import type { TopologyChange } from '../../shared/placement/changes.ts'
+import type { Swap } from '../../shared/placement/swaps.ts'
 import type { ContentsDeps } from '../tasks/shard-contents.ts'
+import { swapsApart } from './plan-apart.ts'
 import { allSummaries, partitionBytes, type ShardSummaries } from './partition-bytes.ts'
 
 /** What shards hold, as they said a moment ago. */
@@ -24,13 +25,16 @@ export async function heldBytes(deps: ContentsDeps, map: ClusterMap): Promise<He
 }
 
 /** The changes and, on top of them, the swaps that spread the bytes best. REPLICAS_UNREACHABLE if the bytes of some partition are unknown. */
-export function withSwaps(map: ClusterMap, changes: readonly TopologyChange[], held: Held): TopologyChange[] {
+export async function withSwaps(
+  map: ClusterMap,
+  changes: readonly TopologyChange[],
+  held: Held,
+): Promise<TopologyChange[]> {
   if (held.unknown > 0) {
     const text = `of ${held.unknown} partitions no owner says how many bytes they have: it is away, or of an older release`
     throw new HoldfastError('REPLICAS_UNREACHABLE', text, { partitions: held.unknown })
   }
-  const { next, moves } = planChanges(map, changes)
-  const swaps = proposeSwaps(next, held.bytes, new Set(moves.map(({ partition }) => partition)))
+  const swaps = await swapsApart(map, changes, held.bytes)
   return swaps.length === 0 ? [...changes] : [...changes, { op: 'swap', swaps }]
 }
 

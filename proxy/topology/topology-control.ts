@@ -3,7 +3,7 @@ import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
-import { planChanges, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
+import type { TopologyChange, TopologyPlan } from '../../shared/placement/changes.ts'
 import { byteSpread, type ByteSpread } from '../../shared/placement/bytes.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import { shardPartitions } from '../../shared/placement/transition.ts'
@@ -17,6 +17,7 @@ import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
 import { bytesOfShards, heldBytes, swapsView, withSwaps, type Held, type SwapsView } from './by-bytes.ts'
 import { estimateMoves, nodesOf, type Estimate, type MovesEstimate } from './estimate.ts'
+import { planApart } from './plan-apart.ts'
 
 const task = 'rebalance'
 
@@ -144,7 +145,7 @@ export class TopologyControl {
   /** What would move. Throws what `apply` would be refused with, but for problems that can be forced. */
   async plan(wanted: readonly WantedChange[], { bytesPerSecond, byBytes }: PlanOptions = {}): Promise<PlanView> {
     const { map, changes, held } = await this.#changesOf(wanted, byBytes)
-    const plan = planChanges(map, changes)
+    const plan = await planApart(map, changes)
     const { bytesTo, ...estimate } = await this.#estimate(plan, held, bytesPerSecond)
     const view = viewOf(plan, estimate, [...plan.problems, ...(await this.#withoutRoom(plan, bytesTo))])
     return held === undefined ? view : { ...view, byBytes: swapsView(map, plan.next, changes, held) }
@@ -160,7 +161,7 @@ export class TopologyControl {
     if (wanted.length === 0 && !byBytes) throw new HoldfastError('BAD_REQUEST', 'no change is named')
     const { map, changes, held } = await this.#changesOf(wanted, byBytes)
     if (changes.length === 0) throw new HoldfastError('CONFLICT', 'no swap would spread the bytes better')
-    const plan = planChanges(map, changes)
+    const plan = await planApart(map, changes)
     if (!force) {
       const { bytesTo } = await this.#estimate(plan, held)
       const more = await Promise.all([this.#leftOn(map, changes), this.#withoutRoom(plan, bytesTo)])
@@ -178,7 +179,7 @@ export class TopologyControl {
     const map = await this.#newestMap()
     const changes = await this.#resolve(map, wanted)
     const held = byBytes ? await heldBytes(this.#deps, map) : undefined
-    return { map, changes: held === undefined ? changes : withSwaps(map, changes, held), held }
+    return { map, changes: held === undefined ? changes : await withSwaps(map, changes, held), held }
   }
 
   /** CONFLICT if it does not run. */

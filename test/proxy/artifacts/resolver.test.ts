@@ -1,3 +1,4 @@
+import { stat } from 'node:fs'
 import t, { type Test } from 'tap'
 import { PathCache } from '../../../proxy/artifacts/path-cache.ts'
 import { Repositories } from '../../../proxy/artifacts/repositories.ts'
@@ -114,6 +115,16 @@ t.test('a database that hangs is not waited for; one that fails otherwise is no 
   }
   await t.rejects(second.resolver.resolve(repository, 'a'), { code: 'INTERNAL' })
   t.ok(second.resolver.metadataAvailable)
+})
+
+t.test('a worker that stood still itself does not take the database for away', async t => {
+  const { world, resolver } = setUp(t)
+  // The answer is there all the while, and waits to be handled.
+  world.find = path => new Promise(resolve => stat('.', () => resolve(artifactOf(path))))
+  const asked = resolver.resolve(repository, 'a')
+  for (const until = performance.now() + 1_200; performance.now() < until;);
+  t.match(await asked, { source: 'current' })
+  t.ok(resolver.metadataAvailable)
 })
 
 t.test('I37: a read that began before a write and ends after it is not kept', async t => {
