@@ -48,12 +48,20 @@ export function problemsOf(status: ClusterStatus): string[] {
 
 function statusText(status: ClusterStatus, problems: readonly string[]): string {
   const shards = status.nodes.flatMap(node =>
-    node.shards.map(({ id, weight, state, bytesFree, bytesTotal }) => {
+    node.shards.map(({ id, weight, state, recovering, bytesFree, bytesTotal }) => {
       const room =
         bytesFree === undefined || bytesTotal === undefined
           ? '-'
           : `${humanBytes(bytesFree)} of ${humanBytes(bytesTotal)}`
-      return [node.zone, node.id, node.state, id, String(weight), state, room]
+      return [
+        node.zone,
+        node.id,
+        node.state,
+        id,
+        String(weight),
+        recovering === true ? `${state}, new disk` : state,
+        room,
+      ]
     }),
   )
   const { clusterId, version, epoch, replicas, members, primary, coordination, pendingRepairs } = status

@@ -94,9 +94,15 @@ export function nodeState(
 function shardState(
   node: NodeHealth | undefined,
   shard: string,
-): { state: string; reason?: string; bytesTotal?: number; bytesFree?: number } {
+): { state: string; reason?: string; recovering?: boolean; bytesTotal?: number; bytesFree?: number } {
   const found = node?.status?.shards.find(({ id }) => id === shard)
   if (found === undefined) return { state: 'unknown' }
-  const { state, reason, bytesTotal, bytesFree } = found
-  return { state, bytesTotal, bytesFree, ...(reason === undefined ? {} : { reason }) }
+  const { state, reason, recovering, bytesTotal, bytesFree } = found
+  return {
+    state,
+    bytesTotal,
+    bytesFree,
+    ...(reason === undefined ? {} : { reason }),
+    ...(recovering === undefined ? {} : { recovering }),
+  }
 }

@@ -230,7 +230,7 @@ async function build(
     writer: blobWriter,
     publisher,
     onMetadataUnavailable: () => resolver.metadataFailed(),
-    metadataAvailable: () => metadata.available && resolver.metadataAvailable,
+    metadataAvailable: () => metadata.available,
     metadataProblem: () => gate.problem,
     artifactBytesMax: config.artifactBytesMax,
   })
@@ -261,7 +261,7 @@ async function build(
     drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
-    rebalance({ metadata, view, clients, references, now, leftoverAgeMs }),
+    rebalance({ metadata, view, health, clients, references, now, leftoverAgeMs }),
     cleanup({ metadata, publisher }),
     collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
   ]

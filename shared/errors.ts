@@ -38,6 +38,7 @@ export const errorCodes = [
   'SHARD_UNKNOWN',
   'SHARD_FAILED',
   'SHARD_READ_ONLY',
+  'SHARD_RECOVERING',
   'BLOB_NOT_FOUND',
   'BLOB_CORRUPT',
   'REFERENCE_NOT_FOUND',

@@ -63,6 +63,7 @@ export const wirePath = {
   /** Of nodes that do not know it yet there is no answer. */
   folder: (shard: ShardId) => `/v1/folder/${shard}`,
   losses: (shard: ShardId) => `/v1/losses/${shard}`,
+  recovered: (shard: ShardId) => `/v1/recovered/${shard}`,
   scrub: '/v1/scrub',
   scrubOf: (shard: ShardId) => `/v1/scrub/${shard}`,
 } as const
@@ -95,6 +96,8 @@ export interface ShardStatus {
   readonly reason?: string
   /** Which disk it is: random, for the life of the disk. A new one in the place of a broken one has another. */
   readonly disk?: string
+  /** The disk was set up empty, and it is not known yet that it has all that its partitions should have. */
+  readonly recovering?: true
   readonly bytesTotal: number
   readonly bytesFree: number
   /** With less than this free it takes no blobs. */

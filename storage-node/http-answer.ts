@@ -29,6 +29,7 @@ const statuses: Partial<Record<ErrorCode, number>> = {
   OVERLOADED: 503,
   SHARD_FAILED: 503,
   SHARD_READ_ONLY: 503,
+  SHARD_RECOVERING: 503,
   SHUTTING_DOWN: 503,
   INSUFFICIENT_STORAGE: 507,
 }

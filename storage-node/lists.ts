@@ -27,16 +27,27 @@ export interface Page {
   readonly limit: number
 }
 
-/** The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, or RECORD_DAMAGED when this copy of it is. */
+/**
+ * The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, RECORD_DAMAGED when this copy of it is, or SHARD_RECOVERING: it is
+ * not here, but there may have been one on the disk before.
+ */
 export async function findReference(shard: Shard, partition: number, key: string): Promise<ReferenceRecord> {
   shard.health.checkReadable()
   const indexKey = referenceKey(partitionName(partition), key)
   const value = await shard.lookUp(index => index.get(indexKey))
-  if (value === undefined) throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
+  if (value === undefined) {
+    if (shard.identity.recovering) throw isRecovering()
+    throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
+  }
   const record = await readReference(shard, value)
   if (record !== undefined) return record
   if (!(await forgetReference(shard, indexKey, value))) return findReference(shard, partition, key)
   throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+}
+
+/** Nothing follows from what is not on this shard. */
+export function isRecovering(): HoldfastError {
+  return new HoldfastError('SHARD_RECOVERING', 'the disk is new, and may lack what the one before it had')
 }
 
 /**

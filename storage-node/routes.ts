@@ -99,6 +99,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'POST versions 0': versions,
   'POST folder 1': folder,
   'GET losses 1': losses,
+  'POST recovered 1': recovered,
   'GET scrub 0': async call => answer(call, { shards: scrubs(call) } satisfies ScrubAnswer),
   'POST scrub 1': scrub,
 }
@@ -271,6 +272,15 @@ async function folder(call: Call): Promise<void> {
 
 async function losses(call: Call): Promise<void> {
   answer(call, await listLosses(shardNamed(call.node, call.parts[0]).shard, pageOf(call)))
+}
+
+async function recovered(call: Call): Promise<void> {
+  const { node, request } = call
+  const { disk } = await readJson(request, bodyOf(call, jsonBytesMax))
+  if (typeof disk !== 'string') throw new HoldfastError('BAD_REQUEST', 'disk must name the disk that is meant')
+  await node.state.acceptFence(headerOf(request, wireHeader.fence))
+  await shardNamed(node, call.parts[0]).shard.recovered(disk)
+  answer(call, {})
 }
 
 const scrubs = ({ node }: Call) => [...node.shards.values()].map(served => served.scrub.status)

@@ -21,6 +21,8 @@ export interface ShardMarker {
   readonly shard: string
   /** Random, given when the disk was set up: tells a new disk from the one it replaces. */
   readonly disk?: string
+  /** It was set up empty, and may still lack what its partitions had before. */
+  readonly recovering?: true
 }
 
 const markerName = 'holdfast.json'
@@ -34,7 +36,7 @@ export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMark
   let found: unknown
   try {
     const marker = JSON.parse(content.toString('utf8')) as Partial<ShardMarker>
-    const { format, clusterId, node, shard, disk } = marker
+    const { format, clusterId, node, shard, disk, recovering } = marker
     found = format
     if (
       (format === 1 || format === 2) &&
@@ -42,7 +44,8 @@ export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMark
       typeof node === 'string' &&
       typeof shard === 'string'
     ) {
-      return { format, clusterId, node, shard, ...(typeof disk === 'string' ? { disk } : {}) }
+      const known = { format, clusterId, node, shard, ...(typeof disk === 'string' ? { disk } : {}) }
+      return recovering === true ? { ...known, recovering } : known
     }
   } catch (cause) {
     throw new HoldfastError('SHARD_FAILED', 'marker file is damaged', { folder }, { cause })

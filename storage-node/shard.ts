@@ -2,7 +2,6 @@
  * One disk: its log, index, blob files and health. Every method that writes resolves only when the write is durable and
  * visible. Names of blobs are `<ppp>/<digest>.<generation>`, checked where they come in.
  */
-import { randomBytes } from 'node:crypto'
 import { LRUCache } from 'lru-cache'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
@@ -24,13 +23,11 @@ import { OpenFiles } from './open-files.ts'
 import { indexFits, replayLog } from './replay.ts'
 import { SegmentUse } from './segment-use.ts'
 import { ShardHealth } from './shard-health.ts'
-import { markerProblem, readMarker, type ShardFormat, type ShardMarker, writeMarker } from './shard-marker.ts'
-import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
+import { ShardIdentity } from './shard-identity.ts'
+import type { ShardFormat, ShardMarker } from './shard-marker.ts'
+import { errnoOf, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
 import { UnconfirmedAges } from './unconfirmed-ages.ts'
-
-/** What an empty disk, or one on which setting up was cut off at its first step, may contain. */
-const emptyDiskEntries = ['lost+found', 'holdfast.json.new']
 
 export interface Clock {
   /** Wall clock, ms. May jump. */
@@ -55,6 +52,7 @@ export class Shard {
   readonly id: ShardId
   readonly weight: number
   readonly health: ShardHealth
+  readonly identity: ShardIdentity
   readonly files: ShardFiles
   readonly openFiles: OpenFiles
   readonly use = new SegmentUse()
@@ -86,9 +84,6 @@ export class Shard {
   readonly #segmentPaths = new Map<number, string>()
   #index: ShardIndex | undefined
   #log: ShardLog | undefined
-  #marker: ShardMarker | undefined
-  /** Which disk this is: a new one in the place of a broken one has another. */
-  #disk: string | undefined
   #checkpoint: LogPosition | undefined
   #checkpointBytes = 0
   #rebuildIndex = false
@@ -101,6 +96,7 @@ export class Shard {
     this.#deps = { ...deps, log: deps.log.child({ shard: config.id }) }
     this.id = config.id
     this.weight = config.weight
+    this.identity = new ShardIdentity(deps.fs, config.folder)
     this.files = new ShardFiles(deps.fs, config.folder)
     this.health = new ShardHealth(deps.fs, config.folder, deps.limits)
     this.openFiles = new OpenFiles(deps.fs, deps.limits.openFileCountMax)
@@ -129,12 +125,14 @@ export class Shard {
 
   get status(): ShardStatus {
     const { state, reason, bytesTotal, bytesFree, bytesFreeMin } = this.health
+    const { disk, recovering } = this.identity
     return {
       id: this.id,
       weight: this.weight,
       state,
       ...(reason === undefined ? {} : { reason }),
-      ...(this.#disk === undefined ? {} : { disk: this.#disk }),
+      ...(disk === undefined ? {} : { disk }),
+      ...(recovering ? { recovering } : {}),
       bytesTotal,
       bytesFree,
       bytesFreeMin,
@@ -148,7 +146,6 @@ export class Shard {
    * and says why. DATA_IN_USE is thrown: two processes on one disk are a mistake of the operator, not a fault of the disk.
    */
   async start(marker: ShardMarker, mayCreate: boolean): Promise<void> {
-    this.#marker = marker
     try {
       await this.#open(marker, mayCreate)
       this.health.recovered()
@@ -174,10 +171,11 @@ export class Shard {
 
   /** Closes and opens the shard again: the way out of 'failed'. */
   async reopen(): Promise<void> {
-    if (this.#marker === undefined) return
+    const marker = this.identity.expected
+    if (marker === undefined) return
     await this.#log?.close()
     await this.#release()
-    await this.start(this.#marker, false)
+    await this.start(marker, false)
   }
 
   /** The location if it is in memory: the hot path of reads. */
@@ -250,18 +248,24 @@ export class Shard {
    * Notes, durably, that from now on the shard may be written as only `format` allows: releases that do not know it refuse the shard.
    * Rejects like `append`.
    */
-  async raiseFormat(format: ShardFormat): Promise<void> {
-    const { fs } = this.#deps
-    const { folder } = this.files
+  raiseFormat(format: ShardFormat): Promise<void> {
+    return this.#changeMarker(() => this.identity.raiseFormat(format))
+  }
+
+  /** Notes, durably, that this disk has all that its partitions should have. Rejects with CONFLICT (another disk), or like `append`. */
+  async recovered(disk: string): Promise<void> {
+    if (!this.identity.recovering) return
+    await this.#changeMarker(() => this.identity.recovered(disk))
+    this.log.info('the shard has all that it should have')
+  }
+
+  /** On a full disk with the help of its reserve. */
+  async #changeMarker(change: () => Promise<void>): Promise<void> {
     this.health.checkWritable('record')
-    const found = await readMarker(fs, folder)
-    if (found === undefined) throw new HoldfastError('SHARD_FAILED', 'marker file is missing', { folder })
-    if (found.format >= format) return
-    const write = () => writeMarker(fs, folder, { ...found, format })
     try {
-      await write().catch(async (error: unknown) => {
+      await change().catch(async (error: unknown) => {
         if (!isFull(error) || !(await this.health.releaseReserve())) throw error
-        await write()
+        await change()
       })
     } catch (error) {
       throw this.writeError(error)
@@ -390,14 +394,8 @@ export class Shard {
 
   /** Compares the marker on disk; another one, or none, fails the shard at once. */
   async checkMarker(): Promise<void> {
-    const expected = this.#marker
-    if (expected === undefined || this.health.state === 'failed') return
-    let problem
-    try {
-      problem = markerProblem(await readMarker(this.#deps.fs, this.files.folder), expected)
-    } catch (error) {
-      problem = error instanceof Error ? error.message : 'marker is unreadable'
-    }
+    if (this.health.state === 'failed') return
+    const problem = await this.identity.problem()
     if (problem === undefined) return
     this.log.error({ problem }, 'shard failed')
     this.health.fail(problem)
@@ -446,7 +444,7 @@ export class Shard {
 
   async #open(marker: ShardMarker, mayCreate: boolean): Promise<void> {
     const { fs, limits, log } = this.#deps
-    await this.#claim(marker, mayCreate)
+    await this.identity.claim(marker, mayCreate)
     await this.files.create()
     await this.health.measure()
     await this.files.clearTemporary()
@@ -474,29 +472,6 @@ export class Shard {
     await this.health.fillReserve().catch((error: unknown) => log.warn({ err: error }, 'no reserve'))
     const { recordCount, damagedCount } = replayed
     log.info({ recordCount, damagedCount }, 'shard is open')
-  }
-
-  async #claim(marker: ShardMarker, mayCreate: boolean): Promise<void> {
-    const { fs } = this.#deps
-    const { folder } = this.files
-    if (mayCreate) await makeFolders(fs, folder)
-    const found = await readMarker(fs, folder)
-    const entries = found === undefined ? (await fs.list(folder)).filter(name => !emptyDiskEntries.includes(name)) : []
-    if (found !== undefined || !mayCreate || entries.length > 0) {
-      const problem = markerProblem(found, marker)
-      if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })
-      // Markers of the first release name no disk, and one that cannot be written to stays without.
-      this.#disk = found?.disk ?? (await this.#nameDisk(found ?? marker).catch(() => undefined))
-      return
-    }
-    await this.#nameDisk(marker)
-  }
-
-  async #nameDisk(marker: ShardMarker): Promise<string> {
-    const disk = randomBytes(8).toString('hex')
-    await writeMarker(this.#deps.fs, this.files.folder, { ...marker, disk })
-    this.#disk = disk
-    return disk
   }
 
   async #openIndex(): Promise<ShardIndex> {

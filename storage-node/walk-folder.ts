@@ -13,7 +13,7 @@ import { parsePartition, partitionCount, partitionName } from '../shared/partiti
 import type { ReferenceRecord } from '../shared/record.ts'
 import type { FolderAnswer, FolderReference, FolderRequest } from '../shared/wire.ts'
 import { type ListRange, referenceKey } from './index.ts'
-import { forgetReference, readEntry } from './lists.ts'
+import { forgetReference, isRecovering, readEntry } from './lists.ts'
 import type { Shard } from './shard.ts'
 
 export interface WalkDeps {
@@ -50,9 +50,10 @@ const passedMax = 16
 const stepCount = 32
 const recordsAtOnce = 16
 
-/** Rejects with SHARD_FAILED, OVERLOADED, RECORD_DAMAGED (ask again: it is forgotten), or the reason of the signal. */
+/** Rejects with SHARD_FAILED, SHARD_RECOVERING, OVERLOADED, RECORD_DAMAGED (ask again: it is forgotten), or the reason of the signal. */
 export async function walkFolder(shard: Shard, request: FolderRequest, signal: AbortSignal): Promise<FolderAnswer> {
   shard.health.checkReadable()
+  if (shard.identity.recovering) throw isRecovering()
   if (shard.walkCount >= walksAtOnceMax) throw new HoldfastError('OVERLOADED', 'too many folders are being listed')
   shard.walkCount += 1
   try {

@@ -91,6 +91,9 @@ export const clusterStatus = Type.Object({
           weight: Type.Number(),
           state: Type.String({ description: 'ok, full, read-only, failed, unknown' }),
           reason: Type.Optional(Type.String()),
+          recovering: Type.Optional(
+            Type.Boolean({ description: 'The disk is new, and not yet known to have all that it should' }),
+          ),
           bytesTotal: Type.Optional(Type.Number()),
           bytesFree: Type.Optional(Type.Number()),
           out: Type.Optional(

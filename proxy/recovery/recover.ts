@@ -90,8 +90,9 @@ async function recoverAlone(
   if (options.kind === 'rebuild' && !facts.empty) {
     throw new HoldfastError('CONFLICT', "the database is not empty: 'holdfast metadata catch-up' brings it up to date")
   }
-  const { readable, away } = sortShards(deps)
-  checkCoverage(deps, readable, away, options.force)
+  const { readable, away, recovering } = sortShards(deps)
+  const complete = readable.filter(shard => !recovering.includes(shard))
+  checkCoverage(deps, complete, { away, recovering }, options.force)
   await collection.disarm(`${options.kind} from the shards: look at 'gc plan', then arm it`, 'recovery')
   const identity = await restoreIdentity(deps, facts.issued)
   progress(identity === undefined ? 'users and repositories: no newer copy found' : 'users and repositories restored')
@@ -130,35 +131,41 @@ async function recoverAlone(
   }
 }
 
-function sortShards({ view, statuses }: RecoveryDeps): { readable: ShardId[]; away: ShardId[] } {
-  const states = new Map(statuses.flatMap(({ shards }) => shards).map(({ id, state }) => [id, state]))
+function sortShards({ view, statuses }: RecoveryDeps) {
+  const found = new Map(statuses.flatMap(({ shards }) => shards).map(shard => [shard.id, shard]))
   const ids = view.current().map.shards.map(({ id }) => id)
-  const isReadable = (id: ShardId): boolean => states.has(id) && states.get(id) !== 'failed'
-  return { readable: ids.filter(isReadable), away: ids.filter(id => !isReadable(id)) }
+  const isReadable = (id: ShardId): boolean => found.has(id) && found.get(id)?.state !== 'failed'
+  return {
+    readable: ids.filter(isReadable),
+    away: ids.filter(id => !isReadable(id)),
+    recovering: ids.filter(id => isReadable(id) && found.get(id)?.recovering === true),
+  }
 }
 
 /**
  * A majority of owners has each acknowledged reference: with as many owners as tell the newest one, none is missed. While a partition gets
- * other owners, that takes as many of the old ones too: the new ones may not have been told yet.
+ * other owners, that takes as many of the old ones too: the new ones may not have been told yet. A shard whose disk is new, and not yet
+ * known to have all that the one before had, does not count.
  */
 export function checkCoverage(
   { view }: Pick<RecoveryDeps, 'view'>,
-  readable: readonly ShardId[],
-  away: readonly ShardId[],
+  complete: readonly ShardId[],
+  { away, recovering }: { readonly away: readonly ShardId[]; readonly recovering: readonly ShardId[] },
   force: boolean,
 ): void {
   if (force) return
   const current = view.current()
-  const there = new Set(readable)
+  const there = new Set(complete)
   const enough = (owners: readonly ShardId[], replicas: number): boolean =>
     owners.filter(owner => there.has(owner)).length >= Math.min(referenceReadQuorum(replicas), owners.length)
   const [now, before] = [current.map.replicas, replicasBefore(current.map)]
   for (let partition = 0; partition < partitionCount; partition++) {
     if (enough(current.owners(partition), now) && enough(current.previousOwners(partition) ?? [], before)) continue
+    const news = recovering.length === 0 ? '' : ` or have a new disk that is not filled yet (${recovering.join(', ')})`
     throw new HoldfastError(
       'REPLICAS_UNREACHABLE',
-      `too many shards are away (${away.join(', ')}): acknowledged writes would be missing; bring them back, or use --force`,
-      { away },
+      `too many shards are away (${away.join(', ')})${news}: acknowledged writes would be missing; bring them back, or use --force`,
+      { away, recovering },
     )
   }
 }

@@ -7,6 +7,8 @@
  *     all partitions every 10 min ┐
  *     a shard came back           ├─▶ pending ──summaries of 512 at a time──▶ suspects ──names, database──▶ repair queue
  *     a shard has another disk    ┘
+ *
+ * A shard whose disk is new learns from here when it has all that it should (recovering-shards.ts).
  */
 import type { Logger } from 'pino'
 import { atMost } from '../../shared/at-most.ts'
@@ -27,7 +29,8 @@ import {
   type ShardSummary,
   type Suspicion,
 } from './compare-sets.ts'
-import type { PrimaryTask, Term } from './primary.ts'
+import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
+import { ownersSoFar, RecoveringShards } from './recovering-shards.ts'
 import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
 
 /** Partitions compared by one question to each shard. */
@@ -44,6 +47,9 @@ const settledMs = 10_000
 /** More waiting repairs than this: they go first. */
 const queuedMax = 20_000
 const retryMs = 30_000
+/** Partitions of a new disk that are not whole yet are compared again so soon at first, and ever later. */
+const recoveryMsMin = 1_000
+const recoveryMsMax = 60_000
 
 type NewRepair = Omit<RepairEntry, 'id' | 'attempts'>
 
@@ -73,6 +79,9 @@ export class AntiEntropy implements PrimaryTask {
   #nextRoundAt = -Infinity
   readonly #away = new Set<ShardId>()
   readonly #disks = new Map<ShardId, string>()
+  readonly #recovering = new RecoveringShards()
+  #nextRecoveryAt = -Infinity
+  #recoveryPauseMs = recoveryMsMin
   /** Partitions to be looked at again, and when: something in them was too young to judge. */
   readonly #later = new Map<number, number>()
   /** Rounds over all partitions that were begun, partitions compared, those that differed, and repairs queued for them. */
@@ -94,6 +103,7 @@ export class AntiEntropy implements PrimaryTask {
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
     this.#notice(term)
+    await this.#tellWhole(term)
     this.waiting = await this.#deps.metadata.countRepairs()
     if (this.partitionsLeft === 0 || this.waiting > queuedMax) return 'idle'
     if (this.#suspects.length > 0)
@@ -122,6 +132,7 @@ export class AntiEntropy implements PrimaryTask {
       this.#later.delete(partition)
       this.#pending.add(partition)
     }
+    this.#noticeRecovering()
     const changed = new Set(map.shards.map(({ id }) => id).filter(id => this.#hasChanged(id)))
     if (changed.size === 0) return
     log.info({ shards: [...changed] }, 'shards are back or new: comparing what they hold')
@@ -136,7 +147,30 @@ export class AntiEntropy implements PrimaryTask {
     }
   }
 
+  #noticeRecovering(): void {
+    const { view, health, now } = this.#deps
+    const hasNew = this.#recovering.notice(view.current(), shard => health.shardStatus(shard))
+    if (hasNew) this.#recoveryPauseMs = recoveryMsMin
+    if (!hasNew && (this.partitionsLeft > 0 || now() < this.#nextRecoveryAt)) return
+    for (const partition of this.#recovering.partitions) this.#pending.add(partition)
+    this.#nextRecoveryAt = now() + this.#recoveryPauseMs
+    this.#recoveryPauseMs = Math.min(2 * this.#recoveryPauseMs, recoveryMsMax)
+  }
+
+  async #tellWhole({ token, signal }: Term): Promise<void> {
+    for (const { shard, disk } of this.#recovering.whole()) {
+      const options = { fence: `${primaryRole}:${token}`, signal }
+      try {
+        await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.recovered(shard), { disk }, options)
+      } catch (error) {
+        signal.throwIfAborted()
+        this.#unanswered(shard, error)
+      }
+    }
+  }
+
   #forget(): void {
+    this.#recovering.forget()
     this.#suspects = []
     this.#pending.clear()
     this.#later.clear()
@@ -169,10 +203,14 @@ export class AntiEntropy implements PrimaryTask {
     const answers = await this.#ask({ from, count: blockSize }, signal)
     for (let partition = from; partition < from + blockSize; partition++) {
       if (!this.#pending.delete(partition)) continue
+      const owners = ownersSoFar(view, partition)
+      const suspicion = suspect(partition, owners, answers)
+      if (!suspicion.references && owners.every(owner => answers.has(owner))) {
+        this.#recovering.foundWhole(partition, owners)
+      }
       // Its copies are on their way to new owners: the task `rebalance` compares them itself.
       if (view.previousOwners(partition) !== undefined) continue
       this.compared += 1
-      const suspicion = suspect(partition, view.owners(partition), answers)
       if (!suspicion.blobs && !suspicion.references) continue
       this.differing += 1
       this.#suspects.push({ partition, ...suspicion })

@@ -19,6 +19,8 @@ export interface MoveDeps {
   readonly clients: Pick<NodeClients, 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly view: () => PlacementView
+  /** Its disk is new and not yet known to have all that the one before had. */
+  readonly isRecovering: (shard: ShardId) => boolean
   /** `primary:17` */
   readonly fence: string
   /** Aborts when the run has ended; read before each step. */

@@ -11,13 +11,15 @@ import { atMost } from '../../shared/at-most.ts'
 import { encodeClusterMap, replicasBefore, type ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
-import { planChanges, type TopologyChange } from '../../shared/placement/changes.ts'
+import type { TopologyChange } from '../../shared/placement/changes.ts'
 import { abortTransition, refuseOlderWrites, settlePartitions } from '../../shared/placement/transition.ts'
 import { wirePath } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
+import { planApart } from '../topology/plan-apart.ts'
 import { BlockSummaries } from './block-summaries.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Job, JobContext } from './job.ts'
@@ -51,6 +53,7 @@ const publishTriesMax = 8
 export interface RebalanceDeps {
   readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'> & UnnamedDeps['metadata']
   readonly view: Pick<ClusterView, 'current' | 'replace'>
+  readonly health: Pick<HealthTable, 'shardStatus'>
   readonly clients: Pick<NodeClients, 'get' | 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   /** Monotonic, ms. */
@@ -113,6 +116,7 @@ class Rebalance {
       clients: deps.clients,
       references: deps.references,
       view: () => deps.view.current(),
+      isRecovering: shard => deps.health.shardStatus(shard)?.recovering === true,
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
       unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),
@@ -162,7 +166,7 @@ class Rebalance {
         this.#at = { ...this.#at, wanted: next.checksum }
         await this.#context.save(this.#at)
       }
-      const map = await this.#publish(newest => {
+      const map = await this.#publish(async newest => {
         // By its checksum also where nothing moves, so that the map has no previous owners.
         if (newest.previous?.since === epoch + 1 || newest.checksum === this.#at.wanted) return newest
         if (newest.epoch !== epoch) {
@@ -172,7 +176,7 @@ class Rebalance {
           })
         }
         if (abort) return abortTransition(newest)
-        const { next, problems } = planChanges(newest, changes)
+        const { next, problems } = await planApart(newest, changes)
         if (problems.length > 0 && !force)
           throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
         return next
@@ -327,7 +331,7 @@ class Rebalance {
 
   /** Compare-and-set on the newest map, fenced; `change` may return it as it is, and `prepare` runs before each attempt otherwise. */
   async #publish(
-    change: (map: ClusterMap) => ClusterMap,
+    change: (map: ClusterMap) => ClusterMap | Promise<ClusterMap>,
     prepare: (map: ClusterMap, next: ClusterMap) => Promise<void> = () => Promise.resolve(),
   ): Promise<ClusterMap> {
     const { metadata, view } = this.#deps
@@ -335,7 +339,7 @@ class Rebalance {
       this.#check()
       const map = await metadata.loadClusterMap()
       if (map === undefined) throw new HoldfastError('NOT_FOUND', 'there is no cluster map yet')
-      const next = change(map)
+      const next = await change(map)
       if (next !== map) await prepare(map, next)
       if (next === map || (await metadata.publishClusterMap(next, this.#context.term.token))) {
         view.replace(next)

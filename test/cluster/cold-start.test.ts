@@ -4,6 +4,7 @@ import t from 'tap'
 import { openIdentity } from '../../proxy/identity/sealed-identity.ts'
 import { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
+import { waitUntilWhole } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { figure } from '../support/figures.ts'
 import { seededRandom } from '../support/random.ts'
@@ -45,6 +46,7 @@ t.test(
     const sealed = (await readFile(file)).toString('latin1')
     t.notMatch(sealed, /admin|argon2|scrypt/, 'nothing can be read in it')
 
+    await waitUntilWhole(cluster)
     await proxy!.process.kill()
     await cluster.postgres.stop()
     await cluster.redis.stop()

@@ -2,6 +2,7 @@ import t from 'tap'
 import { atMost } from '../../shared/at-most.ts'
 import type { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
+import { waitUntilWhole } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { encodeArtifactPath } from '../../proxy/http/artifact-path.ts'
 
@@ -95,6 +96,7 @@ t.test('I15, I16: without PostgreSQL folders are listed as with it, by a proxy t
   const html = (await admin.request('GET', 'raw/odd/')).body.toString()
 
   await cluster.proxies[0]!.process.kill()
+  await waitUntilWhole(cluster)
   await cluster.postgres.stop()
   await cluster.redis.stop()
   await cluster.proxies[0]!.process.start()

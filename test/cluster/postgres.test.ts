@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import type { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
-import { waitForFullCopies } from '../support/copies.ts'
+import { waitForFullCopies, waitUntilWhole } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
@@ -81,6 +81,7 @@ t.test(
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 2 })
+    await waitUntilWhole(cluster)
     const clients = [0, 1].map(proxy => cluster.client({ proxy }))
     for (const [name, begin, end] of outages) {
       await t.test(`PostgreSQL ${name}`, async t => {
@@ -105,6 +106,7 @@ t.test(
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 2 })
+    await waitUntilWhole(cluster)
     const history = new History()
     const clients = [0, 1].map(proxy => cluster.client({ proxy, history }))
     const load = new Load(t, { random, clients, smallPaths: 200 })

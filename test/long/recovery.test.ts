@@ -6,6 +6,7 @@ import { metadata } from '../../cli/metadata.ts'
 import { openIdentity } from '../../proxy/identity/sealed-identity.ts'
 import type { Client } from '../support/client.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
+import { waitUntilWhole } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { figure } from '../support/figures.ts'
 import { seededRandom, type Random } from '../support/random.ts'
@@ -109,6 +110,7 @@ async function identityVersion({ postgres: { url } }: Cluster): Promise<unknown>
 async function start(t: Test) {
   const cluster = await startCluster(t, { proxies: 2, shardsPerNode: 1 })
   const clients = [0, 1].map(proxy => cluster.client({ proxy }))
+  await waitUntilWhole(cluster)
   t.equal(await createRepository(clients[0]!, { name: 'open', anonymousRead: true }), 201)
   return { cluster, clients, random: seededRandom(t), known: new Map<string, string | null>() }
 }

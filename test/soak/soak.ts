@@ -15,7 +15,7 @@ import type { BackupSummary } from '../../proxy/backup/types.ts'
 import type { Client } from '../support/client.ts'
 import { findClocks } from '../support/clock.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
-import { waitForFullCopies } from '../support/copies.ts'
+import { waitForFullCopies, waitUntilWhole } from '../support/copies.ts'
 import { mountSmallDisk, noMounts, noTracing } from '../support/disks.ts'
 import { eventually } from '../support/eventually.ts'
 import { figure } from '../support/figures.ts'
@@ -47,6 +47,7 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
   const history = new History()
   const clients = proxies.map(proxy => cluster.client({ proxy, history, timeoutMs: 30_000 }))
   const askers = proxies.map(proxy => cluster.client({ proxy }))
+  await waitUntilWhole(cluster)
   await run(cluster, repo, 'set', 'raw', '--trash-days', '0') // what is deleted shall be garbage
   // Dice of its own: how often the load throws depends on time.
   const load = new Load(t, { random: new Random(random.seed + 1), clients, concurrency: 6, transferPercent: 6 })
@@ -111,6 +112,7 @@ async function startWorld(t: Test, random: Random): Promise<World> {
     proxies: proxies.length,
     nodesPerZone: 2,
     shardsPerNode: 1,
+    nodeFlags: ['--trash-hold-ms', '120000'],
     chaos: true,
     redis: true,
     proxyFlags,

@@ -125,7 +125,7 @@ t.test('I14: while owners change, enough of the old and of the new ones must ans
   const before = buildClusterMap(topologyOf({ a: 1, b: 1, c: 1 }))
   const moving = beginTransition(before, topologyOf({ a: 0, b: 0, c: 0, d: 1, e: 1, f: 1 }))
   const check = (map: typeof before, readable: string, force = false): void =>
-    checkCoverage({ view: new ClusterView(map) }, [...readable].map(id => parseShardId(id)!), [], force) // prettier-ignore
+    checkCoverage({ view: new ClusterView(map) }, [...readable].map(id => parseShardId(id)!), { away: [], recovering: [] }, force) // prettier-ignore
   check(before, 'ab')
   t.throws(() => check(before, 'a'), { code: 'REPLICAS_UNREACHABLE' })
   check(moving, 'abde')

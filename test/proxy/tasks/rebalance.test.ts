@@ -170,7 +170,9 @@ t.test(
       const late = await write(world, `late/${random.int(1, 1_000_000)}`, 500)
       written.push(late)
     }
-    const { takeovers, lines } = await carryOut(world, params, () => random.next() < 0.05, check)
+    let steps = random.int(1, 12)
+    const dies = (): boolean => --steps === 0 || random.next() < 0.05
+    const { takeovers, lines } = await carryOut(world, params, dies, check)
     t.comment(`${takeovers} takeovers`, ...lines)
     t.ok(takeovers > 0, 'somebody died on the way')
     t.equal(world.newest.previous, undefined)
@@ -349,7 +351,7 @@ t.test('who is waited for is named, and counted', async t => {
   const [move] = movesOf(view.map)
   const asked = (...shards: readonly string[]) =>
     movePartition(
-      { view: () => view } as unknown as Parameters<typeof movePartition>[0],
+      { view: () => view, isRecovering: () => false } as unknown as Parameters<typeof movePartition>[0],
       move!.partition,
       new Map(shards.map(shard => [shard as ShardId, new Map()])),
     )
