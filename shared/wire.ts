@@ -251,9 +251,11 @@ export interface Entry {
   readonly key: string
   /** Of a reference. */
   readonly version?: number
-  /** Of a blob, and when it was written, ms. */
+  /** Of a blob, and when it was written, ms: by the clock of whoever wrote the record. */
   readonly bytes?: number
   readonly time?: number
+  /** Of a blob: for how long, at least, the shard has had it, in ms by the node's monotonic clock. Nodes of older releases do not tell. */
+  readonly heldMs?: number
 }
 
 /** POST /v1/versions: the newest version this shard has of each path. */
@@ -299,7 +301,12 @@ export interface FolderReference {
 
 /** GET /v1/losses/<shard>?after=…&limit=…: copies that were found corrupt or missing on this shard, and are not back. */
 export interface LossListing {
-  readonly losses: readonly (BlobKey & { readonly time: number; readonly why: string })[]
+  readonly losses: readonly (BlobKey & {
+    readonly time: number
+    readonly why: string
+    /** For how long, at least, it has been on the list, in ms by the node's monotonic clock. Nodes of older releases do not tell. */
+    readonly heldMs?: number
+  })[]
   /** Pass as `after` for the next page; absent on the last one. */
   readonly next?: string
 }

@@ -65,7 +65,11 @@ export async function forgetReference(shard: Shard, indexKey: string, value: Buf
 export async function listLosses(shard: Shard, page: Page): Promise<LossListing> {
   const prefix = 'l/'
   const entries = await listEntries(shard, { prefix }, page)
-  const losses = entries.map(([key, value]) => ({ ...parseBlobName(key.slice(2)), ...decodeLoss(value) }))
+  const now = shard.clock.monotonic()
+  const losses = entries.map(([key, value]) => {
+    const heldMs = Math.floor(shard.entryAges.age(key, now))
+    return { ...parseBlobName(key.slice(2)), ...decodeLoss(value), heldMs }
+  })
   return { losses, ...nextPage(entries, page, prefix) }
 }
 
@@ -113,7 +117,7 @@ export async function listUnconfirmed(shard: Shard, olderThanMs: number, page: P
   const entries = await listEntries(shard, { prefix, before: `${prefix}${timeText(now - olderThanMs)}/` }, page)
   const blobs: UnconfirmedAnswer['blobs'][number][] = []
   for (const [key] of entries) {
-    const heldMs = shard.unconfirmed.age(key, monotonicNow)
+    const heldMs = shard.entryAges.age(key, monotonicNow)
     if (heldMs < olderThanMs) continue
     const [time = '', partition = '', file = ''] = key.slice(prefix.length).split('/')
     const name = `${partition}/${file}`

@@ -15,8 +15,10 @@ import type { ShardConfig, StorageNodeLimits } from './config.ts'
 import { CorruptCopies } from './corrupt-copies.ts'
 import { crashPoint } from './crash-point.ts'
 import { DiskUse } from './disk-use.ts'
+import { EntryAges } from './entry-ages.ts'
 import { type BlobLocation, blobKey, decodeBlobLocation, lossKey, type NewestReference, ShardIndex } from './index.ts'
 import { KeyLock } from './key-lock.ts'
+import { LogMarks } from './log-marks.ts'
 import { isFull, type LogPosition, type NewRecord, newRecord, segmentPath, ShardLog } from './log.ts'
 import type { LoggedRecord } from './log-segment.ts'
 import { OpenFiles } from './open-files.ts'
@@ -27,7 +29,6 @@ import { ShardIdentity } from './shard-identity.ts'
 import type { ShardFormat, ShardMarker } from './shard-marker.ts'
 import { errnoOf, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
-import { UnconfirmedAges } from './unconfirmed-ages.ts'
 
 export interface Clock {
   /** Wall clock, ms. May jump. */
@@ -64,7 +65,8 @@ export class Shard {
   /** Copies that were found corrupt or missing, and are not back. */
   lossCount = 0
   readonly summaries = new Summaries()
-  readonly unconfirmed = new UnconfirmedAges()
+  readonly entryAges = new EntryAges()
+  readonly logMarks = new LogMarks()
   /** Folders that are being listed. */
   walkCount = 0
   /** Damaged records met in the log and corrupt copies met by reads, since the start. */
@@ -451,7 +453,9 @@ export class Shard {
     this.openedCount += 1
     this.#index = await this.#openIndex()
     const replayed = await replayLog({ fs, files: this.files, index: this.#index, log })
-    this.unconfirmed.begin(this.clock.monotonic())
+    this.entryAges.begin(this.clock.monotonic())
+    const { segment, resume } = replayed
+    this.logMarks.begin({ segment, offset: resume?.offset ?? Infinity }, this.clock.monotonic())
     this.#newest = await this.#index.newest()
     this.damagedCount += replayed.damagedCount
     this.lossCount = await this.#index.countLosses()
@@ -504,7 +508,8 @@ export class Shard {
     )
     this.#changeCount += 1
     this.summaries.changed(changes)
-    this.unconfirmed.changed(changes, this.clock.monotonic())
+    this.entryAges.changed(changes, this.clock.monotonic())
+    this.logMarks.reached(end, this.clock.monotonic())
     this.use.applied(uses)
     this.lossCount += lossDelta
     this.#newest = newest ?? this.#newest

@@ -107,7 +107,12 @@ export async function listNames(
   const prefix = `${prefixOf(kind)}${partitionName(partition)}/`
   const start = after === undefined ? {} : { after: prefix + after }
   const found = await shard.lookUp(index => index.list({ prefix, ...start, limit }))
-  const entries = found.map(([key, value]) => entryOf(kind, key.slice(prefix.length), value))
+  const now = shard.clock.monotonic()
+  const entries = found.map(([key, value]) => {
+    const entry = entryOf(kind, key.slice(prefix.length), value)
+    const location = kind === 'blobs' ? decodeBlobLocation(value) : undefined
+    return location === undefined ? entry : { ...entry, heldMs: shard.logMarks.heldMs(location, now) }
+  })
   const last = entries.at(-1)
   return { entries, ...(last === undefined || found.length < limit ? {} : { next: last.key }) }
 }

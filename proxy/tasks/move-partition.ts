@@ -19,6 +19,7 @@ import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
 import { moveReferences } from './move-references.ts'
 import { batchesOf, commandLimitMs, type Names, namesInStep, touchAll } from './shard-contents.ts'
+import { stayOf } from './unnamed-blobs.ts'
 
 const bytesPerRequest = 16 * 1024 * 1024
 const dropsPerRequest = 1_000
@@ -117,7 +118,10 @@ async function withoutUnwanted(
 ): Promise<ReadonlyMap<string, Entry>> {
   const wanted = new Map(from.flatMap(shard => [...(held.get(shard) ?? [])]))
   const lacking = [...wanted].filter(([key]) => to.some(shard => held.get(shard)?.has(key) !== true))
-  const copies = lacking.map(([key, entry]) => ({ key, ...blobOf(partition, key, entry), time: entry.time ?? 0 }))
+  const copies = lacking.map(([key, entry]) => {
+    const told = [...held.values()].flatMap(names => names.get(key) ?? [])
+    return { key, ...blobOf(partition, key, entry), ...stayOf(told) }
+  })
   const { unnamed, purging } = await deps.unwanted(copies)
   for (const { key } of [...unnamed, ...purging]) wanted.delete(key)
   for (const [shard, names] of held) {

@@ -12,7 +12,7 @@ import type { ClusterView } from '../routing/cluster-view.ts'
 import { suspect, type ShardSummary } from './compare-sets.ts'
 import type { Term } from './primary.ts'
 import { entriesOf, summariesOf, type ContentsDeps } from './shard-contents.ts'
-import { type Copy, type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
+import { type Copy, stayOf, type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
 
 const askedAtOnce = 16
 const chunkSize = 500
@@ -64,10 +64,12 @@ async function sweepPartition(
   await atMost(askedAtOnce, asked, async shard => {
     const entries = (await unlessAway(entriesOf(deps, shard, partition, 'blobs', term.signal))) ?? []
     held.set(shard, new Set(entries.map(({ key }) => key)))
-    for (const { key, bytes = 0, time = 0 } of entries) {
+    for (const entry of entries) {
+      const { key, bytes = 0 } = entry
       const [digest, generation] = [parseDigest(key.slice(0, 64)), parseGeneration(key.slice(65))]
       if (digest === undefined || generation === undefined) continue
-      found.set(key, { digest, generation, partition, bytes, time: Math.min(time, found.get(key)?.time ?? time) })
+      const stay = stayOf([entry, found.get(key) ?? entry])
+      found.set(key, { digest, generation, partition, bytes, ...stay })
     }
   })
   const swept: DoomedBlob[] = []

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { wirePath } from '../../shared/wire.ts'
+import { type EntryListing, type LossListing, wirePath } from '../../shared/wire.ts'
 import {
   type NodeClient,
   shardA,
@@ -15,9 +15,10 @@ import {
   testReference,
   uploadId,
 } from './fixtures.ts'
+import { blobName } from '../../storage-node/blob-name.ts'
+import { EntryAges } from '../../storage-node/entry-ages.ts'
 import { Leftovers } from '../../storage-node/leftovers.ts'
 import type { Shard } from '../../storage-node/shard.ts'
-import { UnconfirmedAges } from '../../storage-node/unconfirmed-ages.ts'
 import { FaultyFs } from './faulty-fs.ts'
 
 const isLog = (path: string) => path.includes('/a-1/log/')
@@ -286,8 +287,46 @@ t.test('I29: no clock, be it of a proxy or the node, makes an upload in hand loo
   t.same(await abandoned(), [byProxy.digest, young.digest].sort())
 })
 
+t.test('I29: for how long a shard has had a blob, or has missed it, is told by its monotonic clock alone', async t => {
+  const hour = 3_600_000
+  const clock = { wall: Date.now(), passed: 0, now: () => clock.wall, monotonic: () => clock.passed }
+  const { client, node } = await startWithNode(t, {}, clock)
+  const { shard } = node.shards.get(shardA)!
+  const held = async () => {
+    const { json } = await client.call('GET', `${wirePath.entries(shardA, 0x0a3)}?of=blobs`)
+    return new Map((json as unknown as EntryListing).entries.map(({ key, heldMs }) => [key.slice(0, 64), heldMs]))
+  }
+  const missed = async () => {
+    const { json } = await client.call('GET', wirePath.losses(shardA))
+    return (json as unknown as LossListing).losses.map(({ heldMs }) => heldMs)
+  }
+  const [late, early, large] = [testBlob(10), testBlob(0), testBlob(100_000)]
+  await client.appendBlob(shardA, late, clock.wall - 48 * hour)
+  clock.wall += 48 * hour
+  await client.put(shardA, large)
+  clock.wall -= 96 * hour
+  clock.passed = 5_000
+  await client.appendBlob(shardA, early, clock.wall + 96 * hour)
+  clock.passed = 7_000
+  const ages = await held()
+  t.same([late, large, early].map(({ digest }) => ages.get(digest)), [7_000, 7_000, 2_000]) // prettier-ignore
+  // What a reference has named is as old as before.
+  await client.appendReference(shardA, testReference('p', 1, late))
+  t.equal((await held()).get(late.digest), 7_000)
+
+  const name = blobName(late)
+  await shard.quarantine(name, (await shard.locate(name))!, 'a test')
+  clock.wall += 96 * hour
+  clock.passed = 8_000
+  t.same(await missed(), [1_000])
+  await shard.reopen()
+  clock.passed = 8_500
+  t.same(await missed(), [500], 'nobody knows for how long before the start')
+  t.same([...(await held()).values()], [500, 500])
+})
+
 t.test('ages of unconfirmed blobs take bounded memory and are never more than the truth', t => {
-  const ages = new UnconfirmedAges(2)
+  const ages = new EntryAges(2)
   ages.begin(100)
   const put = (key: string, now: number) => ages.changed([{ type: 'put', key, value: Buffer.alloc(0) }], now)
   put('u/1', 110)

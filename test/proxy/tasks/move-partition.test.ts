@@ -38,6 +38,8 @@ class MemoryShards {
   /** `<digest>.<generation>` that no row has. */
   readonly unnamed = new Set<string>()
   readonly purging = new Set<string>()
+  /** Of what is on each shard. */
+  readonly heldMs = new Map<ShardId, number>()
   readonly counts = { entries: 0, names: 0, pages: 0, singles: 0, pulled: 0, judged: 0 }
   onTransfer: (request: TransferRequest) => void = () => {}
   /** So many are answered, and nothing is there afterwards. */
@@ -79,7 +81,7 @@ class MemoryShards {
     this.counts.names += page.length
     const entries = page.map(key =>
       isBlobs
-        ? { key, bytes: this.blobsOf(shard).get(key) ?? 0, time: 0 }
+        ? { key, bytes: this.blobsOf(shard).get(key) ?? 0, time: 0, heldMs: this.heldMs.get(shard) ?? 0 }
         : { key, version: this.referencesOf(shard).get(key)?.version ?? 0 },
     )
     return { entries, ...next }
@@ -249,6 +251,25 @@ t.test('I36: what nothing names is dropped where it is seen, and what is being p
     'for the collector to drop',
   )
   t.equal(shards.counts.judged, 3 + 1, 'PostgreSQL is not asked for what need not be copied')
+})
+
+t.test('I29: how old a copy is says the shard that has had it longest, new owners among them', async t => {
+  const { shards, deps, partition, from, to, added } = moving()
+  const lacking = to.find(shard => shard !== added)!
+  for (const shard of [...from, added]) if (shard !== lacking) shards.blobsOf(shard).set(blobKeyAt(0), 10)
+  for (const [index, shard] of [...from, added].entries()) shards.heldMs.set(shard, 5 + index)
+  const told: (number | undefined)[] = []
+  const unwanted: MoveDeps['unwanted'] = async copies => {
+    told.push(...copies.map(({ heldMs }) => heldMs))
+    return Promise.resolve(shards.judge(copies))
+  }
+  const summary = new Map([
+    [partition, { partition, blobs: { count: 1, hash: '1' }, references: { count: 0, hash: '' } }],
+  ])
+  const summaries = new Map<ShardId, ShardSummary>([...from, added].map(shard => [shard, summary]))
+  t.equal(await movePartition({ ...deps, unwanted }, partition, summaries), undefined)
+  t.same(told, [5 + from.length])
+  t.ok(shards.blobsOf(lacking).has(blobKeyAt(0)))
 })
 
 t.test('I20: references come in pages, deletes among them, each in its newest version', async t => {
