@@ -14,6 +14,8 @@ export const callTimeoutMs = 1_900
 /** A read that waits can be answered from references on the shards instead. */
 const readTimeoutMs = 1_000
 const connectTimeoutMs = 1_000
+/** For a transaction that is done once more. */
+const againMs = 1_000
 /** A server that was silent for so long is asked whether it is there; it has `readTimeoutMs` to answer. */
 const heartbeatMs = 300
 /** After its last answer to anybody, a server that stands still is known to be away within this time. */
@@ -134,15 +136,36 @@ export class Database implements Queryable {
     }
   }
 
-  /** Commits what `work` did, or rolls back when it throws. All of it has to fit into the time of one call. */
+  /**
+   * Commits what `work` did, or rolls back when it throws. All of it has to fit into the time of one call. `work` is done once more, on
+   * another connection, where the server closed this one before it was asked to commit: it does so when a starved process leaves it waiting
+   * in the middle of a transaction (`idleInTransactionMs`), and nothing has happened then.
+   */
   async transaction<T>(work: (transaction: Queryable) => Promise<T>): Promise<T> {
-    return this.#withSession(callTimeoutMs, async (session, remainingMs) => {
-      await session.query(begin, [], remainingMs())
+    const lost = { beforeCommit: false }
+    try {
+      return await this.#transaction(work, callTimeoutMs, lost)
+    } catch (error) {
+      if (!lost.beforeCommit || !this.#circuit.up) throw error
+      return this.#transaction(work, againMs, lost)
+    }
+  }
+
+  async #transaction<T>(
+    work: (transaction: Queryable) => Promise<T>,
+    timeoutMs: number,
+    lost: { beforeCommit: boolean },
+  ): Promise<T> {
+    return this.#withSession(timeoutMs, async (session, remainingMs) => {
+      let isCommitting = false
       try {
+        await session.query(begin, [], remainingMs())
         const result = await work({ query: (sql, values = []) => session.query(sql, values, remainingMs()) })
+        isCommitting = true
         await session.query(commit, [], remainingMs())
         return result
       } catch (error) {
+        lost.beforeCommit = session.broken && !isCommitting && !isNoAnswer(error)
         if (!session.broken) await session.query(rollback, [], remainingMs())
         throw error
       }

@@ -3,12 +3,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
 import { pino } from 'pino'
 import t from 'tap'
+import { Database } from '../../../proxy/metadata/database.ts'
 import { Pool } from '../../../proxy/metadata/pool.ts'
 import { Session } from '../../../proxy/metadata/session.ts'
-import { statement } from '../../../proxy/metadata/statement.ts'
+import { type Queryable, statement } from '../../../proxy/metadata/statement.ts'
 import { parseServers } from '../../../proxy/postgres-servers.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
+import { silent } from '../artifacts/fixtures.ts'
 import { open } from './fixtures.ts'
 
 const server = await startTestPostgres(t)
@@ -66,4 +68,33 @@ t.test('what PostgreSQL quotes of a row is nowhere in an error', async t => {
   log.error({ err: error, cause: (error as Error).cause }, 'refused')
   t.match(logged, /users|not-null/)
   for (const shown of [logged, inspect(error, { depth: 10, showHidden: true })]) t.notMatch(shown, /verysecret/)
+})
+
+t.test('a transaction that was left waiting until the server gave it up is done once more, and once', async t => {
+  const database = new Database(
+    { url, poolSize: 4, commitLanes: 1 },
+    { log: silent, prepare: async () => {}, onDown: () => {} },
+  )
+  t.teardown(() => database.close())
+  await database.start()
+  await database.query(statement('', 'CREATE TABLE done (at integer)'))
+  const insert = statement('', 'INSERT INTO done VALUES (1)')
+  const count = statement<{ count: number }>('', 'SELECT count(*)::int AS count FROM done')
+  let tries = 0
+  await database.transaction(async transaction => {
+    await transaction.query(insert)
+    // As a process without a processor would.
+    if (++tries === 1) for (const until = performance.now() + 1_500; performance.now() < until;);
+    await transaction.query(insert)
+  })
+  t.equal(tries, 2)
+  t.same(await database.query(count), [{ count: 2 }])
+
+  let closed = 0
+  const closes = async (transaction: Queryable): Promise<void> => {
+    closed++
+    await transaction.query(statement('', 'SELECT pg_terminate_backend(pg_backend_pid())'))
+  }
+  await t.rejects(database.transaction(closes), { code: 'METADATA_UNAVAILABLE' })
+  t.ok(closed <= 2, 'not again and again')
 })
