@@ -59,7 +59,7 @@ function statusText(status: ClusterStatus, problems: readonly string[]): string 
         node.state,
         id,
         String(weight),
-        recovering === true ? `${state}, new disk` : state,
+        recovering === true ? `${state}, recovering` : state,
         room,
       ]
     }),

@@ -103,6 +103,6 @@ function shardState(
     bytesTotal,
     bytesFree,
     ...(reason === undefined ? {} : { reason }),
-    ...(recovering === undefined ? {} : { recovering }),
+    ...(recovering === undefined ? {} : { recovering: true }),
   }
 }

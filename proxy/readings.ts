@@ -107,8 +107,11 @@ function cluster(parts: CountedParts): Reading[] {
     },
     shardGauge('dead_bytes', 'Bytes of the log that wait for a compaction', health, shard => shard.deadBytes),
     shardGauge('lost_copies', 'Copies found corrupt or missing, and not back', health, shard => shard.losses),
-    shardGauge('recovering', '1 while the disk is new and not known to have all that it should', health, shard =>
-      shard.recovering === true ? 1 : 0,
+    shardGauge(
+      'recovering',
+      '1 while it is not known to have all that it should: its disk is new, or lost something',
+      health,
+      shard => (shard.recovering === undefined ? 0 : 1),
     ),
     shardGauge('scrub_done_ratio', 'Part of the scrub under way that is done', health, shard => shard.scrub?.done),
     shardGauge('scrub_finished_timestamp_seconds', 'When everything was last read', health, shard =>

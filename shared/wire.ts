@@ -96,8 +96,11 @@ export interface ShardStatus {
   readonly reason?: string
   /** Which disk it is: random, for the life of the disk. A new one in the place of a broken one has another. */
   readonly disk?: string
-  /** The disk was set up empty, and it is not known yet that it has all that its partitions should have. */
-  readonly recovering?: true
+  /**
+   * The disk was set up empty, or has lost a reference, and it is not known yet that it has all that its partitions should have. Another one
+   * for each time that this began.
+   */
+  readonly recovering?: string
   readonly bytesTotal: number
   readonly bytesFree: number
   /** With less than this free it takes no blobs. */

@@ -29,14 +29,14 @@ export interface Page {
 
 /**
  * The newest reference of a path. Rejects with REFERENCE_NOT_FOUND, RECORD_DAMAGED when this copy of it is, or SHARD_RECOVERING: it is
- * not here, but there may have been one on the disk before.
+ * not here, but may have been.
  */
 export async function findReference(shard: Shard, partition: number, key: string): Promise<ReferenceRecord> {
   shard.health.checkReadable()
   const indexKey = referenceKey(partitionName(partition), key)
   const value = await shard.lookUp(index => index.get(indexKey))
   if (value === undefined) {
-    if (shard.identity.recovering) throw isRecovering()
+    if (shard.identity.recovering !== undefined) throw isRecovering()
     throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
   }
   const record = await readReference(shard, value)
@@ -47,7 +47,10 @@ export async function findReference(shard: Shard, partition: number, key: string
 
 /** Nothing follows from what is not on this shard. */
 export function isRecovering(): HoldfastError {
-  return new HoldfastError('SHARD_RECOVERING', 'the disk is new, and may lack what the one before it had')
+  return new HoldfastError(
+    'SHARD_RECOVERING',
+    'the shard may lack what it should have: its disk is new, or lost something',
+  )
 }
 
 /**
@@ -55,6 +58,7 @@ export function isRecovering(): HoldfastError {
  * the index has another one since.
  */
 export async function forgetReference(shard: Shard, indexKey: string, value: Buffer): Promise<boolean> {
+  await shard.lostReference()
   if (!(await shard.forget(indexKey, value))) return false
   shard.damagedCount += 1
   shard.log.error({ key: indexKey }, 'damaged reference record')

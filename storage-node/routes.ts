@@ -276,10 +276,10 @@ async function losses(call: Call): Promise<void> {
 
 async function recovered(call: Call): Promise<void> {
   const { node, request } = call
-  const { disk } = await readJson(request, bodyOf(call, jsonBytesMax))
-  if (typeof disk !== 'string') throw new HoldfastError('BAD_REQUEST', 'disk must name the disk that is meant')
+  const { recovering } = await readJson(request, bodyOf(call, jsonBytesMax))
+  if (typeof recovering !== 'string') throw new HoldfastError('BAD_REQUEST', 'recovering must say what has ended')
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
-  await shardNamed(node, call.parts[0]).shard.recovered(disk)
+  await shardNamed(node, call.parts[0]).shard.recovered(recovering)
   answer(call, {})
 }
 

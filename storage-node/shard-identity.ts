@@ -15,7 +15,7 @@ export class ShardIdentity {
   readonly #changes = new KeyLock()
   #expected: ShardMarker | undefined
   #disk: string | undefined
-  #recovering = false
+  #recovering: string | undefined
 
   constructor(fs: StoreFs, folder: string) {
     this.#fs = fs
@@ -27,8 +27,11 @@ export class ShardIdentity {
     return this.#disk
   }
 
-  /** The disk was set up empty, and nobody has found yet that it has all that its partitions should have. */
-  get recovering(): boolean {
+  /**
+   * The disk was set up empty, or has lost a reference, and nobody has found yet that it has all that its partitions should have. Another
+   * one for each time that this began.
+   */
+  get recovering(): string | undefined {
     return this.#recovering
   }
 
@@ -44,13 +47,13 @@ export class ShardIdentity {
     const found = await readMarker(fs, folder)
     const entries = found === undefined ? (await fs.list(folder)).filter(name => !emptyDiskEntries.includes(name)) : []
     if (found === undefined && mayCreate && entries.length === 0) {
-      this.#recovering = true
-      this.#disk = await this.#name({ ...expected, recovering: true })
+      this.#recovering = randomName()
+      this.#disk = await this.#name({ ...expected, recovering: this.#recovering })
       return
     }
     const problem = markerProblem(found, expected)
     if (problem !== undefined) throw new HoldfastError('SHARD_FAILED', problem, { folder })
-    this.#recovering = found?.recovering === true
+    this.#recovering = found?.recovering
     // Markers of the first release name no disk, and one that cannot be written to stays without.
     this.#disk = found?.disk ?? (await this.#name(found ?? expected).catch(() => undefined))
   }
@@ -70,11 +73,17 @@ export class ShardIdentity {
     return this.#change(found => (found.format >= format ? found : { ...found, format }))
   }
 
-  /** Notes durably that nothing is missing any more. CONFLICT: it is about another disk. Rejects as `raiseFormat`. */
-  async recovered(disk: string): Promise<void> {
-    if (disk !== this.#disk) throw new HoldfastError('CONFLICT', 'this is another disk', { disk: this.#disk ?? '' })
+  /** From this call on something may be missing; resolves when that is noted durably. Rejects as `raiseFormat`. */
+  lostSomething(): Promise<void> {
+    const recovering = (this.#recovering = randomName())
+    return this.#change(found => ({ ...found, recovering }))
+  }
+
+  /** Notes durably that nothing is missing any more. CONFLICT: something was lost since. Rejects as `raiseFormat`. */
+  async recovered(recovering: string): Promise<void> {
+    if (recovering !== this.#recovering) throw new HoldfastError('CONFLICT', 'something was lost since')
     await this.#change(({ recovering: _, ...found }) => found)
-    this.#recovering = false
+    if (recovering === this.#recovering) this.#recovering = undefined
   }
 
   #change(change: (found: ShardMarker) => ShardMarker): Promise<void> {
@@ -88,8 +97,12 @@ export class ShardIdentity {
   }
 
   async #name(marker: ShardMarker): Promise<string> {
-    const disk = randomBytes(8).toString('hex')
+    const disk = randomName()
     await writeMarker(this.#fs, this.#folder, { ...marker, disk })
     return disk
   }
+}
+
+function randomName(): string {
+  return randomBytes(8).toString('hex')
 }

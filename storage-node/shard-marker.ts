@@ -21,8 +21,8 @@ export interface ShardMarker {
   readonly shard: string
   /** Random, given when the disk was set up: tells a new disk from the one it replaces. */
   readonly disk?: string
-  /** It was set up empty, and may still lack what its partitions had before. */
-  readonly recovering?: true
+  /** It was set up empty, or has lost a reference, and may lack what it should have; random, for each time that this began. */
+  readonly recovering?: string
 }
 
 const markerName = 'holdfast.json'
@@ -45,7 +45,7 @@ export async function readMarker(fs: StoreFs, folder: string): Promise<ShardMark
       typeof shard === 'string'
     ) {
       const known = { format, clusterId, node, shard, ...(typeof disk === 'string' ? { disk } : {}) }
-      return recovering === true ? { ...known, recovering } : known
+      return typeof recovering === 'string' ? { ...known, recovering } : known
     }
   } catch (cause) {
     throw new HoldfastError('SHARD_FAILED', 'marker file is damaged', { folder }, { cause })

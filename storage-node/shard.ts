@@ -134,7 +134,7 @@ export class Shard {
       state,
       ...(reason === undefined ? {} : { reason }),
       ...(disk === undefined ? {} : { disk }),
-      ...(recovering ? { recovering } : {}),
+      ...(recovering === undefined ? {} : { recovering }),
       bytesTotal,
       bytesFree,
       bytesFreeMin,
@@ -254,10 +254,18 @@ export class Shard {
     return this.#changeMarker(() => this.identity.raiseFormat(format))
   }
 
-  /** Notes, durably, that this disk has all that its partitions should have. Rejects with CONFLICT (another disk), or like `append`. */
-  async recovered(disk: string): Promise<void> {
-    if (!this.identity.recovering) return
-    await this.#changeMarker(() => this.identity.recovered(disk))
+  /** A reference is gone that was acknowledged: from now on nothing follows from what is not here. */
+  async lostReference(): Promise<void> {
+    // Where it cannot be noted it is known as long as the shard is open.
+    await this.identity.lostSomething().catch((error: unknown) => {
+      this.log.error({ err: error }, 'a loss could not be noted')
+    })
+  }
+
+  /** Notes, durably, that it has all that its partitions should have. Rejects with CONFLICT (it lost something since), or like `append`. */
+  async recovered(recovering: string): Promise<void> {
+    if (this.identity.recovering === undefined) return
+    await this.#changeMarker(() => this.identity.recovered(recovering))
     this.log.info('the shard has all that it should have')
   }
 
@@ -458,6 +466,7 @@ export class Shard {
     this.logMarks.begin({ segment, offset: resume?.offset ?? Infinity }, this.clock.monotonic())
     this.#newest = await this.#index.newest()
     this.damagedCount += replayed.damagedCount
+    if (replayed.damagedCount > 0) await this.lostReference()
     this.lossCount = await this.#index.countLosses()
     const deps = {
       fs,

@@ -53,7 +53,7 @@ const recordsAtOnce = 16
 /** Rejects with SHARD_FAILED, SHARD_RECOVERING, OVERLOADED, RECORD_DAMAGED (ask again: it is forgotten), or the reason of the signal. */
 export async function walkFolder(shard: Shard, request: FolderRequest, signal: AbortSignal): Promise<FolderAnswer> {
   shard.health.checkReadable()
-  if (shard.identity.recovering) throw isRecovering()
+  if (shard.identity.recovering !== undefined) throw isRecovering()
   if (shard.walkCount >= walksAtOnceMax) throw new HoldfastError('OVERLOADED', 'too many folders are being listed')
   shard.walkCount += 1
   try {

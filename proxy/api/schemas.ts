@@ -92,7 +92,7 @@ export const clusterStatus = Type.Object({
           state: Type.String({ description: 'ok, full, read-only, failed, unknown' }),
           reason: Type.Optional(Type.String()),
           recovering: Type.Optional(
-            Type.Boolean({ description: 'The disk is new, and not yet known to have all that it should' }),
+            Type.Boolean({ description: 'Not known to have all that it should: its disk is new, or lost something' }),
           ),
           bytesTotal: Type.Optional(Type.Number()),
           bytesFree: Type.Optional(Type.Number()),

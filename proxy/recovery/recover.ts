@@ -138,7 +138,7 @@ function sortShards({ view, statuses }: RecoveryDeps) {
   return {
     readable: ids.filter(isReadable),
     away: ids.filter(id => !isReadable(id)),
-    recovering: ids.filter(id => isReadable(id) && found.get(id)?.recovering === true),
+    recovering: ids.filter(id => isReadable(id) && found.get(id)?.recovering !== undefined),
   }
 }
 

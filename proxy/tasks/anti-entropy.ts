@@ -8,7 +8,7 @@
  *     a shard came back           ├─▶ pending ──summaries of 512 at a time──▶ suspects ──names, database──▶ repair queue
  *     a shard has another disk    ┘
  *
- * A shard whose disk is new learns from here when it has all that it should (recovering-shards.ts).
+ * A shard whose disk is new, or lost something, learns from here when it has all that it should (recovering-shards.ts).
  */
 import type { Logger } from 'pino'
 import { atMost } from '../../shared/at-most.ts'
@@ -47,7 +47,7 @@ const settledMs = 10_000
 /** More waiting repairs than this: they go first. */
 const queuedMax = 20_000
 const retryMs = 30_000
-/** Partitions of a new disk that are not whole yet are compared again so soon at first, and ever later. */
+/** Partitions of such a shard that are not whole yet are compared again so soon at first, and ever later. */
 const recoveryMsMin = 1_000
 const recoveryMsMax = 60_000
 
@@ -158,10 +158,10 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   async #tellWhole({ token, signal }: Term): Promise<void> {
-    for (const { shard, disk } of this.#recovering.whole()) {
+    for (const { shard, recovering } of this.#recovering.whole()) {
       const options = { fence: `${primaryRole}:${token}`, signal }
       try {
-        await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.recovered(shard), { disk }, options)
+        await this.#deps.clients.ofShard(shard).requestJson('POST', wirePath.recovered(shard), { recovering }, options)
       } catch (error) {
         signal.throwIfAborted()
         this.#unanswered(shard, error)

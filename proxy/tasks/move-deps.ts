@@ -19,7 +19,7 @@ export interface MoveDeps {
   readonly clients: Pick<NodeClients, 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly view: () => PlacementView
-  /** Its disk is new and not yet known to have all that the one before had. */
+  /** Not known to have all that it should. */
   readonly isRecovering: (shard: ShardId) => boolean
   /** `primary:17` */
   readonly fence: string

@@ -116,7 +116,7 @@ class Rebalance {
       clients: deps.clients,
       references: deps.references,
       view: () => deps.view.current(),
-      isRecovering: shard => deps.health.shardStatus(shard)?.recovering === true,
+      isRecovering: shard => deps.health.shardStatus(shard)?.recovering !== undefined,
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
       unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),

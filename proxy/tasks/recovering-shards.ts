@@ -1,6 +1,6 @@
 /**
- * Shards whose disk was set up empty. Such a shard may lack references that its owners before had acknowledged, so its word that a path is
- * absent counts for nothing (I7), until each of its partitions has been compared with all other owners and was found to lack none. Then it
+ * Shards whose disk was set up empty, or lost a reference. Such a shard may lack what was acknowledged, so its word that a path is absent
+ * counts for nothing (I7), until each of its partitions has been compared with all other owners and was found to lack none. Then it
  * is told, and it counts.
  */
 import type { PlacementView } from '../../shared/cluster-map.ts'
@@ -9,7 +9,7 @@ import { partitionCount } from '../../shared/partition.ts'
 import type { ShardStatus } from '../../shared/wire.ts'
 
 interface Recovery {
-  readonly disk: string
+  readonly recovering: string
   /** Not yet found whole. */
   readonly partitions: Set<number>
 }
@@ -28,12 +28,12 @@ export class RecoveringShards {
     if (view.map.epoch !== this.#epoch) this.#adopt(view)
     const fresh = new Map<ShardId, Set<number>>()
     for (const { id } of view.map.shards) {
-      const { disk, recovering } = statusOf(id) ?? {}
-      if (recovering !== true || disk === undefined) this.#shards.delete(id)
-      else if (this.#shards.get(id)?.disk !== disk) {
+      const { recovering } = statusOf(id) ?? {}
+      if (recovering === undefined) this.#shards.delete(id)
+      else if (this.#shards.get(id)?.recovering !== recovering) {
         const partitions = new Set<number>()
         fresh.set(id, partitions)
-        this.#shards.set(id, { disk, partitions })
+        this.#shards.set(id, { recovering, partitions })
       }
     }
     if (fresh.size === 0) return false
@@ -59,9 +59,9 @@ export class RecoveringShards {
   }
 
   /** Those that may be told that they have all. */
-  whole(): readonly { readonly shard: ShardId; readonly disk: string }[] {
-    return [...this.#shards].flatMap(([shard, { disk, partitions }]) =>
-      partitions.size === 0 ? [{ shard, disk }] : [],
+  whole(): readonly { readonly shard: ShardId; readonly recovering: string }[] {
+    return [...this.#shards].flatMap(([shard, { recovering, partitions }]) =>
+      partitions.size === 0 ? [{ shard, recovering }] : [],
     )
   }
 

@@ -18,6 +18,7 @@ import {
 import { partitionOf } from '../../shared/partition.ts'
 import { BlockCrcs, encodeRecord, type ReferenceRecord } from '../../shared/record.ts'
 import {
+  type NodeStatus,
   type AppendAnswer,
   type CommitRequest,
   type UploadAnswer,
@@ -66,6 +67,13 @@ export async function startNode(
     await running.close(0)
   })
   return { ...running, client, folder }
+}
+
+/** The shard, whose disk is new, is told that it has all that it should. */
+export async function recovered(client: NodeClient, shard: ShardId): Promise<void> {
+  const { shards } = (await client.call('GET', wirePath.status)).json as unknown as NodeStatus
+  const recovering = shards.find(({ id }) => id === shard)?.recovering
+  await client.post(wirePath.recovered(shard), { recovering }, { 'holdfast-fence': 'primary:1' })
 }
 
 export interface TestBlob {

@@ -3,7 +3,7 @@ import t from 'tap'
 import { behind } from '../../shared/key-order.ts'
 import { encodeRecord } from '../../shared/record.ts'
 import { type FolderAnswer, wirePath } from '../../shared/wire.ts'
-import { type NodeClient, shardA, shardB, startNode, testBlob, testReference } from './fixtures.ts'
+import { type NodeClient, recovered, shardA, shardB, startNode, testBlob, testReference } from './fixtures.ts'
 
 const blob = testBlob(Buffer.from('bytes'))
 
@@ -30,6 +30,7 @@ t.test(
   'I16: a shard tells the newest reference of each artifact in a folder, and of each folder a live one',
   async t => {
     const { client } = await startNode(t)
+    await recovered(client, shardA)
     t.strictSame(await folder(client, ''), { references: [], undecided: [] })
     await append(client, ['a', 'b', 'f/1', 'f/2/3', 'gone/1', 'gone/2', 'half/1', 'half/2', 'fx', 'f-'], 1)
     await append(client, ['b', 'gone/1', 'gone/2', 'half/1'], 2, 'delete')
@@ -55,6 +56,7 @@ t.test(
 
 t.test('what is no question about a folder is refused', async t => {
   const { client } = await startNode(t)
+  for (const shard of [shardA, shardB]) await recovered(client, shard)
   const good = { folder: 'raw/', start: 'raw/', limit: 1 }
   t.equal((await client.post(wirePath.folder(shardA), good)).status, 200)
   const bad = [
@@ -76,6 +78,7 @@ t.test('what is no question about a folder is refused', async t => {
 
 t.test('an enormous folder comes in pages, each with a bounded part of the work', async t => {
   const { client } = await startNode(t)
+  await recovered(client, shardA)
   const names = Array.from({ length: 6_000 }, (_, index) => `big/${hash('sha256', String(index)).slice(0, 20)}`)
   await append(client, names, 1)
   await append(client, ['a', 'z'], 1)

@@ -9,7 +9,7 @@ import t, { type Test } from 'tap'
 import { encodeClusterMap, sealClusterMap, type ClusterMap } from '../../shared/cluster-map.ts'
 import { parseNodeId, parseShardId, parseZone } from '../../shared/ids.ts'
 import { encodeRecord } from '../../shared/record.ts'
-import { wireAuthorization, wirePath } from '../../shared/wire.ts'
+import { type NodeStatus, type ShardStatus, wireAuthorization, wirePath } from '../../shared/wire.ts'
 import { runStorageNode } from '../../storage-node/main.ts'
 import { nodeFs, type StoreFs } from '../../storage-node/store-fs.ts'
 import {
@@ -27,6 +27,7 @@ import {
   testBlob,
   testReference,
   uploadId,
+  recovered,
 } from './fixtures.ts'
 
 const partitionCount = 4096
@@ -157,6 +158,38 @@ t.test('ranges of blobs in the log and in files', async t => {
   }
 })
 
+t.test('I7: a shard that may lack something says of nothing that it is not there', async t => {
+  const folder = t.testdir()
+  const first = await startNode(t, {}, { folder })
+  const { client } = first
+  const statusOf = async (from = client): Promise<ShardStatus | undefined> =>
+    ((await from.call('GET', wirePath.status)).json as unknown as NodeStatus).shards.find(({ id }) => id === shardA)
+  const absent = `${wirePath.references(shardA, 1)}?key=raw%2Fx`
+  const question = { folder: 'raw/', start: 'raw/', limit: 10 }
+  const fence = { 'holdfast-fence': 'primary:7' }
+  const { recovering = '' } = (await statusOf()) ?? {}
+  t.match(recovering, /^[0-9a-f]{16}$/, 'a new disk')
+  refused(t, await client.call('GET', absent), 503, 'SHARD_RECOVERING')
+  refused(t, await client.post(wirePath.folder(shardA), question), 503, 'SHARD_RECOVERING')
+  const reference = testReference('here', 3, testBlob(10))
+  await client.appendReference(shardA, reference)
+  const present = `${wirePath.references(shardA, reference.partition)}?key=raw%2Fhere`
+  t.same((await client.call('GET', present)).json, reference, 'what it has it tells')
+
+  refused(t, await client.post(wirePath.recovered(shardA), { recovering }), 400, 'BAD_REQUEST')
+  refused(t, await client.post(wirePath.recovered(shardA), {}, fence), 400, 'BAD_REQUEST')
+  refused(t, await client.post(wirePath.recovered(shardA), { recovering: 'another' }, fence), 409, 'CONFLICT')
+  t.equal((await client.post(wirePath.recovered(shardA), { recovering }, fence)).status, 200)
+  t.equal((await client.post(wirePath.recovered(shardA), { recovering }, fence)).status, 200, 'idempotent')
+  refused(t, await client.call('GET', absent), 404, 'REFERENCE_NOT_FOUND')
+  t.equal((await client.post(wirePath.folder(shardA), question)).status, 200)
+  await first.close(0)
+
+  const again = await startNode(t, {}, { folder })
+  t.equal((await statusOf(again.client))?.recovering, undefined, 'for good')
+  refused(t, await again.client.call('GET', absent), 404, 'REFERENCE_NOT_FOUND')
+})
+
 t.test('what is not there is 404 with the code that says what', async t => {
   const { client } = await startNode(t)
   const blob = testBlob(10)
@@ -168,6 +201,7 @@ t.test('what is not there is 404 with the code that says what', async t => {
   const id = uploadId()
   refused(t, await client.commit(shardA, id, testBlob(100_000)), 404, 'UPLOAD_NOT_FOUND')
   refused(t, await client.call('GET', wirePath.upload(shardA, id)), 404, 'UPLOAD_NOT_FOUND')
+  await recovered(client, shardA)
   refused(t, await client.call('GET', `${wirePath.references(shardA, 1)}?key=raw%2Fx`), 404, 'REFERENCE_NOT_FOUND')
   refused(t, await client.call('GET', wirePath.clusterMap), 404, 'NOT_FOUND')
   refused(t, await client.call('GET', '/v1/nothing'), 404, 'NOT_FOUND')

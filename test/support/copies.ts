@@ -106,18 +106,18 @@ export async function shardState(cluster: Cluster, node: NodeHandle): Promise<Sh
   return status === 200 ? (JSON.parse(body.toString()) as NodeStatus).shards[0]?.state : undefined
 }
 
-/** Of all nodes that answer: shards whose disk is new, and of which it is not known yet that they have all that they should. */
+/** Of all nodes that answer: shards of which it is not known yet that they have all that they should. */
 export async function recoveringShards(cluster: Cluster): Promise<readonly ShardId[]> {
   const statuses = await Promise.all(cluster.nodes.map(async node => askNode(cluster, node, wirePath.status)))
   return statuses
     .filter(({ status }) => status === 200)
     .flatMap(({ body }) => (JSON.parse(body.toString()) as NodeStatus).shards)
-    .flatMap(({ id, recovering }) => (recovering === true ? [id] : []))
+    .flatMap(({ id, recovering }) => (recovering === undefined ? [] : [id]))
 }
 
 /** Until then what is absent is 503 without PostgreSQL, which only a cluster's first seconds show. */
 export async function waitUntilWhole(cluster: Cluster): Promise<void> {
-  await eventually('no disk is new', async () => (await recoveringShards(cluster)).length === 0, { withinMs: 60_000 })
+  await eventually('no shard is recovering', async () => (await recoveringShards(cluster)).length === 0, { withinMs: 60_000 })
 }
 
 async function eachShard<Answer>(
