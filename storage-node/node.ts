@@ -90,6 +90,8 @@ export class StorageNode {
     try {
       const clusterId = await this.#findClusterId()
       if (clusterId !== undefined) await this.#openShards(clusterId)
+      // Whoever plans with this node wants to know what room there is, before it is a member of any cluster.
+      else await this.#forEachShard('measuring a disk', ({ shard }) => shard.measureFolder())
     } catch (error) {
       await this.close()
       throw error

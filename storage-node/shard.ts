@@ -27,7 +27,7 @@ import { SegmentUse } from './segment-use.ts'
 import { ShardHealth } from './shard-health.ts'
 import { ShardIdentity } from './shard-identity.ts'
 import type { ShardFormat, ShardMarker } from './shard-marker.ts'
-import { errnoOf, type StoreFs } from './store-fs.ts'
+import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
 
 export interface Clock {
@@ -157,6 +157,12 @@ export class Shard {
       this.health.fail(error instanceof Error ? error.message : 'cannot be opened')
       this.log.error({ err: error }, 'shard cannot be opened')
     }
+  }
+
+  /** How much room its disk has, of a shard that is not open yet. Rejects with the disk's error. */
+  async measureFolder(): Promise<void> {
+    await makeFolders(this.#deps.fs, this.files.folder)
+    await this.health.measure()
   }
 
   /** Lets writes in flight become durable, remembers how far the index goes, frees everything. */

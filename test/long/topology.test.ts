@@ -178,7 +178,7 @@ t.test(
         { code: 0, json: { copies: partitionCount, copiesMin: partitionCount } },
         'only its own copies move',
       )
-      const replaced = await run(cluster, 0, node, 'replace', name, fresh.url, '--wait', '--force')
+      const replaced = await run(cluster, 0, node, 'replace', name, fresh.url, '--wait')
       t.equal(replaced.code, 0, replaced.text)
       await load.progress(20, 20)
       const { shards } = await settled(cluster, 0)
