@@ -97,6 +97,9 @@ export class ApiClient {
   }
 }
 
+const passwordHint =
+  "the password is taken from HOLDFAST_PASSWORD, or from the file admin.password in the folder of 'holdfast up' (--data)"
+
 /** What a command gets to work with. */
 export interface ClientCommand<Table extends Options> {
   readonly client: ApiClient
@@ -129,6 +132,7 @@ export async function runClientCommand<const Table extends Options>(
   } catch (error) {
     if (!isHoldfastError(error)) throw error
     write.err(errorText(error, json))
+    if (!json && isHoldfastError(error, 'UNAUTHORIZED')) write.err(`${passwordHint}\n`)
     return error.code === 'CONFIG_INVALID' || error.code === 'BAD_REQUEST' ? 2 : 1
   }
 }

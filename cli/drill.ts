@@ -1,5 +1,6 @@
 /** `holdfast backup drill`: restores a backup into a cluster that lives only for this, reads it back, and says how long all that took. */
 import { spawn, type ChildProcess } from 'node:child_process'
+import { setMaxListeners } from 'node:events'
 import { createHash, randomBytes } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
@@ -48,6 +49,7 @@ const secretPrefix = 'HOLDFAST_'
 /** Resolves with the exit code: 1 if anything was missing or wrong. The scratch cluster and its folder are gone then. */
 export async function drill(source: ConfigSource, write: Writer = standardWriter): Promise<number> {
   const ending = new AbortController()
+  setMaxListeners(0, ending.signal) // each of the requests at once listens
   const end = (): void => ending.abort(new HoldfastError('SHUTTING_DOWN', 'the drill was ended'))
   // Whoever started us is gone, or wants us to end.
   for (const event of ['disconnect', 'SIGTERM', 'SIGINT'] as const) process.once(event, end)

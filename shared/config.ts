@@ -169,7 +169,7 @@ function readFlags(options: Options, args: readonly string[], problems: string[]
     const name = names.get(flag)
     const option = name === undefined ? undefined : options[name]
     if (name === undefined || option === undefined) {
-      problems.push(flag.startsWith('-') ? `${flag} is no option` : `what does '${arg}' mean?`)
+      problems.push(flag.startsWith('-') ? `${flag} is no option (--help shows them)` : `what does '${arg}' mean?`)
       // Its value, if it has one, is not a second mistake.
       if (flag.startsWith('-') && equals < 0 && args[at + 1]?.startsWith('-') === false) at++
       continue

@@ -71,7 +71,7 @@ t.test('all problems are reported at once, each by the name it was given under',
   const text = problems.join('\n')
   for (const part of [
     "--port is '0', but must be a number from 1 to 65535",
-    '--what is no option',
+    '--what is no option (--help shows them)',
     "what does 'extra' mean?",
     '--shard has 4 values',
     'set HOLDFAST_SECRET',
