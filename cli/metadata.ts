@@ -60,8 +60,8 @@ function reportText(report: FinishedRecovery): string {
   const lines = [
     `${paths} paths on ${shardsRead} shards read in ${(ms / 1_000).toFixed(1)} s: ${written} artifacts and ${deleted} deletions brought to the database`,
     identityTakenAt === undefined
-      ? 'users and repositories: no copy on the shards is newer than the database'
-      : `users and repositories as of ${new Date(identityTakenAt).toISOString()}`,
+      ? 'configuration: no copy on the shards is newer than the database'
+      : `users, repositories, cleanup policies and settings of tasks as of ${new Date(identityTakenAt).toISOString()}`,
     ...report.repositoriesMade.map(
       name => `repository '${name}' was not known: made anew, readable by administrators, nothing is overwritten in it`,
     ),
@@ -73,7 +73,7 @@ function reportText(report: FinishedRecovery): string {
     ...(report.shardsAway.length > 0 ? [`not read, because they do not answer: ${report.shardsAway.join(', ')}`] : []),
     ...report.withoutBytes.map(name => `no copy found of the bytes of ${name}`),
     ...(report.withoutBytesCount > report.withoutBytes.length ? [`… ${report.withoutBytesCount} in all`] : []),
-    "not recoverable from shards: artifacts' first creation times, history and audit; what was in the trash; settings of tasks",
+    "not recoverable from shards: artifacts' first creation times, history and audit; what was in the trash; days of downloads",
     "garbage collection is disarmed: look at 'holdfast gc plan', then 'holdfast gc arm'",
   ]
   return lines.join('\n') + '\n'

@@ -2,7 +2,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
 import { Pool } from 'undici'
-import type { ManifestArtifact, ManifestRepository, ManifestUser } from '../proxy/backup/manifest.ts'
+import type {
+  ManifestArtifact,
+  ManifestPolicy,
+  ManifestRepository,
+  ManifestTask,
+  ManifestUser,
+} from '../proxy/backup/manifest.ts'
 import type { BackupStore } from '../proxy/backup/store.ts'
 import { artifactTarget } from '../proxy/http/artifact-path.ts'
 import { attributesHeader } from '../proxy/http/restored-attributes.ts'
@@ -39,6 +45,10 @@ export interface Restored {
   readonly repositories: number
   /** Those that were added; who was there kept their password. */
   readonly users: number
+  /** Cleanup policies. */
+  readonly policies: number
+  /** Whose settings were changed. */
+  readonly tasks: number
   readonly artifacts: number
   /** Were there already. */
   readonly skipped: number
@@ -83,11 +93,15 @@ class Restore {
     const { client, store } = this.#deps
     const repositories: ManifestRepository[] = []
     const users: ManifestUser[] = []
+    const policies: ManifestPolicy[] = []
+    const tasks: ManifestTask[] = []
     const running = new Set<Promise<void>>()
     let failure: { readonly error: unknown } | undefined
     for await (const entry of store.readManifest(this.#backup)) {
       if (failure !== undefined) break
       if (entry.kind === 'user') users.push(entry)
+      if (entry.kind === 'policy') policies.push(entry)
+      if (entry.kind === 'task') tasks.push(entry)
       if (entry.kind === 'repository') {
         repositories.push(entry)
         await this.#makeRepository(entry)
@@ -104,12 +118,17 @@ class Restore {
     await this.#restoreHistory()
     for (const repository of repositories) await this.#finishRepository(repository)
     const added = await this.#addUsers(users)
+    // Last: they may delete.
+    for (const policy of policies) await this.#addPolicy(policy)
+    for (const task of tasks) await this.#setTask(task)
     await client.call('POST', '/restore/end', {})
     return {
       backup: this.#backup,
       state: this.#state,
       repositories: repositories.length,
       users: added,
+      policies: policies.length,
+      tasks: tasks.length,
       artifacts: this.#artifacts,
       skipped: this.#skipped,
       bytes: this.#bytes,
@@ -173,6 +192,25 @@ class Restore {
       count += added.length
     }
     return count
+  }
+
+  async #addPolicy({ kind: _, name, ...settings }: ManifestPolicy): Promise<void> {
+    const { client } = this.#deps
+    try {
+      await client.call('POST', '/cleanup/policies', { name, ...settings })
+    } catch (error) {
+      if (!isHoldfastError(error, 'CONFLICT')) throw error
+      await client.call('PATCH', `/cleanup/policies/${encodeURIComponent(name)}`, settings)
+    }
+  }
+
+  async #setTask({ kind: _, name, ...settings }: ManifestTask): Promise<void> {
+    try {
+      await this.#deps.client.call('PATCH', `/tasks/${encodeURIComponent(name)}`, settings)
+    } catch (error) {
+      if (!isHoldfastError(error, 'NOT_FOUND')) throw error
+      this.#deps.say(`this release has no task '${name}': its settings are not restored`)
+    }
   }
 
   async #restore(artifact: ManifestArtifact): Promise<void> {

@@ -1,4 +1,5 @@
 /** `holdfast restore <target>` */
+import { setMaxListeners } from 'node:events'
 import { openBackupTarget } from '../proxy/backup/open-target.ts'
 import { BackupStore } from '../proxy/backup/store.ts'
 import { credentialOptions } from '../proxy/backup/credentials.ts'
@@ -44,11 +45,12 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   const store = await BackupStore.open(openBackupTarget(target, config), config.backupPassphrase)
   const id = config.backup ?? (await store.ids()).at(-1)
   if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${target}`)
-  const signal = new AbortController().signal
+  const { signal } = new AbortController()
+  setMaxListeners(0, signal) // each of the requests at once listens
   const restored = await restoreBackup({ store, client, origin, authorization, atOnce: config.atOnce, signal, say }, id)
-  const { artifacts, skipped, bytes, missing, repositories, users } = restored
+  const { artifacts, skipped, bytes, missing, repositories, users, policies, tasks } = restored
   const lines = [
-    `backup ${id}: ${artifacts} artifacts (${skipped} were there), ${repositories} repositories, ${users} users`,
+    `backup ${id}: ${artifacts} artifacts (${skipped} were there), ${repositories} repositories, ${users} users, ${policies} cleanup policies, settings of ${tasks} tasks`,
     `${humanBytes(bytes)} sent in ${humanTime(performance.now() - startedAt)}`,
     'not kept: version numbers of artifacts, passwords of users that were here',
     ...(missing === 0 ? [] : [`${missing} artifacts are missing: the backup does not have their bytes`]),

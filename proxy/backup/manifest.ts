@@ -1,6 +1,6 @@
 /**
  * The codec of manifests: a head line in the clear (how to read the rest), then JSON lines compressed with zlib, then the sha256 of all
- * that. Order of the lines: what the backup is, repositories, users, blobs in the order of their digests, artifacts in the order of
+ * that. Order of the lines: what the backup is, repositories, users, cleanup policies, settings of tasks, blobs in the order of their digests, artifacts in the order of
  * repository and path, and the end with its counts. Pure but for zlib; memory: a few chunks.
  */
 import { createHash } from 'node:crypto'
@@ -9,7 +9,8 @@ import { TextDecoder } from 'node:util'
 import { createDeflate, createInflate } from 'node:zlib'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { type Digest, type Generation, parseDigest } from '../../shared/ids.ts'
-import type { Repository, User } from '../metadata/types.ts'
+import type { CleanupPolicy } from '../metadata/cleanup-types.ts'
+import type { Repository, TaskSettings, User } from '../metadata/types.ts'
 import type { BackupCounts } from './types.ts'
 
 const headLine = Buffer.from('{"holdfast":"manifest","format":1}\n')
@@ -29,6 +30,8 @@ export interface ManifestStart {
 }
 export type ManifestRepository = { readonly kind: 'repository' } & Omit<Repository, 'id'>
 export type ManifestUser = { readonly kind: 'user' } & User
+export type ManifestPolicy = { readonly kind: 'policy' } & CleanupPolicy
+export type ManifestTask = { readonly kind: 'task' } & TaskSettings
 export interface ManifestBlob {
   readonly kind: 'blob'
   readonly digest: Digest
@@ -53,14 +56,17 @@ export interface ManifestArtifact {
   readonly updatedAt: number
 }
 export type ManifestEnd = { readonly kind: 'end' } & BackupCounts
-export type ManifestEntry = ManifestStart | ManifestRepository | ManifestUser | ManifestBlob | ManifestArtifact
+export type ManifestEntry =
+  ManifestStart | ManifestRepository | ManifestUser | ManifestPolicy | ManifestTask | ManifestBlob | ManifestArtifact
 
-const order = ['backup', 'repository', 'user', 'blob', 'artifact', 'end'] as const
+const order = ['backup', 'repository', 'user', 'policy', 'task', 'blob', 'artifact', 'end'] as const
 const nothing: BackupCounts = { repositories: 0, users: 0, artifacts: 0, blobs: 0, bytes: 0 }
 
 export function count(counts: BackupCounts, entry: ManifestEntry): BackupCounts {
   switch (entry.kind) {
     case 'backup':
+    case 'policy':
+    case 'task':
       return counts
     case 'repository':
       return { ...counts, repositories: counts.repositories + 1 }

@@ -3,7 +3,7 @@ import type { CleanupCandidate, CleanupConditions, CleanupPolicy, CleanupStore, 
 import { runChanges } from './commit-changes.ts'
 import type { Database } from './database.ts'
 import { fenced } from './leaders.ts'
-import { statement } from './statement.ts'
+import { type Queryable, statement } from './statement.ts'
 import type { DeletedArtifact, Repository } from './types.ts'
 
 interface PolicyRow {
@@ -69,6 +69,12 @@ const forget = statement<{ repository_id: number; path: string }>(
   SELECT repository_id, path FROM page ORDER BY repository_id DESC, path DESC LIMIT 1`,
 )
 
+/** By name. */
+export async function listPolicies(queryable: Queryable): Promise<readonly CleanupPolicy[]> {
+  const rows = await queryable.query(list)
+  return rows.map(({ name, repositories, conditions, enabled }) => ({ name, repositories, conditions, enabled }))
+}
+
 export class CleanupTables implements CleanupStore {
   readonly #database: Database
 
@@ -76,9 +82,8 @@ export class CleanupTables implements CleanupStore {
     this.#database = database
   }
 
-  async listPolicies(): Promise<readonly CleanupPolicy[]> {
-    const rows = await this.#database.query(list)
-    return rows.map(({ name, repositories, conditions, enabled }) => ({ name, repositories, conditions, enabled }))
+  listPolicies(): Promise<readonly CleanupPolicy[]> {
+    return listPolicies(this.#database)
   }
 
   async createPolicy(policy: CleanupPolicy, user: string): Promise<void> {

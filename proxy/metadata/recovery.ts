@@ -84,6 +84,10 @@ const columnsOf = statement<{ name: string }>(
 )
 const loadIds = statement<{ id: number; name: string }>('recovery-load-ids', 'SELECT id, name FROM repositories')
 const forgetUsers = statement('recovery-forget-users', 'DELETE FROM users WHERE name <> ALL ($1::text[])')
+const forgetPolicies = statement(
+  'recovery-forget-policies',
+  'DELETE FROM cleanup_policies WHERE name <> ALL ($1::text[])',
+)
 const raiseRepositoryIds = statement(
   'recovery-repository-ids',
   `SELECT setval(pg_get_serial_sequence('repositories', 'id'), greatest(max(id), $1::bigint, 1)) FROM repositories`,
@@ -111,7 +115,12 @@ const tryLock = statement<{ locked: boolean }>(
 )
 const askLock = statement('recovery-lock-held', 'SELECT 1')
 
-const primaryKeys: Readonly<Record<IdentityTableName, string>> = { repositories: 'id', users: 'name' }
+const primaryKeys: Readonly<Record<IdentityTableName, string>> = {
+  repositories: 'id',
+  users: 'name',
+  cleanup_policies: 'name',
+  jobs: 'name',
+}
 
 export class RecoveryTables {
   readonly #database: Database
@@ -150,13 +159,16 @@ export class RecoveryTables {
     return row!
   }
 
-  /** The tables become this copy of them; repositories that are not in it stay. */
+  /** The tables become this copy of them; repositories that are not in it stay, and the settings of tasks. */
   async restoreIdentity(tables: IdentityTables): Promise<void> {
     await this.#database.transaction(async transaction => {
       await transaction.query(forgetUsers, [tables.users.map(row => row['name'])])
+      // One that was deleted since would delete artifacts again.
+      if (tables.cleanup_policies !== undefined)
+        await transaction.query(forgetPolicies, [tables.cleanup_policies.map(row => row['name'])])
       const repositories = withFreeIds(tables.repositories, await transaction.query(loadIds))
       for (const table of identityTableNames) {
-        await restore(transaction, table, table === 'repositories' ? repositories : tables[table])
+        await restore(transaction, table, table === 'repositories' ? repositories : (tables[table] ?? []))
       }
       await transaction.query(raiseRepositoryIds, [0])
     })

@@ -1,4 +1,5 @@
 /** The whole database as of one moment, page by page: for backups. */
+import { listPolicies } from './cleanup.ts'
 import { listRepositories } from './repositories.ts'
 import { artifactColumns, artifactOf, type ArtifactRow, blobColumns, blobOf, type BlobRow } from './rows.ts'
 import { statement, type Queryable } from './statement.ts'
@@ -9,6 +10,10 @@ const clock = statement<{ time: number }>('snapshot-time', 'SELECT now() AS time
 const users = statement<{ name: string; password_hash: string; admin: boolean }>(
   'snapshot-users',
   'SELECT name, password_hash, admin FROM users ORDER BY name',
+)
+const taskSettings = statement<{ name: string; schedule: string | null; enabled: boolean }>(
+  'snapshot-task-settings',
+  'SELECT name, schedule, enabled FROM jobs WHERE schedule IS NOT NULL OR NOT enabled ORDER BY name',
 )
 const namedBlobs = statement<BlobRow>(
   'snapshot-named-blobs',
@@ -36,6 +41,12 @@ export async function readSnapshot<T>(
     users: async () => {
       const rows = await queryable.query(users)
       return rows.map(row => ({ name: row.name, passwordHash: row.password_hash, admin: row.admin }))
+    },
+    policies: () => listPolicies(queryable),
+    taskSettings: async () => {
+      const rows = await queryable.query(taskSettings)
+      // In the table, null is the task's own, and '' is none.
+      return rows.map(row => ({ ...row, schedule: row.schedule === '' ? null : (row.schedule ?? 'default') }))
     },
     namedBlobs: async (after, limit, without = []) =>
       (await queryable.query(namedBlobs, [bytea(after), limit, without])).map(blobOf),

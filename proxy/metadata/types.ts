@@ -4,7 +4,7 @@
  */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
-import type { CleanupStore } from './cleanup-types.ts'
+import type { CleanupPolicy, CleanupStore } from './cleanup-types.ts'
 import type { CollectionStore } from './collection-types.ts'
 import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
@@ -212,11 +212,21 @@ export interface BackupTargetStore {
 }
 
 /** What a backup needs, all of one moment. */
+export interface TaskSettings {
+  readonly name: string
+  /** Cron; 'default': the task's own; null: none. */
+  readonly schedule: string | null
+  readonly enabled: boolean
+}
+
 export interface MetadataSnapshot {
   /** When it was taken, by PostgreSQL's clock. */
   readonly time: number
   repositories(): Promise<readonly Repository[]>
   users(): Promise<readonly User[]>
+  policies(): Promise<readonly CleanupPolicy[]>
+  /** Those that were changed by somebody. */
+  taskSettings(): Promise<readonly TaskSettings[]>
   /**
    * Blobs that artifacts name, with a digest above `after` ('' for all), in the order of their digests.
    * `without`: ids of repositories that are passed over, here and below.

@@ -131,6 +131,8 @@ class BackupRun {
     const own = all.filter(({ name }) => name.startsWith(ownPrefix)).map(({ id }) => id)
     for (const repository of repositories) yield repositoryEntry(repository)
     for (const user of await snapshot.users()) yield { kind: 'user', ...user }
+    for (const policy of await snapshot.policies()) yield { kind: 'policy', ...policy }
+    for (const task of await snapshot.taskSettings()) yield { kind: 'task', ...task }
     let blobs = 0
     for (let after = ''; ;) {
       const found = await snapshot.namedBlobs(after, page, own)

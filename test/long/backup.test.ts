@@ -10,6 +10,7 @@ import { restore } from '../../cli/restore.ts'
 import type { BackupSummary } from '../../proxy/backup/types.ts'
 import { task } from '../../cli/task.ts'
 import { BucketServer } from '../support/bucket-server.ts'
+import type { Answer, Client } from '../support/client.ts'
 import { startCluster, type Cluster } from '../support/cluster.ts'
 import { eventually } from '../support/eventually.ts'
 import { seededRandom } from '../support/random.ts'
@@ -47,6 +48,11 @@ async function newest(cluster: Cluster): Promise<BackupSummary> {
   return (JSON.parse(text) as { backups: BackupSummary[] }).backups[0]!
 }
 
+function api(client: Client, method: string, path: string, content: object): Promise<Answer> {
+  const headers = { 'content-type': 'application/json' }
+  return client.request(method, `/api/v1/${path}`, { body: Buffer.from(JSON.stringify(content)), headers })
+}
+
 t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
   const random = seededRandom(t)
   const folder = await targetFolder(t)
@@ -67,6 +73,10 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
   t.equal(made.status, 201)
   const typed = { body: small, headers: { 'content-type': 'application/x-typed' } }
   t.equal((await client.request('PUT', 'once/typed', typed)).status, 201)
+
+  const policy = { name: 'old', repositories: ['once'], conditions: { unchangedDays: 30 }, enabled: true }
+  t.equal((await api(client, 'POST', 'cleanup/policies', policy)).status, 201)
+  t.equal((await api(client, 'PATCH', 'tasks/cleanup', { schedule: '5 4 * * *', enabled: false })).status, 200)
 
   const first = await eventually('a primary makes a backup', async () => {
     const said = await run(cluster, 'create')
@@ -143,6 +153,11 @@ t.test('a cluster is backed up to a folder', { timeout: 180_000 }, async t => {
     }
     for (const path of ['raw/gone', 'raw/d/huge', 'raw/in-the-way']) t.equal((await writer.get(path)).status, 404, path)
     t.equal((await writer.put('once/typed', Buffer.from('other'))).status, 409, 'settings hold again')
+    t.same(JSON.parse((await writer.request('GET', '/api/v1/cleanup/policies')).body.toString()), {
+      policies: [policy],
+    })
+    const task = await writer.request('GET', '/api/v1/tasks/cleanup')
+    t.match(JSON.parse(task.body.toString()), { schedule: '5 4 * * *', enabled: false })
   })
 })
 

@@ -97,6 +97,8 @@ class World {
       time: Date.now(),
       repositories: async () => [repository],
       users: async () => [],
+      policies: async () => [],
+      taskSettings: async () => [],
       namedBlobs: async after => named.filter(({ digest }) => digest > after),
       artifacts: async ({ path: after }) =>
         all

@@ -43,25 +43,44 @@ t.test('what is newer on the shards comes into the database, what is older or eq
   t.match(await put(metadata, commit(repository, 'b/new', { blob: again })), { outcome: 'unchanged', outboxSeq: null })
 })
 
-t.test('repositories and users become what the copy says, with their ids', async t => {
-  const from = await open(t, await postgres.createDatabase())
-  await from.createRepository({ name: 'dropped' })
-  await from.deleteRepository('dropped')
-  const kept = await from.createRepository({ name: 'kept', redeploy: 'once', artifactBytesMax: 5, anonymousRead: true })
-  await from.putUser({ name: 'admin', passwordHash: 'x', admin: true })
-  const tables = await from.exportIdentity()
-  const into = await open(t, await postgres.createDatabase())
-  t.match(await into.recovery.facts(), { issued: 0, empty: true })
-  await into.putUser({ name: 'stranger', passwordHash: 'y', admin: true })
-  for (let turn = 0; turn < 2; turn++) {
-    await into.recovery.restoreIdentity(tables)
-    t.strictSame(await into.listRepositories(), [kept])
-    t.strictSame(await into.exportIdentity(), tables)
-  }
-  t.equal(await into.findUser('stranger'), undefined)
-  t.ok((await into.createRepository({ name: 'next' })).id > kept.id)
-  t.match(await into.recovery.facts(), { empty: false })
-})
+t.test(
+  'repositories, users, cleanup policies and settings of tasks become what the copy says, with their ids',
+  async t => {
+    const from = await open(t, await postgres.createDatabase())
+    await from.createRepository({ name: 'dropped' })
+    await from.deleteRepository('dropped')
+    const kept = await from.createRepository({
+      name: 'kept',
+      redeploy: 'once',
+      artifactBytesMax: 5,
+      anonymousRead: true,
+    })
+    await from.putUser({ name: 'admin', passwordHash: 'x', admin: true })
+    const policy = { name: 'old', repositories: ['kept'], conditions: { unchangedDays: 30 }, enabled: true }
+    await from.cleanup.createPolicy(policy, 'admin')
+    await from.jobs.changeJob('cleanup', { schedule: '', enabled: false })
+    const tables = await from.exportIdentity()
+    const into = await open(t, await postgres.createDatabase())
+    t.match(await into.recovery.facts(), { issued: 0, empty: true })
+    await into.putUser({ name: 'stranger', passwordHash: 'y', admin: true })
+    await into.cleanup.createPolicy({ ...policy, name: 'deleted since' }, 'stranger')
+    for (let turn = 0; turn < 2; turn++) {
+      await into.recovery.restoreIdentity(tables)
+      t.strictSame(await into.listRepositories(), [kept])
+      t.strictSame(await into.exportIdentity(), tables)
+    }
+    t.equal(await into.findUser('stranger'), undefined)
+    t.strictSame(await into.cleanup.listPolicies(), [policy], 'one that was deleted does not come back')
+    t.match(
+      (await into.jobs.agenda()).jobs.find(({ name }) => name === 'cleanup'),
+      { schedule: '', enabled: false },
+    )
+    await into.recovery.restoreIdentity({ repositories: tables.repositories, users: tables.users })
+    t.strictSame(await into.cleanup.listPolicies(), [policy], 'a copy of an earlier release says nothing of them')
+    t.ok((await into.createRepository({ name: 'next' })).id > kept.id)
+    t.match(await into.recovery.facts(), { empty: false })
+  },
+)
 
 t.test('a repository keeps its name and its artifacts, whatever ids the copy and the database have', async t => {
   const from = await open(t, await postgres.createDatabase())
