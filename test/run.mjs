@@ -16,6 +16,7 @@ import { availableParallelism, tmpdir } from 'node:os'
 import { join, relative, resolve } from 'node:path'
 
 const root = join(import.meta.dirname, '..')
+const soak = 'test/cluster/soak.test.ts'
 const shownMax = 40_000
 const closing = /^# \{ (total: .*) \}$/gm
 
@@ -29,7 +30,6 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
 const args = process.argv.slice(2)
 const isLong = args[0] === '--long'
 const files = args.length > 0 && !isLong ? args.map(named) : testFiles(isLong)
-const soak = 'test/cluster/soak.test.ts'
 const msMaxOf = file => (file.startsWith('test/long/') || file === soak ? 900_000 : 300_000)
 /** A cluster of five processes is a test of its own; more side by side would starve each other. */
 const jobs = Math.max(2, Math.min(8, Math.floor(availableParallelism() / 2)))

@@ -117,7 +117,9 @@ export async function recoveringShards(cluster: Cluster): Promise<readonly Shard
 
 /** Until then what is absent is 503 without PostgreSQL, which only a cluster's first seconds show. */
 export async function waitUntilWhole(cluster: Cluster): Promise<void> {
-  await eventually('no shard is recovering', async () => (await recoveringShards(cluster)).length === 0, { withinMs: 60_000 })
+  await eventually('no shard is recovering', async () => (await recoveringShards(cluster)).length === 0, {
+    withinMs: 60_000,
+  })
 }
 
 async function eachShard<Answer>(
