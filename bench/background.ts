@@ -1,8 +1,8 @@
 /**
- * `npm run bench:background [-- --rounds 3 --seconds 15 --mib 384 --rate 30]`: what clients feel of work in the background (I34: p99 at most
+ * `npm run bench:background [-- --rounds 3 --seconds 15 --mib 384 --rate 30 --only scrub|change]`: what clients feel of work in the background (I34: p99 at most
  * 1.2 times as long). A cluster as `npm start` makes it, at its default settings, without a cache of bodies; `--rate` requests a second, two
  * of three a GET of 4 KiB to 1 MiB, the others a PUT of 16 to 256 KiB, begun when they are due whether or not others are answered. Rounds
- * take turns: quiet; then with a scrub of all shards and a fourth node being filled, or emptied again, at the same time.
+ * take turns: quiet; then with a scrub of all shards and a fourth node being filled, or emptied again, at the same time (`--only`: one of both).
  *
  * On one machine everything shares the processors, and the disk is mostly memory: what is measured is the contention for two cores rather
  * than for a disk. The rates of the background that are printed belong to the ratio: without work done it would say nothing.
@@ -31,8 +31,13 @@ const { values: args } = parseArgs({
     seconds: { type: 'string', default: '15' },
     mib: { type: 'string', default: '384' },
     rate: { type: 'string', default: '30' },
+    only: { type: 'string' },
   },
 })
+if (args.only !== undefined && args.only !== 'scrub' && args.only !== 'change') {
+  console.error(`--only must be scrub or change, not '${args.only}'`)
+  process.exit(2)
+}
 const between = (low: number, high: number): number => low + Math.floor(Math.random() * (high - low))
 const agent = new Agent({ connections: 64 })
 let written = 0
@@ -69,7 +74,11 @@ async function bench(): Promise<void> {
       const work = await background(cluster, nodes, change, async () => {
         collect(beside, await load(cluster, paths, Number(args.seconds)))
       })
-      console.log(`round ${round + 1}: ${String(change?.op)} and scrub, ${work}`)
+      const what =
+        args.only === 'scrub'
+          ? 'scrub'
+          : [String(change?.op), ...(args.only === 'change' ? [] : ['scrub'])].join(' and ')
+      console.log(`round ${round + 1}: ${what}, ${work}`)
     }
     report(quiet, beside)
   } finally {
@@ -85,19 +94,22 @@ async function background(
   change: unknown,
   measure: () => Promise<void>,
 ): Promise<string> {
-  await api(cluster, 'POST', 'topology/changes', { changes: [change] })
+  if (args.only !== 'change') await api(cluster, 'POST', 'scrub', { action: 'start' })
+  if (args.only !== 'scrub') await api(cluster, 'POST', 'topology/changes', { changes: [change] })
   const idle = await bytesOf(nodes)
   while ((await bytesOf(nodes)) < idle + MiB) await sleep(100)
-  await api(cluster, 'POST', 'scrub', { action: 'start' })
   const [before, startedAt] = [await bytesOf(nodes), performance.now()]
   await measure()
   const seconds = (performance.now() - startedAt) / 1_000
   const rate = ((await bytesOf(nodes)) - before) / seconds / 1e6
-  const change_ = (await api(cluster, 'GET', 'topology')) as { change: { unsettled: number } | null }
-  const left = change_.change === null ? 'over before the end' : `${change_.change.unsettled} partitions left`
+  const { change: left } = (await api(cluster, 'GET', 'topology')) as { change: { unsettled: number } | null }
   await api(cluster, 'POST', 'scrub', { action: 'pause' })
   while (((await api(cluster, 'GET', 'topology')) as { change: unknown }).change !== null) await sleep(200)
-  return `${rate.toFixed(1)} MB/s read and written in the background; the change: ${left}`
+  const changing =
+    args.only === 'scrub'
+      ? ''
+      : `; the change: ${left === null ? 'over before the end' : `${left.unsettled} partitions left`}`
+  return `${rate.toFixed(1)} MB/s read and written in the background${changing}`
 }
 
 /** Read and written in the background by all disks. */

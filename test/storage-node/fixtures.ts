@@ -1,5 +1,7 @@
 /** Nodes to test against: real files, real HTTP. */
 import { createHash, hash, randomBytes } from 'node:crypto'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
 import { type Logger, pino } from 'pino'
@@ -53,18 +55,20 @@ export function nodeConfig(folder: string, changes: Partial<StorageNodeConfig> =
   }
 }
 
-/** A running node; closed with the test. */
+/** A running node; closed with the test, and only then its folder is removed: tap's own would go before, under the node's hands. */
 export async function startNode(
   t: Test,
   changes: Partial<StorageNodeConfig> = {},
   deps: { fs?: StoreFs; clock?: Clock; folder?: string } = {},
 ): Promise<RunningStorageNode & { client: NodeClient; folder: string }> {
-  const { folder = t.testdir(), ...rest } = deps
+  const { folder: given, ...rest } = deps
+  const folder = given ?? (await mkdtemp(join(tmpdir(), 'hf-node-')))
   const running = await runStorageNode(nodeConfig(folder, changes), quiet, rest)
   const client = new NodeClient(running.url)
   t.teardown(async () => {
     await client.close()
     await running.close(0)
+    if (given === undefined) await rm(folder, { recursive: true })
   })
   return { ...running, client, folder }
 }
