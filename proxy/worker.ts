@@ -261,7 +261,7 @@ async function build(
     drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
-    rebalance({ metadata, view, health, clients, references, now, leftoverAgeMs }),
+    rebalance({ metadata, view, clients, references, now, leftoverAgeMs }),
     cleanup({ metadata, publisher }),
     collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
   ]

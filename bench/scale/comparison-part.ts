@@ -91,7 +91,6 @@ async function move(entries: readonly Entry[]): Promise<Weight> {
     clients: shards as unknown as MoveDeps['clients'],
     references: { appendTo: async () => new Set<ShardId>() },
     view: () => view,
-    isRecovering: () => false,
     fence: 'primary:1',
     term: { signal: never },
     unwanted: async () => ({ unnamed: [], purging: [] }),

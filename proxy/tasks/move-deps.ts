@@ -19,8 +19,6 @@ export interface MoveDeps {
   readonly clients: Pick<NodeClients, 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly view: () => PlacementView
-  /** Not known to have all that it should. */
-  readonly isRecovering: (shard: ShardId) => boolean
   /** `primary:17` */
   readonly fence: string
   /** Aborts when the run has ended; read before each step. */

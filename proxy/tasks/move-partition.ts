@@ -42,13 +42,10 @@ export async function movePartition(
   const to = view.owners(partition)
   const from = view.previousOwners(partition) ?? []
   const answering = from.filter(shard => summaries.has(shard))
-  // As with any read of references: a majority of the old owners has each; what the others held alone is in the repair queue. A new disk
-  // in the place of one that was lost says nothing of what that one had.
-  const knowing = answering.filter(shard => !deps.isRecovering(shard))
+  // As with any read of references: a majority of the old owners has each; what the others held alone is in the repair queue. One that
+  // is recovering counts, too: it may be waiting for one that is gone for good, and this change is what ends that.
   const silent = (shards: readonly ShardId[]): ShardId[] => shards.filter(shard => !summaries.has(shard))
-  if (knowing.length < Math.min(from.length, referenceReadQuorum(from.length))) {
-    if (answering.length > knowing.length)
-      return { reason: 'too few old owners know all', shards: from.filter(shard => !knowing.includes(shard)) }
+  if (answering.length < Math.min(from.length, referenceReadQuorum(from.length))) {
     return { reason: 'too few old owners answer', shards: silent(from) }
   }
   if (silent(to).length > 0) return { reason: 'new owners do not answer', shards: silent(to) }

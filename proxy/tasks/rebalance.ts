@@ -16,7 +16,6 @@ import { abortTransition, refuseOlderWrites, settlePartitions } from '../../shar
 import { wirePath } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
-import type { HealthTable } from '../routing/health.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { planApart } from '../topology/plan-apart.ts'
@@ -53,7 +52,6 @@ const publishTriesMax = 8
 export interface RebalanceDeps {
   readonly metadata: Pick<Metadata, 'loadClusterMap' | 'publishClusterMap'> & UnnamedDeps['metadata']
   readonly view: Pick<ClusterView, 'current' | 'replace'>
-  readonly health: Pick<HealthTable, 'shardStatus'>
   readonly clients: Pick<NodeClients, 'get' | 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   /** Monotonic, ms. */
@@ -116,7 +114,6 @@ class Rebalance {
       clients: deps.clients,
       references: deps.references,
       view: () => deps.view.current(),
-      isRecovering: shard => deps.health.shardStatus(shard)?.recovering !== undefined,
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
       unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),

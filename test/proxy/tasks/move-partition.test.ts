@@ -148,7 +148,6 @@ function moving() {
   const full = { partition, blobs: { count: 1, hash: '1' }, references: { count: 1, hash: '1' } }
   const summaries = new Map<ShardId, ShardSummary>(view.allOwners(partition).map(shard => [shard, new Map([[partition, full]])])) // prettier-ignore
   const turns: number[] = []
-  const recovering = new Set<ShardId>()
   let references = 0
   const deps: MoveDeps = {
     clients: shards as unknown as MoveDeps['clients'],
@@ -160,7 +159,6 @@ function moving() {
       },
     },
     view: () => view,
-    isRecovering: shard => recovering.has(shard),
     fence: 'primary:1',
     term: { signal },
     unwanted: async copies => Promise.resolve(shards.judge(copies)),
@@ -168,7 +166,7 @@ function moving() {
     onCopied: async copied => Promise.resolve(void (references += copied.references)),
   }
   const move = () => movePartition(deps, partition, summaries)
-  return { shards, deps, recovering, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, move } // prettier-ignore
+  return { shards, deps, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, move } // prettier-ignore
 }
 
 const blobKeyAt = (index: number): string =>

@@ -351,7 +351,7 @@ t.test('who is waited for is named, and counted', async t => {
   const [move] = movesOf(view.map)
   const asked = (...shards: readonly string[]) =>
     movePartition(
-      { view: () => view, isRecovering: () => false } as unknown as Parameters<typeof movePartition>[0],
+      { view: () => view } as unknown as Parameters<typeof movePartition>[0],
       move!.partition,
       new Map(shards.map(shard => [shard as ShardId, new Map()])),
     )
