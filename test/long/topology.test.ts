@@ -178,7 +178,9 @@ t.test(
         { code: 0, json: { copies: partitionCount, copiesMin: partitionCount } },
         'only its own copies move',
       )
-      const replaced = await run(cluster, 0, node, 'replace', name, fresh.url, '--wait')
+      // A dead one cannot say that nothing is left on it.
+      const force = isDead ? ['--force'] : []
+      const replaced = await run(cluster, 0, node, 'replace', name, fresh.url, '--wait', ...force)
       t.equal(replaced.code, 0, replaced.text)
       await load.progress(20, 20)
       const { shards } = await settled(cluster, 0)
