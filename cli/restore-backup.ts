@@ -34,6 +34,8 @@ export interface RestoreDeps {
   /** Of the administrator. */
   readonly authorization: string
   readonly atOnce: number
+  /** Cleanup policies and settings of tasks, too: from then on they may delete what was restored. */
+  readonly withTasks: boolean
   readonly signal: AbortSignal
   /** One line for people. */
   readonly say: (line: string) => void
@@ -100,8 +102,8 @@ class Restore {
     for await (const entry of store.readManifest(this.#backup)) {
       if (failure !== undefined) break
       if (entry.kind === 'user') users.push(entry)
-      if (entry.kind === 'policy') policies.push(entry)
-      if (entry.kind === 'task') tasks.push(entry)
+      if (this.#deps.withTasks && entry.kind === 'policy') policies.push(entry)
+      if (this.#deps.withTasks && entry.kind === 'task') tasks.push(entry)
       if (entry.kind === 'repository') {
         repositories.push(entry)
         await this.#makeRepository(entry)

@@ -47,7 +47,10 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${target}`)
   const { signal } = new AbortController()
   setMaxListeners(0, signal) // each of the requests at once listens
-  const restored = await restoreBackup({ store, client, origin, authorization, atOnce: config.atOnce, signal, say }, id)
+  const restored = await restoreBackup(
+    { store, client, origin, authorization, atOnce: config.atOnce, withTasks: true, signal, say },
+    id,
+  )
   const { artifacts, skipped, bytes, missing, repositories, users, policies, tasks } = restored
   const lines = [
     `backup ${id}: ${artifacts} artifacts (${skipped} were there), ${repositories} repositories, ${users} users, ${policies} cleanup policies, settings of ${tasks} tasks`,

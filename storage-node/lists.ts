@@ -36,7 +36,7 @@ export async function findReference(shard: Shard, partition: number, key: string
   const indexKey = referenceKey(partitionName(partition), key)
   const value = await shard.lookUp(index => index.get(indexKey))
   if (value === undefined) {
-    if (shard.identity.recovering !== undefined) throw isRecovering()
+    if (shard.identity.recovering !== undefined) throw recoveringError()
     throw new HoldfastError('REFERENCE_NOT_FOUND', 'no such reference on this shard')
   }
   const record = await readReference(shard, value)
@@ -46,7 +46,7 @@ export async function findReference(shard: Shard, partition: number, key: string
 }
 
 /** Nothing follows from what is not on this shard. */
-export function isRecovering(): HoldfastError {
+export function recoveringError(): HoldfastError {
   return new HoldfastError(
     'SHARD_RECOVERING',
     'the shard may lack what it should have: its disk is new, or lost something',

@@ -13,7 +13,7 @@ import { parsePartition, partitionCount, partitionName } from '../shared/partiti
 import type { ReferenceRecord } from '../shared/record.ts'
 import type { FolderAnswer, FolderReference, FolderRequest } from '../shared/wire.ts'
 import { type ListRange, referenceKey } from './index.ts'
-import { forgetReference, isRecovering, readEntry } from './lists.ts'
+import { forgetReference, recoveringError, readEntry } from './lists.ts'
 import type { Shard } from './shard.ts'
 
 export interface WalkDeps {
@@ -53,7 +53,7 @@ const recordsAtOnce = 16
 /** Rejects with SHARD_FAILED, SHARD_RECOVERING, OVERLOADED, RECORD_DAMAGED (ask again: it is forgotten), or the reason of the signal. */
 export async function walkFolder(shard: Shard, request: FolderRequest, signal: AbortSignal): Promise<FolderAnswer> {
   shard.health.checkReadable()
-  if (shard.identity.recovering !== undefined) throw isRecovering()
+  if (shard.identity.recovering !== undefined) throw recoveringError()
   if (shard.walkCount >= walksAtOnceMax) throw new HoldfastError('OVERLOADED', 'too many folders are being listed')
   shard.walkCount += 1
   try {

@@ -44,7 +44,8 @@ export interface DatabaseDeps {
 
 /**
  * The connections to PostgreSQL: a pool for statements and transactions, pipelined lanes for reads, and the circuit that
- * says whether the server is there. Every call rejects with METADATA_UNAVAILABLE within 2 s when it is not, and works
+ * says whether the server is there. Every call rejects with METADATA_UNAVAILABLE within 2 s when it is not (3 s for a
+ * transaction that has to be done once more), and works
  * again by itself when it is back.
  */
 export class Database implements Queryable {
@@ -138,38 +139,31 @@ export class Database implements Queryable {
 
   /**
    * Commits what `work` did, or rolls back when it throws. All of it has to fit into the time of one call. `work` is done once more, on
-   * another connection, where the server closed this one before it was asked to commit: it does so when a starved process leaves it waiting
-   * in the middle of a transaction (`idleInTransactionMs`), and nothing has happened then.
+   * another connection and within a second, where the server closed this one before it was asked to commit: it does so when a starved
+   * process leaves it waiting in the middle of a transaction (`idleInTransactionMs`), and nothing has happened then.
    */
   async transaction<T>(work: (transaction: Queryable) => Promise<T>): Promise<T> {
-    const lost = { beforeCommit: false }
-    try {
-      return await this.#transaction(work, callTimeoutMs, lost)
-    } catch (error) {
-      if (!lost.beforeCommit || !this.#circuit.up) throw error
-      return this.#transaction(work, againMs, lost)
-    }
-  }
-
-  async #transaction<T>(
-    work: (transaction: Queryable) => Promise<T>,
-    timeoutMs: number,
-    lost: { beforeCommit: boolean },
-  ): Promise<T> {
-    return this.#withSession(timeoutMs, async (session, remainingMs) => {
-      let isCommitting = false
+    for (let timeoutMs = callTimeoutMs; ; timeoutMs = againMs) {
+      let isUndone = false
       try {
-        await session.query(begin, [], remainingMs())
-        const result = await work({ query: (sql, values = []) => session.query(sql, values, remainingMs()) })
-        isCommitting = true
-        await session.query(commit, [], remainingMs())
-        return result
+        return await this.#withSession(timeoutMs, async (session, remainingMs) => {
+          let isCommitting = false
+          try {
+            await session.query(begin, [], remainingMs())
+            const result = await work({ query: (sql, values = []) => session.query(sql, values, remainingMs()) })
+            isCommitting = true
+            await session.query(commit, [], remainingMs())
+            return result
+          } catch (error) {
+            isUndone = session.broken && !isCommitting && !isNoAnswer(error)
+            if (!session.broken) await session.query(rollback, [], remainingMs())
+            throw error
+          }
+        })
       } catch (error) {
-        lost.beforeCommit = session.broken && !isCommitting && !isNoAnswer(error)
-        if (!session.broken) await session.query(rollback, [], remainingMs())
-        throw error
+        if (!isUndone || timeoutMs === againMs || !this.#circuit.up) throw error
       }
-    })
+    }
   }
 
   /**

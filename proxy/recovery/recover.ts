@@ -144,8 +144,8 @@ function sortShards({ view, statuses }: RecoveryDeps) {
 
 /**
  * A majority of owners has each acknowledged reference: with as many owners as tell the newest one, none is missed. While a partition gets
- * other owners, that takes as many of the old ones too: the new ones may not have been told yet. A shard whose disk is new, and not yet
- * known to have all that the one before had, does not count.
+ * other owners, that takes as many of the old ones too: the new ones may not have been told yet. One that is recovering, its disk being
+ * new or having lost something, does not count.
  */
 export function checkCoverage(
   { view }: Pick<RecoveryDeps, 'view'>,
@@ -161,7 +161,7 @@ export function checkCoverage(
   const [now, before] = [current.map.replicas, replicasBefore(current.map)]
   for (let partition = 0; partition < partitionCount; partition++) {
     if (enough(current.owners(partition), now) && enough(current.previousOwners(partition) ?? [], before)) continue
-    const news = recovering.length === 0 ? '' : ` or have a new disk that is not filled yet (${recovering.join(', ')})`
+    const news = recovering.length === 0 ? '' : ` or recovering from a loss (${recovering.join(', ')})`
     throw new HoldfastError(
       'REPLICAS_UNREACHABLE',
       `too many shards are away (${away.join(', ')})${news}: acknowledged writes would be missing; bring them back, or use --force`,

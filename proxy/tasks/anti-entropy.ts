@@ -49,7 +49,7 @@ const queuedMax = 20_000
 const retryMs = 30_000
 /** Partitions of such a shard that are not whole yet are compared again so soon at first, and ever later. */
 const recoveryMsMin = 1_000
-const recoveryMsMax = 60_000
+const recoveryMsMax = 300_000
 
 type NewRepair = Omit<RepairEntry, 'id' | 'attempts'>
 

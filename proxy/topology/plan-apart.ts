@@ -39,7 +39,16 @@ export async function swapsApart(
   return answer.swaps
 }
 
-async function ask(task: PlanningTask): Promise<PlanningAnswer> {
+/** One thread at a time, however many ask: each has a copy of the map, and a processor. */
+let planning: Promise<unknown> = Promise.resolve()
+
+function ask(task: PlanningTask): Promise<PlanningAnswer> {
+  const answer = planning.then(() => runThread(task))
+  planning = answer.catch(() => undefined) // whoever asked hears of it
+  return answer
+}
+
+async function runThread(task: PlanningTask): Promise<PlanningAnswer> {
   const program = new URL(`plan-thread${extname(import.meta.url)}`, import.meta.url)
   const answer = await new Promise<PlanningAnswer>((resolve, reject) => {
     const thread = new Worker(program, { workerData: task })
