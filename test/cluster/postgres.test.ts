@@ -2,10 +2,9 @@ import t, { type Test } from 'tap'
 import type { Client } from '../support/client.ts'
 import { startCluster } from '../support/cluster.ts'
 import { waitForFullCopies, waitUntilWhole } from '../support/copies.ts'
-import { eventually } from '../support/eventually.ts'
 import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
-import { backWithinMs, outages } from '../support/postgres-outages.ts'
+import { outages, waitForDatabase } from '../support/postgres-outages.ts'
 import { seededRandom, type Random } from '../support/random.ts'
 
 interface Known {
@@ -62,23 +61,8 @@ async function withoutDatabase(
 /** The database is back when its server accepts connections: from then on everything works again within 5 s. */
 async function recovered(t: Test, clients: readonly Client[], known: readonly Known[]): Promise<void> {
   const since = performance.now()
-  for (const [index, client] of clients.entries()) {
-    await eventually(
-      'writes are taken again',
-      async () =>
-        (await client.put(`raw/after/${index}-${since}`, Buffer.from(`after ${index} ${since}`))).status === 201,
-      { withinMs: backWithinMs },
-    )
-    await eventually(
-      'answers are current again',
-      async () => {
-        const { status, headers } = await client.get(known[0]!.path)
-        t.equal(status, 200)
-        return headers['holdfast-metadata'] === undefined
-      },
-      { withinMs: backWithinMs },
-    )
-  }
+  await waitForDatabase(clients, `after-${since}`)
+  for (const client of clients) t.equal((await client.get(known[0]!.path)).status, 200)
   t.comment(`recovered after ${(performance.now() - since).toFixed(0)} ms`)
 }
 

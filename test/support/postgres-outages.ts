@@ -1,4 +1,6 @@
+import type { Client } from './client.ts'
 import type { Cluster } from './cluster.ts'
+import { eventually } from './eventually.ts'
 
 /**
  * The promises are 2 s for a refusal and 5 s for the return, on a machine that has nothing else to do. Here a dozen processes
@@ -16,3 +18,21 @@ export const outages: Outage[] = [
   ['is killed', ({ postgres }) => postgres.kill(), ({ postgres }) => postgres.start()],
   ['hangs', ({ postgres }) => postgres.pause(), ({ postgres }) => postgres.resume()],
 ]
+
+/**
+ * Each proxy takes writes again, and answers reads from the database: its next probe, up to 250 ms later, ends the reading from
+ * the shards.
+ */
+export async function waitForDatabase(clients: readonly Client[], name: string): Promise<void> {
+  for (const [index, client] of clients.entries()) {
+    const path = `raw/${name}/${index}`
+    const body = Buffer.from(path)
+    const within = { withinMs: backWithinMs }
+    await eventually('writes are taken', async () => (await client.put(path, body)).status === 201, within)
+    const isCurrent = async () => {
+      const { status, headers } = await client.get(path)
+      return status === 200 && headers['holdfast-metadata'] === undefined
+    }
+    await eventually('answers are current', isCurrent, within)
+  }
+}
