@@ -1,10 +1,10 @@
 /**
- * What work in the background may take of one disk while clients use it (I34): scrub, compaction, copies that other nodes fetch from here and
- * copies fetched from them, all together.
+ * What work in the background may take of one disk while clients use it (I34): scrub, compaction, copies that other nodes fetch from here, copies
+ * fetched from them, and copies dropped, all together.
  *
  *   no client for 5 s        as fast as it goes
  *   clients now and then     one operation at a time, so that nobody waits for more than one, and half of the disk's time
- *   a busy disk              a tenth of its time (`--background-percent`), as also while the processor is busy with clients
+ *   a busy disk              a tenth of its time (`--background-percent`), as also while the processors are busy
  *
  * After each operation the disk rests in proportion to how long it took: a slow disk gets more rest. Never more than
  * `--background-bytes-per-sec-min` asks for, else a disk that is always busy would never be looked at, nor ever be full again.
@@ -19,7 +19,7 @@ export interface Situation {
   /** By clients, of this disk, and of all disks of the node. */
   readonly disk: Use
   readonly node: Use
-  /** How busy the process is, 0 to 1. */
+  /** How busy the processors are, 0 to 1. */
   readonly load: number
 }
 
@@ -35,7 +35,7 @@ const idleAfterMs = 5_000
 const shareOfCalmDisk = 0.5
 const busyDisk = 0.2
 const idleLoad = 0.3
-const busyLoad = 0.8
+const busyLoad = 0.6
 /** Of the time of a disk, and times the smallest rate. */
 const urgentShare = 0.5
 const urgentFactor = 16

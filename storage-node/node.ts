@@ -12,7 +12,7 @@ import { EpochGate } from './epoch-gate.ts'
 import { Every } from './every.ts'
 import { Leftovers } from './leftovers.ts'
 import { NodeState } from './node-state.ts'
-import { LoadMeter } from './pace.ts'
+import { ProcessorLoad } from './processor-load.ts'
 import { type Clock, Shard } from './shard.ts'
 import { Scrub } from './scrub.ts'
 import { readMarker, type ShardMarker } from './shard-marker.ts'
@@ -68,7 +68,7 @@ export class StorageNode {
     this.transfers = new TransferLimit(transferConcurrency, transferBytesPerSec, () => deps.clock.monotonic())
     this.state = new NodeState(deps.fs, config.stateFolder, deps.log)
     const clients = new DiskUse()
-    const shardDeps = { ...deps, limits: this.limits, node: { clients, load: new LoadMeter().load } }
+    const shardDeps = { ...deps, limits: this.limits, node: { clients, load: new ProcessorLoad().load } }
     this.shards = new Map(
       config.shards.map(shardConfig => {
         const shard = new Shard(shardDeps, shardConfig)

@@ -21,21 +21,3 @@ export class Pace {
     if (waitMs >= waitMsMin) await sleep(waitMs, undefined, { signal })
   }
 }
-
-const sampleMs = 250
-
-/** How busy the event loop of this process is, measured over the last quarter of a second or more. */
-export class LoadMeter {
-  #last = performance.eventLoopUtilization()
-  #at = performance.now()
-  #load = 0
-
-  readonly load = (): number => {
-    if (performance.now() - this.#at < sampleMs) return this.#load
-    const current = performance.eventLoopUtilization()
-    this.#load = performance.eventLoopUtilization(current, this.#last).utilization
-    this.#last = current
-    this.#at = performance.now()
-    return this.#load
-  }
-}

@@ -1,7 +1,6 @@
 /** Every route of the wire but the reading of blobs. Each answers, or throws what the server answers with. */
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Dispatcher } from 'undici'
-import { atMost } from '../shared/at-most.ts'
 import { HoldfastError, toHoldfastError } from '../shared/errors.ts'
 import { parsePartition, partitionCount } from '../shared/partition.ts'
 import {
@@ -15,6 +14,7 @@ import {
   wireHeader,
 } from '../shared/wire.ts'
 import { type AppendItem, parseAppend, pathKeyBytesMax } from './append.ts'
+import type { Urgency } from './background.ts'
 import { blobName, isBlobName } from './blob-name.ts'
 import type { BodyClaim } from './body-budget.ts'
 import {
@@ -66,7 +66,7 @@ interface Call extends RouteContext {
 
 type Handler = (call: Call) => Promise<void>
 
-/** Their records share a flush of the log. */
+/** Their records share a flush of the log, and they one turn of the disk. */
 const dropsAtOnce = 64
 const jsonBytesMax = 4 * 1024 * 1024
 const mapBytesMax = 64 * 1024 * 1024
@@ -170,13 +170,14 @@ async function touch(call: Call): Promise<void> {
   const results: TouchAnswer['results'][number][] = []
   for (const item of items) {
     const served = node.shards.get(item.shard)
-    results.push(served === undefined ? 'unavailable' : await touchOne(served, blobName(item)))
+    results.push(served === undefined ? 'unavailable' : await touchOne(served, blobName(item), backgroundOf(request)))
   }
   answer(call, { results } satisfies TouchAnswer)
 }
 
-function touchOne({ shard }: ServedShard, name: string): Promise<TouchAnswer['results'][number]> {
-  return shard.clients.during(() => touchBlob(shard, name))
+function touchOne({ shard }: ServedShard, name: string, urgency?: Urgency): Promise<TouchAnswer['results'][number]> {
+  const look = () => touchBlob(shard, name)
+  return urgency === undefined ? shard.clients.during(look) : look()
 }
 
 async function transfer(call: Call): Promise<void> {
@@ -198,11 +199,16 @@ async function bundle(call: Call): Promise<void> {
 }
 
 async function drop(call: Call): Promise<void> {
-  const { node, request } = call
+  const { node, request, signal } = call
   const { shard: id, reason, blobs } = parseDrop(await readJson(request, bodyOf(call, jsonBytesMax)))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard } = shardNamed(node, id)
-  const results = await atMost(dropsAtOnce, blobs, blob => shard.drop(blob, reason))
+  const results: DropAnswer['results'][number][] = []
+  for (let at = 0; at < blobs.length; at += dropsAtOnce) {
+    const group = blobs.slice(at, at + dropsAtOnce)
+    const dropAll = () => Promise.all(group.map(blob => shard.drop(blob, reason)))
+    results.push(...(await shard.background.run(0, { signal }, dropAll)))
+  }
   answer(call, { results } satisfies DropAnswer)
 }
 

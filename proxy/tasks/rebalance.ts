@@ -36,7 +36,8 @@ const adoptionMsDefault = 6_500
 const partitionsAtOnce = 64
 /** To one shard: one is pulled while the names of another are compared. */
 const partitionsPerShard = 2
-const releasesAtOnce = 16
+/** Few: those that come together with a new map are what clients would feel of it (I34). */
+const releasesAtOnce = 4
 /** Partitions begun between two looks at whether the run goes on. */
 const lookEvery = 128
 const nodesAtOnce = 8

@@ -151,9 +151,8 @@ export async function touchAll(
       .slice(at, at + touchMax)
       .map(({ partition, digest, generation }) => ({ shard, partition, digest, generation }))
     const request: TouchRequest = { items }
-    const answer = await clients
-      .ofShard(shard)
-      .requestJson<TouchAnswer>('POST', wirePath.touch, request, { signal, timeoutMs, repeatable: true })
+    const options = { signal, timeoutMs, repeatable: true, background: 'usual' } as const
+    const answer = await clients.ofShard(shard).requestJson<TouchAnswer>('POST', wirePath.touch, request, options)
     found.push(...answer.results)
   }
   return found

@@ -15,6 +15,8 @@ import {
 } from '../../storage-node/background.ts'
 import { defaultLimits } from '../../storage-node/config.ts'
 import { DiskUse } from '../../storage-node/disk-use.ts'
+import { busyPart, parseStat, ProcessorLoad } from '../../storage-node/processor-load.ts'
+import { eventually } from '../support/eventually.ts'
 import { shardA, startNode, testBlob } from './fixtures.ts'
 
 const seed = Number(process.env['HOLDFAST_TEST_SEED'] ?? Date.now() % 1_000_000)
@@ -55,7 +57,7 @@ t.test('I34: the share is whole on an idle node, the least on a busy one, and th
       const busier = { ...at, disk: { ...at.disk, busy: Math.min(1, at.disk.busy + more) } }
       const loaded = { ...at, load: Math.min(1, at.load + more) }
       if (backgroundShare(busier, set, urgency) > share || backgroundShare(loaded, set, urgency) > share) return false
-      const isBusy = at.load >= 0.8 || (at.disk.quietMs < 5_000 && at.disk.busy >= 0.2)
+      const isBusy = at.load >= 0.6 || (at.disk.quietMs < 5_000 && at.disk.busy >= 0.2)
       return !isBusy || Math.abs(share - Math.max(least, urgency === 'urgent' ? 0.5 : 0)) < 1e-9
     }),
     { seed, numRuns: 2_000 },
@@ -134,6 +136,33 @@ t.test(
     t.equal(other.use.quietMs, 0)
   },
 )
+
+t.test('I34: processors are busy with what others do as well, and not with waiting for disks', async t => {
+  const stat = (...fields: number[]) => parseStat(`cpu  ${fields.join(' ')}\ncpu0 1 2 3 4\n`)
+  const before = stat(100, 10, 40, 800, 50, 0, 0, 0, 7, 7)
+  t.same(before, { all: 1_000, idle: 850 })
+  t.equal(busyPart(before, stat(130, 20, 50, 820, 70, 4, 3, 3)), 0.6)
+  t.equal(busyPart(before, stat(100, 10, 40, 900, 100)), 0)
+  t.same(stat(1, 2, 3, 4), { all: 10, idle: 4 }, 'of an old kernel')
+  t.equal(parseStat('intr 1 2 3'), undefined)
+  t.equal(parseStat('cpu  1 2 3'), undefined)
+  t.equal(busyPart(undefined, before), 0)
+  t.equal(busyPart(before, before), 0)
+  fc.assert(
+    fc.property(fc.array(fc.nat(), { minLength: 16, maxLength: 16 }), fields => {
+      const part = busyPart(stat(...fields.slice(0, 8)), stat(...fields.slice(8)))
+      return part >= 0 && part <= 1
+    }),
+    { seed },
+  )
+  const meter = new ProcessorLoad()
+  t.equal(meter.load(), 0, 'not known yet')
+  await eventually('the load of this process is seen', () => {
+    const end = performance.now() + 100
+    while (performance.now() < end);
+    return meter.load() > 0.3
+  })
+})
 
 const calm: Situation = { disk: { busy: 0, quietMs: Infinity }, node: { busy: 0, quietMs: Infinity }, load: 0 }
 const busy: Situation = { disk: { busy: 1, quietMs: 0 }, node: { busy: 1, quietMs: 0 }, load: 0 }
@@ -236,6 +265,11 @@ t.test(
     t.ok(((await stateOf(source))?.bytes ?? 0) >= total, 'read')
     t.ok(((await stateOf(target))?.bytes ?? 0) >= total, 'written')
     t.equal((await stateOf(target))?.share, 1, 'no client of the target')
+    const touched = { items: blobs.map(({ body: _, bytes: _bytes, ...blob }) => ({ ...blob, shard: shardA })) }
+    await target.client.post(wirePath.touch, touched, { [wireHeader.background]: 'usual' })
+    t.equal((await stateOf(target))?.share, 1, 'nor is the primary one that asks what is there')
+    await target.client.post(wirePath.touch, touched)
+    t.ok(((await stateOf(target))?.share ?? 1) < 1, 'a proxy that writes is')
     const before = (await stateOf(source))?.bytes ?? 0
     for (const blob of blobs) t.equal((await source.client.get(shardA, blob)).status, 200)
     t.equal((await stateOf(source))?.bytes, before)
