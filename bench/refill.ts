@@ -1,8 +1,9 @@
 /**
- * `npm run bench:refill [-- --mib 512]`: how fast a lost disk is full again, beside a plain copy of the same bytes on the same disk in the same
+ * `npm run bench:refill [-- --mib 512 --cold]`: how fast a lost disk is full again, beside a plain copy of the same bytes on the same disk in the same
  * run. Three storage nodes as `holdfast storage-node` runs them; two have everything, the third has an empty disk and is told to pull it, in
  * requests as the primary makes them (1,000 blobs, 64 MiB, two at a time). What the primary itself does (comparing, the queue in PostgreSQL) is
- * not in it. The plain copy is `cp -r` of the blobs as files, then fsync of each.
+ * not in it. The plain copy is `cp -r` of the blobs as files, then fsync of each. `--cold`: what the kernel has in memory is forgotten before each
+ * of them (needs root), as with a disk that holds far more than the memory; without it all is read from memory.
  */
 import { execFileSync } from 'node:child_process'
 import { hash, randomBytes } from 'node:crypto'
@@ -32,7 +33,9 @@ const mixes: Readonly<Record<string, () => number>> = {
   'mostly 1 to 16 MiB (half of them small)': () => (Math.random() < 0.5 ? between(512, 64 * 1024) : between(1, 16) * MiB), // prettier-ignore
 }
 
-const { values: args } = parseArgs({ options: { mib: { type: 'string', default: '256' } } })
+const { values: args } = parseArgs({
+  options: { mib: { type: 'string', default: '256' }, cold: { type: 'boolean', default: false } },
+})
 for (const [name, sizeOf] of Object.entries(mixes)) await measure(name, sizeOf, Number(args.mib) * MiB)
 
 async function measure(name: string, sizeOf: () => number, bytesMax: number): Promise<void> {
@@ -49,7 +52,6 @@ async function measure(name: string, sizeOf: () => number, bytesMax: number): Pr
       bytes += some.reduce((sum, blob) => sum + blob.bytes, 0)
     }
     const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
-    execFileSync('sync')
     const before = await plainCopy(folder, 'copy-1')
     const pids = nodes.map(node => node.process.pid ?? 0)
     const cpu = cpuSeconds(pids)
@@ -70,6 +72,8 @@ async function measure(name: string, sizeOf: () => number, bytesMax: number): Pr
 }
 
 async function timed(work: () => Promise<void>): Promise<number> {
+  execFileSync('sync')
+  if (args.cold) await writeFile('/proc/sys/vm/drop_caches', '3')
   const startedAt = performance.now()
   await work()
   return (performance.now() - startedAt) / 1_000
