@@ -56,13 +56,14 @@ export function startRead(
   return replica.client.reader.read({ path, total: blob.bytes, range, into, latency: replica.latency }, receiver)
 }
 
-/** Remembers and reports a copy that is missing or wrong; other failures say nothing about the copy. */
-export function noteBadCopy(context: ReadContext, blob: BlobLocation, replica: Replica, error: HoldfastError): void {
+/** Remembers and reports a copy that is missing or wrong; false: the failure says nothing about the copy. */
+export function noteBadCopy(context: ReadContext, blob: BlobLocation, replica: Replica, error: HoldfastError): boolean {
   const reason = error.code === 'BLOB_NOT_FOUND' ? 'missing' : error.code === 'BLOB_CORRUPT' ? 'corrupt' : undefined
-  if (reason === undefined) return
+  if (reason === undefined) return false
   context.replicas.doubt(blob, replica.id)
   // A handoff that lacks a blob is as it should be.
   if (reason === 'corrupt' || replica.role === 'owner') context.onBadReplica(blob, replica.id, reason)
+  return true
 }
 
 export function unreachable(blob: BlobLocation, failures: readonly HoldfastError[]): HoldfastError {

@@ -194,7 +194,7 @@ export class ReplicaSource {
     return this.#expectedMs
   }
 
-  /** It was asked and is not to blame, only another one was quicker: it may be asked again, behind those not asked yet. */
+  /** It was asked, and its copy is not to blame: another one was quicker, or its node failed a while ago. It may be asked again, behind those not asked yet. */
   giveBack({ id }: Replica): void {
     this.#slower.push(id)
   }

@@ -42,6 +42,8 @@ export class StreamRead implements StreamOwner {
   /** Ended well, but the sink still holds chunks of theirs. */
   readonly #lingering = new Set<StreamAttempt>()
   readonly #contributors = new Set<Replica>()
+  /** Of nodes that failed since somebody last took over: they may be back when he fails. */
+  readonly #lost: Replica[] = []
   readonly #failures: HoldfastError[] = []
   readonly #timer = new PatientTimer()
   #pause: NodeJS.Timeout | undefined
@@ -126,7 +128,7 @@ export class StreamRead implements StreamOwner {
     attempt.read.abort()
     if (this.#state !== 'running') return
     this.#failures.push(error)
-    noteBadCopy(this.#context, this.#blob, attempt.replica, error)
+    if (!noteBadCopy(this.#context, this.#blob, attempt.replica, error)) this.#lost.push(attempt.replica)
     // With another one at work already nobody else is needed.
     if (this.#attempts.size === 0) this.#replace()
   }
@@ -157,6 +159,7 @@ export class StreamRead implements StreamOwner {
     if (attempt.hedge && this.#active !== attempt) this.#context.counters.hedgesWon += 1
     this.#active = attempt
     this.#contributors.add(attempt.replica)
+    for (const replica of this.#lost.splice(0)) this.#source.giveBack(replica)
     for (const other of this.#attempts) {
       if (other === attempt) continue
       this.#drop(other)

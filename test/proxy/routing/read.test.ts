@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { setTimeout } from 'node:timers/promises'
 import t from 'tap'
 import { eventually } from '../../support/eventually.ts'
+import type { Fault } from '../../support/fake-node.ts'
 import { ReadBuffers } from '../../../proxy/routing/read-buffers.ts'
 import { quickTimes, request, startCluster, startEdge, streamed } from './read-support.ts'
 
@@ -186,6 +187,35 @@ t.test(
     }
   },
 )
+
+t.test('I6: owners that failed early in a long stream are asked again before anybody who may have nothing', async t => {
+  const cluster = await startCluster(t, { nodeCount: 4 })
+  const body = randomBytes(6 * mib)
+  const blob = cluster.put(body)
+  const view = cluster.view.current()
+  const owners = view.owners(blob.partition).map(shard => view.node(shard).id)
+  const [first, second, third] = owners.map(owner => cluster.nodes.find(({ id }) => id === owner)!)
+  const other = cluster.nodes.find(({ id }) => !owners.includes(id))
+  let failures = 0
+  const once = (fault: Fault) => {
+    let isOver = false
+    return (): Fault => {
+      if (isOver) return {}
+      isOver = true
+      failures += 1
+      return fault
+    }
+  }
+  first!.fault = once({ cutAt: mib })
+  second!.fault = once({ cutAt: mib })
+  third!.fault = once({ freezeAt: mib })
+  other!.fault = () => ({ freezeHead: true })
+  const stream = await streamed(cluster.reader, blob)
+  t.equal(stream.outcome, 'complete')
+  t.ok(stream.body.equals(body))
+  t.equal(failures, 3)
+  t.equal(other!.requests.length, 0)
+})
 
 t.test('a stream that lost all replicas in the middle goes on when one is back', async t => {
   const cluster = await startCluster(t)
