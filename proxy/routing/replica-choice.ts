@@ -24,8 +24,8 @@ const localLoadRatio = 1.5
 /** A shard is slow, its disk failing perhaps or its node overloaded, when it takes so long and so many times as long as the quickest. */
 const slowMsMin = 50
 const slowRatio = 4
-/** Of reads go to a slow one: who is not asked could not be seen to be quick again. */
-const slowShare = 0.02
+/** Of reads go to a slow one: who is not asked could not be seen to be quick again. Few enough to lie behind the 99th percentile. */
+const slowShare = 0.005
 
 /** 0 is best. Full and read-only shards serve reads as well as others. */
 export function replicaTier({ state, draining, shard, doubtful }: ReplicaFacts): number {

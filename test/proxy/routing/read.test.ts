@@ -245,7 +245,7 @@ t.test('a slow first byte is hedged, the quicker one wins, and the budget bounds
 
 t.test('a node that answers slowly is asked seldom until it is quick again', async t => {
   const cluster = await startCluster(t, { random: Math.random })
-  const blobs = Array.from({ length: 4_000 }, () => cluster.put(randomBytes(100)))
+  const blobs = Array.from({ length: 12_000 }, () => cluster.put(randomBytes(100)))
   const [slow] = cluster.nodes
   let asked = 0
   const ask = async (count: number): Promise<number> => {
@@ -258,7 +258,7 @@ t.test('a node that answers slowly is asked seldom until it is quick again', asy
   const few = await ask(150)
   t.ok(few < 30, `${few} of 150`)
   slow!.fault = () => (asked++, {})
-  // One in fifty of the reads finds out, some of them are needed.
+  // One in 200 of the reads finds out, some of them are needed.
   const again = await eventually('it is asked again', async () => (await ask(50)) > 10, { withinMs: 20_000 })
   t.ok(again)
 })

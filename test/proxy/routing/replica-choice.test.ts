@@ -101,12 +101,12 @@ t.test('a node in slow start gets its share only', t => {
   t.end()
 })
 
-t.test('a slow replica, also in the own zone, gets a fiftieth of the reads while another is quick', t => {
+t.test('a slow replica, also in the own zone, gets one of 200 reads while another is quick', t => {
   const picksOf = (replicas: readonly ReplicaFacts[]): number =>
     Array.from({ length: 5_000 }, () => chooseReplica(replicas, Math.random)).filter(pick => pick === 0).length
   const slow = { ...good, local: true, latencyMs: 300 }
   const few = picksOf([slow, good, good])
-  t.ok(few > 5_000 * 0.01 && few < 5_000 * 0.04, `${few} of 5000`)
+  t.ok(few > 5_000 * 0.001 && few < 5_000 * 0.01, `${few} of 5000`)
   t.equal(picksOf([{ ...slow, latencyMs: 45 }, good, good]), 5_000, 'a far zone is no failing disk')
   t.equal(picksOf([slow, { ...good, latencyMs: 100 }]), 5_000, 'all are slow')
   t.ok(picksOf([slow, { ...good, latencyMs: 0 }]) < 200, 'one that was never asked may be quicker')
