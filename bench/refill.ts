@@ -10,6 +10,7 @@ import { hash, randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { batchesOf } from '../proxy/tasks/shard-contents.ts'
 import { atMost } from '../shared/at-most.ts'
@@ -21,6 +22,8 @@ import { call, type Node, put, startNode, stop } from './storage-nodes.ts'
 const MiB = 1024 * 1024
 const bytesPerRequest = 64 * MiB
 const requestsAtOnce = 2
+/** Nodes go as fast as they can when nobody has used them for 5 s. */
+const clientsGoneMs = 6_000
 
 interface TestBlob extends BlobKey {
   readonly bytes: number
@@ -52,6 +55,8 @@ async function measure(name: string, sizeOf: () => number, bytesMax: number): Pr
       bytes += some.reduce((sum, blob) => sum + blob.bytes, 0)
     }
     const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
+    // Who filled them was a client, and has gone.
+    await sleep(clientsGoneMs)
     const before = await plainCopy(folder, 'copy-1')
     const pids = nodes.map(node => node.process.pid ?? 0)
     const cpu = cpuSeconds(pids)

@@ -199,14 +199,20 @@ async function bundle(call: Call): Promise<void> {
 }
 
 async function drop(call: Call): Promise<void> {
-  const { node, request, signal } = call
+  const { node, request } = call
   const { shard: id, reason, blobs } = parseDrop(await readJson(request, bodyOf(call, jsonBytesMax)))
-  await node.state.acceptFence(headerOf(request, wireHeader.fence))
+  const fence = headerOf(request, wireHeader.fence)
+  await node.state.acceptFence(fence)
   const { shard } = shardNamed(node, id)
+  const signal = whileAwaited(call)
   const results: DropAnswer['results'][number][] = []
   for (let at = 0; at < blobs.length; at += dropsAtOnce) {
     const group = blobs.slice(at, at + dropsAtOnce)
-    const dropAll = () => Promise.all(group.map(blob => shard.drop(blob, reason)))
+    const dropAll = async () => {
+      // Since it came there may be another primary, which has decided otherwise.
+      await node.state.acceptFence(fence)
+      return Promise.all(group.map(blob => shard.drop(blob, reason)))
+    }
     results.push(...(await shard.background.run(0, { signal }, dropAll)))
   }
   answer(call, { results } satisfies DropAnswer)
