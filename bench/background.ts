@@ -74,11 +74,8 @@ async function bench(): Promise<void> {
       const work = await background(cluster, nodes, change, async () => {
         collect(beside, await load(cluster, paths, Number(args.seconds)))
       })
-      const what =
-        args.only === 'scrub'
-          ? 'scrub'
-          : [String(change?.op), ...(args.only === 'change' ? [] : ['scrub'])].join(' and ')
-      console.log(`round ${round + 1}: ${what}, ${work}`)
+      const works = [...(args.only === 'scrub' ? [] : [change?.op]), ...(args.only === 'change' ? [] : ['scrub'])]
+      console.log(`round ${round + 1}: ${works.join(' and ')}, ${work}`)
     }
     report(quiet, beside)
   } finally {

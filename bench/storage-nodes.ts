@@ -80,7 +80,8 @@ export async function startNode(folder: string, id: string, cluster = benchClust
   await mkdir(join(folder, id, 'shard'), { recursive: true })
   const child = spawn(process.execPath, [main, 'storage-node', ...Object.entries(flags).flat()], {
     stdio: ['ignore', 'inherit', 'inherit'],
-    env: { ...process.env, HOLDFAST_SECRET: cluster.secret },
+    // As many threads for disks as `holdfast up` gives them.
+    env: { UV_THREADPOOL_SIZE: '12', ...process.env, HOLDFAST_SECRET: cluster.secret },
   })
   const node = { url: `http://127.0.0.1:${port}`, shard, process: child, secret: cluster.secret }
   const deadline = Date.now() + 20_000

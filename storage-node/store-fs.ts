@@ -40,9 +40,7 @@ export interface StoreFs {
   readonly space: (path: string) => Promise<{ bytesTotal: number; bytesFree: number }>
 }
 
-const { O_RDONLY, O_NOATIME = 0 } = fs.constants as { O_RDONLY: number; O_NOATIME?: number }
-/** Reads note no time of access: that is a change of the file, which waits for the flushes of others. */
-const openFlags = { read: O_RDONLY | O_NOATIME, create: 'wx+', update: 'r+' } as const
+const openFlags = { read: 'r', create: 'wx+', update: 'r+' } as const
 
 class NodeFile implements StoreFile {
   readonly path: string
@@ -99,15 +97,12 @@ class NodeFile implements StoreFile {
 
 /** The real file system. */
 export const nodeFs: StoreFs = {
-  async open(path, mode) {
-    try {
-      return await open(path, openFlags[mode])
-    } catch (error) {
-      // Without a time of access may only read who owns the file.
-      if (mode !== 'read' || errnoOf(error) !== 'EPERM') throw error
-      return open(path, O_RDONLY)
-    }
-  },
+  open: (path, mode) =>
+    new Promise((resolve, reject) => {
+      fs.open(path, openFlags[mode], 0o600, (error, fd) =>
+        error === null ? resolve(new NodeFile(path, fd)) : reject(error),
+      )
+    }),
   rename: (from, to) => fs.promises.rename(from, to),
   unlink: path => ignoring('ENOENT', fs.promises.unlink(path)),
   async makeFolder(path) {
@@ -148,12 +143,6 @@ export const nodeFs: StoreFs = {
     const { bsize, blocks, bavail } = await fs.promises.statfs(path)
     return { bytesTotal: bsize * blocks, bytesFree: bsize * bavail }
   },
-}
-
-function open(path: string, flags: string | number): Promise<StoreFile> {
-  return new Promise((resolve, reject) => {
-    fs.open(path, flags, 0o600, (error, fd) => (error === null ? resolve(new NodeFile(path, fd)) : reject(error)))
-  })
 }
 
 /** The system's error code, `ENOSPC`; undefined for what is no system error. */

@@ -214,6 +214,7 @@ export class ReplicaSource {
     this.#stage = 'owners'
     this.#role = 'owner'
     this.#left = [...this.#replicas.deps.view.current().sources(this.#blob.partition)]
+    this.#slower.length = 0
     this.#seen.clear()
   }
 

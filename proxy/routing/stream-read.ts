@@ -313,6 +313,7 @@ export class StreamRead implements StreamOwner {
       this.#looking = false
       if (this.#state !== 'running') return
       this.#source.again()
+      this.#lost.length = 0
       this.#replace()
     }, pauseMs)
   }
