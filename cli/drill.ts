@@ -98,7 +98,7 @@ async function practise({ store, id, percent, scratch, env, say, signal }: Pract
     const client = new ApiClient(origin, { user: 'admin', password }, 60_000)
     const authorization = client.authorization ?? ''
     const restored = await restoreBackup(
-      { store, client, origin, authorization, atOnce: 16, withTasks: false, signal, say },
+      { store, client, origin, authorization, atOnce: 16, goesLive: false, signal, say },
       id,
     )
     const rtoMs = Math.round(performance.now() - startedAt)

@@ -7,7 +7,8 @@ import { humanBytes, textTable } from './text-table.ts'
 
 export const repoUsage = `holdfast repo list
 holdfast repo create <name> [--redeploy allow|once|deny] [--artifact-bytes-max <bytes>|none] [--anonymous-read on|off]
-                            [--trash-days <days>]
+                            [--trash-days <days>] [--upstream <url>|none] [--upstream-max-age <seconds>]
+                            [--upstream-absent-age <seconds>]
 holdfast repo set <name> …the same
 holdfast repo delete <name>   (only when it is empty)
 `
@@ -33,6 +34,21 @@ export const repoOptions = {
     pattern: [/^\d{1,4}$/, 'must be a number of days'],
     doc: 'For how many days what is deleted can be restored (7 unless told); 0: not at all.',
   },
+  upstream: {
+    kind: 'string',
+    pattern: [/^(https?:\/\/\S{1,1990}|none)$/, 'must be http://… or https://…, or none'],
+    doc: 'What is asked for here is fetched from there and kept; nothing else can be written. none: an ordinary repository.',
+  },
+  upstreamMaxAge: {
+    kind: 'string',
+    pattern: [/^\d{1,8}$/, 'must be a number of seconds'],
+    doc: 'For how long a copy of what may change at the upstream is current (600 unless told); a path with a version in it never changes.',
+  },
+  upstreamAbsentAge: {
+    kind: 'string',
+    pattern: [/^\d{1,8}$/, 'must be a number of seconds'],
+    doc: "For how long the upstream's word counts that there is nothing (300 unless told).",
+  },
 } as const satisfies Options
 
 type Repo = Omit<Repository, 'id'>
@@ -42,20 +58,26 @@ const verbs: Readonly<Record<string, (command: Command, name: string) => Promise
   list: async ({ client, print }) => {
     const { repositories } = (await client.call('GET', '/repositories')) as { repositories: readonly Repo[] }
     print(
-      textTable(['NAME', 'FORMAT', 'REDEPLOY', 'LARGEST', 'ANONYMOUS READ', 'TRASH'], repositories.map(row)),
+      textTable(
+        ['NAME', 'FORMAT', 'REDEPLOY', 'LARGEST', 'ANONYMOUS READ', 'TRASH', 'UPSTREAM'],
+        repositories.map(row),
+      ),
       repositories,
     )
     return 0
   },
   create: async ({ client, config, print }, name) => {
-    const made = (await client.call('POST', '/repositories', { name, ...changeOf(config) })) as Repo
+    const settings = { name, ...changeOf(config), ...upstreamChange(config, null) }
+    const made = (await client.call('POST', '/repositories', settings)) as Repo
     print(`repository '${made.name}' created`, made)
     return 0
   },
   set: async ({ client, config, print }, name) => {
-    const change = changeOf(config)
+    const path = `/repositories/${encodeURIComponent(name)}`
+    const { upstream = null } = asksUpstream(config) ? ((await client.call('GET', path)) as Repo) : {}
+    const change = { ...changeOf(config), ...upstreamChange(config, upstream) }
     if (Object.keys(change).length === 0) throw new HoldfastError('CONFIG_INVALID', 'what shall be set? See --help')
-    const changed = (await client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, change)) as Repo
+    const changed = (await client.call('PATCH', path, change)) as Repo
     print(`repository '${changed.name}' changed`, changed)
     return 0
   },
@@ -97,6 +119,25 @@ function changeOf({
   }
 }
 
+const hasAges = ({ upstreamMaxAge, upstreamAbsentAge }: Command['config']): boolean =>
+  upstreamMaxAge !== undefined || upstreamAbsentAge !== undefined
+const asksUpstream = (config: Command['config']): boolean => config.upstream !== undefined || hasAges(config)
+
+/** `known`: what is set now. */
+function upstreamChange(config: Command['config'], known: Repo['upstream']): { upstream?: object | null } {
+  const { upstream = known?.url, upstreamMaxAge, upstreamAbsentAge } = config
+  if (!asksUpstream(config)) return {}
+  if (upstream === undefined || upstream === 'none') {
+    if (!hasAges(config)) return { upstream: null }
+    throw new HoldfastError('CONFIG_INVALID', 'ages are of an upstream: name it with --upstream <url>')
+  }
+  const ages = {
+    ...(upstreamMaxAge === undefined ? {} : { maxAgeSeconds: Number(upstreamMaxAge) }),
+    ...(upstreamAbsentAge === undefined ? {} : { absentMaxAgeSeconds: Number(upstreamAbsentAge) }),
+  }
+  return { upstream: { ...known, url: upstream, ...ages } }
+}
+
 function bytesOf(text: string): number | null {
   const match = /^(\d+)([a-z]*)$/i.exec(text)
   if (match === null) return null
@@ -104,7 +145,7 @@ function bytesOf(text: string): number | null {
   return Number(match[1]) * 1024 ** Math.max(0, power)
 }
 
-function row({ name, format, redeploy, artifactBytesMax, anonymousRead, trashDays }: Repo): string[] {
+function row({ name, format, redeploy, artifactBytesMax, anonymousRead, trashDays, upstream }: Repo): string[] {
   return [
     name,
     format,
@@ -112,5 +153,6 @@ function row({ name, format, redeploy, artifactBytesMax, anonymousRead, trashDay
     artifactBytesMax === null ? '-' : humanBytes(artifactBytesMax),
     anonymousRead ? 'on' : 'off',
     trashDays === 0 ? 'off' : `${trashDays} d`,
+    upstream?.url ?? '-',
   ]
 }

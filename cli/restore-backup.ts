@@ -34,8 +34,8 @@ export interface RestoreDeps {
   /** Of the administrator. */
   readonly authorization: string
   readonly atOnce: number
-  /** Cleanup policies and settings of tasks, too: from then on they may delete what was restored. */
-  readonly withTasks: boolean
+  /** Also what changes by itself from then on: cleanup policies, settings of tasks, and where artifacts are fetched from. */
+  readonly goesLive: boolean
   readonly signal: AbortSignal
   /** One line for people. */
   readonly say: (line: string) => void
@@ -102,8 +102,8 @@ class Restore {
     for await (const entry of store.readManifest(this.#backup)) {
       if (failure !== undefined) break
       if (entry.kind === 'user') users.push(entry)
-      if (this.#deps.withTasks && entry.kind === 'policy') policies.push(entry)
-      if (this.#deps.withTasks && entry.kind === 'task') tasks.push(entry)
+      if (this.#deps.goesLive && entry.kind === 'policy') policies.push(entry)
+      if (this.#deps.goesLive && entry.kind === 'task') tasks.push(entry)
       if (entry.kind === 'repository') {
         repositories.push(entry)
         await this.#makeRepository(entry)
@@ -164,8 +164,8 @@ class Restore {
   }
 
   /** Open for writing until all is there: what it may refuse (a policy, a limit) was accepted once. */
-  async #makeRepository({ name, format, type }: ManifestRepository): Promise<void> {
-    const kind = { ...(format === 'raw' ? {} : { format }), ...(type === 'hosted' ? {} : { type }) }
+  async #makeRepository({ name, format }: ManifestRepository): Promise<void> {
+    const kind = format === 'raw' ? {} : { format }
     try {
       await this.#deps.client.call('POST', '/repositories', { name, ...kind })
     } catch (error) {
@@ -180,9 +180,11 @@ class Restore {
     kind: _kind,
     format: _format,
     type: _type,
+    upstream,
     ...settings
   }: ManifestRepository): Promise<void> {
-    await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, settings)
+    const source = this.#deps.goesLive && upstream !== undefined ? { upstream } : {}
+    await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, { ...settings, ...source })
   }
 
   async #addUsers(users: readonly ManifestUser[]): Promise<number> {

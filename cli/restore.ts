@@ -48,7 +48,7 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   const { signal } = new AbortController()
   setMaxListeners(0, signal) // each of the requests at once listens
   const restored = await restoreBackup(
-    { store, client, origin, authorization, atOnce: config.atOnce, withTasks: true, signal, say },
+    { store, client, origin, authorization, atOnce: config.atOnce, goesLive: true, signal, say },
     id,
   )
   const { artifacts, skipped, bytes, missing, repositories, users, policies, tasks } = restored

@@ -2,7 +2,7 @@ import { readConfig, type ConfigOf, type ConfigSource } from '../shared/config.t
 import { isHoldfastError } from '../shared/errors.ts'
 import { credentialOptions } from './backup/credentials.ts'
 import { openBackupTarget } from './backup/open-target.ts'
-import { badNetworks } from './http/client-address.ts'
+import { badNetworks } from './networks.ts'
 
 const MiB = 2 ** 20
 const GiB = 2 ** 30
@@ -65,6 +65,19 @@ export const proxyOptions = {
     max: 10_000_000,
     default: 100_000,
     doc: 'Paths whose metadata is remembered, per worker (about 0.7 KiB each).',
+  },
+  upstreamAllow: {
+    kind: 'list',
+    default: [],
+    countMax: 100,
+    doc: 'Addresses or networks (127.0.0.1, 169.254.0.0/16) of this machine or its link that upstreams may be at; others may be anywhere.',
+  },
+  upstreamFetchesMax: {
+    kind: 'int',
+    min: 1,
+    max: 10_000,
+    default: 64,
+    doc: 'Artifacts being fetched from upstreams at once, per worker; beyond, 503.',
   },
   artifactBytesMax: {
     kind: 'int',
@@ -242,6 +255,9 @@ export function readProxyConfig(source: ConfigSource): ProxyConfig {
     }
     for (const text of badNetworks(config.trustProxy)) {
       problems.push(`HOLDFAST_TRUST_PROXY contains '${text}', but wants addresses or networks such as 10.0.0.0/8`)
+    }
+    for (const text of badNetworks(config.upstreamAllow)) {
+      problems.push(`HOLDFAST_UPSTREAM_ALLOW contains '${text}', but wants addresses or networks such as 127.0.0.0/8`)
     }
     if (config.uploadsMax > config.requestsMax) problems.push('uploadsMax must not be above requestsMax')
     if (!/^(postgres(ql)?:\/\/|pglite:)/.test(config.postgresUrl))

@@ -21,6 +21,8 @@ import { brakes, type NodeStates } from './tasks/node-states.ts'
 import type { Primary } from './tasks/primary.ts'
 import type { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import type { RepairCopies } from './tasks/repair-copies.ts'
+import type { UpstreamCache } from './upstream/upstream-cache.ts'
+import type { UpstreamClient } from './upstream/upstream-client.ts'
 
 export interface CountedParts {
   readonly coordinator: Coordinator
@@ -43,10 +45,13 @@ export interface CountedParts {
   readonly losses: HeedLosses
   readonly nodeStates: NodeStates
   readonly gate: Pick<DatabaseGate, 'problem'>
+  readonly upstreams: Pick<UpstreamCache, 'counts'>
+  readonly upstreamClient: Pick<UpstreamClient, 'requests' | 'failures'>
 }
 
 export function readings(parts: CountedParts): Reading[] {
-  return [...cluster(parts), ...caches(parts), ...reads(parts), ...writes(parts), ...tasks(parts), ...jobs(parts)]
+  const common = [cluster(parts), caches(parts), reads(parts), writes(parts), upstreams(parts)]
+  return [...common.flat(), ...tasks(parts), ...jobs(parts)]
 }
 
 /** `aggregator`: how the values of several workers become one. */
@@ -61,6 +66,17 @@ function gauge(
 
 function counter(name: string, help: string, read: () => number): Reading {
   return { name: `holdfast_${name}_total`, help, type: 'counter', read }
+}
+
+function upstreams({ upstreams: { counts }, upstreamClient }: CountedParts): Reading[] {
+  return [
+    counter('upstream_requests', 'Requests to upstreams', () => upstreamClient.requests),
+    counter('upstream_failures', 'Of these: no answer, or none of use', () => upstreamClient.failures),
+    counter('upstream_stored', 'Artifacts fetched from an upstream and stored', () => counts.stored),
+    counter('upstream_confirmed', 'Copies whose upstream said that they are current', () => counts.confirmed),
+    counter('upstream_stale', 'Answers with a copy whose upstream could not be asked', () => counts.stale),
+    counter('upstream_healed', 'Blobs without a good copy that an upstream brought back', () => counts.healed),
+  ]
 }
 
 function cluster(parts: CountedParts): Reading[] {

@@ -42,6 +42,7 @@ import { EdgeServer } from './http/server.ts'
 import { inspectionOf } from './inspection/inspection.ts'
 import { readColdState, type ColdState } from './identity/cold-state.ts'
 import { IdentityKeeper } from './identity/identity-keeper.ts'
+import { AddressGuard } from './outgoing/address-guard.ts'
 import { openMetadata } from './metadata/open-metadata.ts'
 import type { Metadata } from './metadata/types.ts'
 import { readiness } from './readiness.ts'
@@ -62,6 +63,7 @@ import { AntiEntropy } from './tasks/anti-entropy.ts'
 import { cleanup, previewCleanup } from './tasks/cleanup.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
 import { drillBackup } from './tasks/drill-backup.ts'
+import { HealFromUpstream } from './tasks/heal-from-upstream.ts'
 import { HeedLosses } from './tasks/heed-losses.ts'
 import { housekeeping } from './tasks/housekeeping.ts'
 import { rebalance } from './tasks/rebalance.ts'
@@ -80,6 +82,8 @@ import { ScrubControl } from './tasks/scrub-control.ts'
 import { askNode, askNodes, firstClusterMap, followAddresses } from './topology/first-map.ts'
 import { TopologyControl } from './topology/topology-control.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
+import { UpstreamCache } from './upstream/upstream-cache.ts'
+import { UpstreamClient } from './upstream/upstream-client.ts'
 
 export interface ProxyWorker {
   readonly url: string
@@ -200,7 +204,10 @@ async function build(
   })
   const invalidateLocal = (keys: readonly string[] | 'all'): void => {
     const settingsChanged = keys === 'all' || keys.includes(repositoriesKey)
-    if (settingsChanged) repositories.invalidate()
+    if (settingsChanged) {
+      repositories.invalidate()
+      upstreams.forget()
+    }
     if (keys === 'all') authenticator.forget()
     else
       for (const key of keys) {
@@ -234,6 +241,10 @@ async function build(
     metadataProblem: () => gate.problem,
     artifactBytesMax: config.artifactBytesMax,
   })
+  const upstreamClient = new UpstreamClient({ guard: new AddressGuard(config.upstreamAllow), now })
+  const fetchesMax = config.upstreamFetchesMax
+  const upstreams = new UpstreamCache({ resolver, writer, client: upstreamClient, fetchesMax, now, log })
+  closers.push(() => upstreams.close())
   const brake = { share: config.deleteBrakePercent / 100, artifacts: config.deleteBrakeArtifacts }
   const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath, brake })
   const trash = new Trash({ metadata, publisher })
@@ -268,6 +279,7 @@ async function build(
   const jobControl = new JobControl(metadata.jobs, definitions)
   const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })
   const losses = new HeedLosses({ metadata, clients, view, health, log, now })
+  const heal = new HealFromUpstream({ losses, metadata, repositories, upstreams, now })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const { outAfterMs } = config
   const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfterMs })
@@ -284,6 +296,7 @@ async function build(
       reclaim,
       antiEntropy,
       losses,
+      heal,
       nodeStates,
       jobs,
     ],
@@ -318,6 +331,8 @@ async function build(
     losses,
     nodeStates,
     gate,
+    upstreams,
+    upstreamClient,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -328,6 +343,7 @@ async function build(
     bodies,
     reader,
     writer,
+    upstreams,
     changes,
     downloads,
     metadata,

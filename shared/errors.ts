@@ -31,6 +31,8 @@ export const errorCodes = [
   'REPLICAS_UNREACHABLE',
   'QUORUM_NOT_REACHED',
   'INSUFFICIENT_STORAGE',
+  'UPSTREAM_UNAVAILABLE',
+  'UPSTREAM_FAILED',
   'SHUTTING_DOWN',
   // between proxy and storage node
   'WIRE_UNAUTHORIZED',

@@ -1,5 +1,6 @@
-import type { Repository } from '../metadata/types.ts'
+import type { Repository, Upstream } from '../metadata/types.ts'
 import { repositoriesKey } from '../artifacts/repositories.ts'
+import { upstreamOf } from '../upstream/settings.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Api } from './build-api.ts'
 import {
@@ -50,7 +51,7 @@ export function addRepositoryRoutes(app: Api, { metadata, repositories, announce
     },
     async (request, reply) => {
       request.auditSubject = request.body.name
-      const repository = await metadata.createRepository(request.body)
+      const repository = await metadata.createRepository(checked(request.body))
       await changed()
       reply.code(201).header('location', `/api/v1/repositories/${repository.name}`)
       return repository
@@ -82,7 +83,7 @@ export function addRepositoryRoutes(app: Api, { metadata, repositories, announce
       },
     },
     async request => {
-      const repository = await metadata.changeRepository(request.params.name, request.body)
+      const repository = await metadata.changeRepository(request.params.name, checked(request.body))
       await changed()
       return repository
     },
@@ -104,4 +105,17 @@ export function addRepositoryRoutes(app: Api, { metadata, repositories, announce
       return reply.code(204).send(null)
     },
   )
+}
+
+type GivenUpstream = (Pick<Upstream, 'url'> & Partial<Upstream>) | null
+
+/** BAD_REQUEST for an upstream that cannot be one. */
+function checked<Settings extends object>(
+  settings: Settings & { readonly upstream?: GivenUpstream },
+): Settings & { readonly upstream?: Upstream | null } {
+  const { upstream, ...others } = settings
+  if (upstream === undefined) return others as Settings
+  return { ...others, upstream: upstream === null ? null : upstreamOf(upstream) } as Settings & {
+    upstream: Upstream | null
+  }
 }

@@ -19,6 +19,32 @@ const trashDays = Type.Integer({
   description: 'For how many days what is deleted can be restored; 0: not at all. Holds for deletions from then on',
 })
 
+const seconds = { minimum: 0, maximum: 366 * 24 * 3_600 } as const
+const maxAgeSeconds = Type.Integer({
+  ...seconds,
+  description: 'For how long a copy of what may change is current; paths with a version in them never change',
+})
+const absentMaxAgeSeconds = Type.Integer({
+  ...seconds,
+  description: "For how long the upstream's word counts that there is nothing",
+})
+const upstreamUrl = Type.String({ maxLength: 2_000, description: 'http:// or https://; paths are appended' })
+const upstreamView = nullable(Type.Object({ url: upstreamUrl, maxAgeSeconds, absentMaxAgeSeconds }))
+const upstream = nullable(
+  Type.Object(
+    {
+      url: upstreamUrl,
+      maxAgeSeconds: Type.Optional(maxAgeSeconds),
+      absentMaxAgeSeconds: Type.Optional(absentMaxAgeSeconds),
+    },
+    {
+      ...closed,
+      description:
+        'What is asked for here is fetched from there and kept (type proxy). null: hosted; what was kept stays',
+    },
+  ),
+)
+
 export const repositoryView = Type.Object({
   name: repositoryName,
   format: Type.String(),
@@ -27,6 +53,7 @@ export const repositoryView = Type.Object({
   artifactBytesMax,
   anonymousRead,
   trashDays,
+  upstream: upstreamView,
 })
 export const repositoryList = Type.Object({ repositories: Type.Array(repositoryView) })
 export const repositoryChange = Type.Object(
@@ -35,6 +62,7 @@ export const repositoryChange = Type.Object(
     artifactBytesMax: Type.Optional(artifactBytesMax),
     anonymousRead: Type.Optional(anonymousRead),
     trashDays: Type.Optional(trashDays),
+    upstream: Type.Optional(upstream),
   },
   { ...closed, minProperties: 1 },
 )
@@ -45,6 +73,7 @@ export const newRepository = Type.Object(
     artifactBytesMax: Type.Optional(artifactBytesMax),
     anonymousRead: Type.Optional(anonymousRead),
     trashDays: Type.Optional(trashDays),
+    upstream: Type.Optional(upstream),
   },
   closed,
 )

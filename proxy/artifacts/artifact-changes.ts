@@ -97,6 +97,9 @@ export class ArtifactChanges {
         `repository '${to.repository.name}' accepts no writes (redeploy policy 'deny')`,
       )
     }
+    if (to.repository.upstream !== null) {
+      throw new HoldfastError('FORBIDDEN', `repository '${to.repository.name}' has only what its upstream has`)
+    }
     const isFolder = from.path === '' || from.path.endsWith('/')
     if (isFolder !== (to.path === '' || to.path.endsWith('/'))) {
       throw new HoldfastError('BAD_REQUEST', 'source and target must both be artifacts, or both folders ending in "/"')

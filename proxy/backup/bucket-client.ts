@@ -4,7 +4,7 @@ import type { LookupFunction } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { codeOf, isCertificate, isPassing, refusalOf, silenceOf, type Refusal } from './bucket-errors.ts'
-import { BucketHttp } from './bucket-http.ts'
+import { OriginHttp } from '../outgoing/origin-http.ts'
 import { addressOf, type BucketPlace } from './bucket-url.ts'
 import { textOf } from './bucket-xml.ts'
 import { type BucketCredentials, encodeQuery, type RequestToSign, sha256, signV4 } from './sign-v4.ts'
@@ -63,7 +63,7 @@ export interface BucketAnswer {
 export class BucketClient {
   readonly place: BucketPlace
   readonly #deps: BucketDeps
-  readonly #http: BucketHttp
+  readonly #http: OriginHttp
   readonly #silentMs: number
 
   /** Connects when first asked. Idle connections keep no process alive. */
@@ -72,7 +72,7 @@ export class BucketClient {
     this.#deps = deps
     const { lookup, silentMs = silentMsDefault } = deps
     this.#silentMs = silentMs
-    this.#http = new BucketHttp(addressOf(place, '').origin, { connections, connectMs, silentMs, lookup })
+    this.#http = new OriginHttp(addressOf(place, '').origin, { connections, connectMs, silentMs, lookup })
   }
 
   /**

@@ -28,7 +28,9 @@ export interface ManifestStart {
   /** Of Holdfast, when it was made. */
   readonly version: string
 }
-export type ManifestRepository = { readonly kind: 'repository' } & Omit<Repository, 'id'>
+/** Without `upstream` in those of releases that knew none. */
+export type ManifestRepository = { readonly kind: 'repository' } & Omit<Repository, 'id' | 'upstream'> &
+  Partial<Pick<Repository, 'upstream'>>
 export type ManifestUser = { readonly kind: 'user' } & User
 export type ManifestPolicy = { readonly kind: 'policy' } & CleanupPolicy
 export type ManifestTask = { readonly kind: 'task' } & TaskSettings

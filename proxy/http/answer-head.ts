@@ -1,7 +1,7 @@
 /** The heads of artifact answers, prepared once per cached path as raw header lists: the hot path only joins lists. */
 import assert from 'node:assert/strict'
 import type { Artifact, Repository } from '../metadata/types.ts'
-import { contentTypeOf, isActiveContent } from './content-types.ts'
+import { contentTypeOf, declaredContentType, isActiveContent } from './content-types.ts'
 
 export interface AnswerHead {
   readonly etag: string
@@ -36,18 +36,32 @@ export function prepareHead(repository: Repository, artifact: Artifact): AnswerH
     blob.sha1,
     'X-Checksum-Md5',
     blob.md5,
-    'X-Content-Type-Options',
-    'nosniff',
+    ...harmless(contentType),
   ]
-  if (isActiveContent(contentType)) {
-    common.push('Content-Disposition', 'attachment', 'Content-Security-Policy', 'sandbox')
-  }
   const whole = [...common, 'Content-Type', contentType, 'Content-Length', String(blob.bytes)]
   const lane = {
     whole: 'HTTP/1.1 200 OK\r\n' + lines(whole),
     notModified: 'HTTP/1.1 304 Not Modified\r\n' + lines(common),
   }
   return { etag, lastModifiedMs, contentType, common, whole, lane }
+}
+
+/** The head of a 200 with bytes that are not known yet, from an upstream. `bytes` undefined: as many as come. */
+export function passedHead(
+  repository: Repository,
+  path: string,
+  { bytes, contentType: declared }: { readonly bytes: number | undefined; readonly contentType: string | undefined },
+): string[] {
+  const contentType = contentTypeOf(path, declaredContentType(declared))
+  const head = ['Cache-Control', cacheControl(repository), ...harmless(contentType), 'Content-Type', contentType]
+  return bytes === undefined ? head : [...head, 'Content-Length', String(bytes)]
+}
+
+/** So that no artifact runs in a browser as if it were ours. */
+function harmless(contentType: string): readonly string[] {
+  const known = ['X-Content-Type-Options', 'nosniff']
+  if (!isActiveContent(contentType)) return known
+  return [...known, 'Content-Disposition', 'attachment', 'Content-Security-Policy', 'sandbox']
 }
 
 /** Values come from us, from a digest, or from a content type that was checked at its upload: none has a line break. */

@@ -17,6 +17,7 @@ import type { Repositories } from '../artifacts/repositories.ts'
 import type { Resolver } from '../artifacts/resolver.ts'
 import type { Artifact, Metadata, Repository, WriteConditions } from '../metadata/types.ts'
 import type { BlobReader } from '../routing/types.ts'
+import { isProxy, type UpstreamCache } from '../upstream/upstream-cache.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseDigest, type Digest } from '../../shared/ids.ts'
 import { prepareHead, type AnswerHead } from './answer-head.ts'
@@ -29,6 +30,7 @@ import { declaredContentType } from './content-types.ts'
 import { listingHtml, listingJson } from './listing.ts'
 import type { LaneAnswer, LaneRequest } from './fast-lane.ts'
 import type { Metrics } from './metrics.ts'
+import { ProxiedReads } from './proxied-reads.ts'
 import { restoredAttributes } from './restored-attributes.ts'
 import { newRequestId } from './request-id.ts'
 import { serveArtifact, wholeBody, wholeBytesMax } from './serve-artifact.ts'
@@ -43,6 +45,7 @@ export interface ArtifactRoutesDeps {
   readonly bodies: BodyCache
   readonly reader: BlobReader
   readonly writer: ArtifactWriter
+  readonly upstreams: Pick<UpstreamCache, 'isCurrent' | 'current' | 'heal' | 'open'>
   readonly changes: ArtifactChanges
   readonly downloads: Pick<DownloadLog, 'note'>
   readonly folders: Pick<Folders, 'list'>
@@ -57,6 +60,7 @@ export interface ArtifactRoutesDeps {
 export class ArtifactRoutes {
   readonly #deps: ArtifactRoutesDeps
   readonly #refusals: RefusalBudget
+  readonly #proxied: ProxiedReads
   #uploads = 0
   readonly #refusedInLane = new WeakMap<
     Socket,
@@ -66,6 +70,7 @@ export class ArtifactRoutes {
   constructor(deps: ArtifactRoutesDeps) {
     this.#deps = deps
     this.#refusals = new RefusalBudget(deps.log, () => performance.now())
+    this.#proxied = new ProxiedReads({ ...deps, headOf })
   }
 
   /**
@@ -78,6 +83,7 @@ export class ArtifactRoutes {
     if (repository === undefined || repository === 'ask') return undefined
     const principal = this.#deps.authenticator.authenticateCached(authorization, connection)
     if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
+    if (!this.#isKept(repository, path)) return undefined
     const entry = this.#deps.resolver.peek(`${name}/${path}`)
     if (entry?.artifact == null) return undefined
     const head = headOf(entry, repository, entry.artifact)
@@ -95,6 +101,7 @@ export class ArtifactRoutes {
     const principal = await this.#authenticateInLane(request, socket)
     const repository = (await this.#deps.repositories.all()).get(name)
     if (repository === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
+    if (!this.#isKept(repository, path)) return undefined
     const { entry, source } = await this.#deps.resolver.resolve(repository, path)
     if (entry.artifact === null || source !== 'current' || entry.artifact.blob.bytes > wholeBytesMax) return undefined
     const head = headOf(entry, repository, entry.artifact)
@@ -105,6 +112,11 @@ export class ArtifactRoutes {
       head,
       verdict === 'not-modified' ? undefined : await wholeBody(this.#deps, entry.artifact.blob),
     )
+  }
+
+  /** Nobody else has to be asked whether what is here is current. */
+  #isKept(repository: Repository, path: string): boolean {
+    return repository.upstream === null || this.#deps.upstreams.isCurrent(repository, path)
   }
 
   #laneAnswer({ lane }: AnswerHead, body: Buffer | undefined): LaneAnswer {
@@ -182,15 +194,22 @@ export class ArtifactRoutes {
   async #read(exchange: Exchange, repository: Repository, target: ArtifactTarget): Promise<void> {
     const { path } = target
     if (path === '' || path.endsWith('/')) return this.#list(exchange, repository, target)
-    const { entry, source } = await this.#deps.resolver.resolve(repository, path)
-    if (entry.artifact !== null) {
-      const { artifact } = entry
-      if (exchange.request.method === 'GET') this.#deps.downloads.note(entry, repository.id, path)
-      return serveArtifact(this.#deps, exchange, artifact.blob, headOf(entry, repository, artifact), source)
-    }
+    if (isProxy(repository)) {
+      if ((await this.#proxied.read(exchange, repository, path)) === 'answered') return
+    } else if (await this.#serve(exchange, repository, path)) return
     if (await this.#virtualChecksum(exchange, repository, path)) return
     if (await this.#redirectToFolder(exchange, repository, path)) return
     throw new HoldfastError('ARTIFACT_NOT_FOUND', `nothing at ${repository.name}/${path}`)
+  }
+
+  /** False, with nothing answered: there is nothing. */
+  async #serve(exchange: Exchange, repository: Repository, path: string): Promise<boolean> {
+    const { entry, source } = await this.#deps.resolver.resolve(repository, path)
+    const { artifact } = entry
+    if (artifact === null) return false
+    if (exchange.request.method === 'GET') this.#deps.downloads.note(entry, repository.id, path)
+    await serveArtifact(this.#deps, exchange, artifact.blob, headOf(entry, repository, artifact), source)
+    return true
   }
 
   /** `<path>.sha256`, `.sha1`, `.md5` of an artifact, unless such a file was really uploaded: lower-case hex. */
@@ -260,6 +279,10 @@ export class ArtifactRoutes {
   ): Promise<void> {
     const { request, response } = exchange
     const { writer } = this.#deps
+    if (repository.upstream !== null) {
+      const message = `repository '${repository.name}' has an upstream: what it has cannot be written here`
+      throw new HoldfastError('METHOD_NOT_ALLOWED', message, { allow: ['GET', 'HEAD', 'DELETE'] })
+    }
     if (target.path === '' || target.path.endsWith('/')) {
       throw new HoldfastError('PATH_INVALID', 'an artifact needs a name: the path ends in "/"', { path: target.path })
     }

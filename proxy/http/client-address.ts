@@ -4,6 +4,7 @@
  * right end: the first address that is no trusted hop is the client; all that stands left of it was written by that client. Pure.
  */
 import { BlockList, isIP } from 'node:net'
+import { addNetwork } from '../networks.ts'
 
 /** What is asked of a request; node:http's IncomingMessage fits. */
 export interface Addressed {
@@ -18,7 +19,7 @@ export class ClientAddresses {
   readonly #trusted = new BlockList()
   readonly #none: boolean
 
-  /** Addresses and networks (`10.0.0.0/8`, `fd00::/8`); throws RangeError for anything else (see `badNetworks`). */
+  /** Addresses and networks (`10.0.0.0/8`, `fd00::/8`); throws RangeError for anything else (see networks.ts). */
   constructor(trusted: readonly string[]) {
     this.#none = trusted.length === 0
     for (const text of trusted) addNetwork(this.#trusted, text)
@@ -45,29 +46,6 @@ export class ClientAddresses {
     const kind = isIP(address)
     return kind !== 0 && this.#trusted.check(address, kind === 4 ? 'ipv4' : 'ipv6')
   }
-}
-
-/** Those that are neither an address nor a network. */
-export function badNetworks(networks: readonly string[]): readonly string[] {
-  return networks.filter(text => {
-    try {
-      addNetwork(new BlockList(), text)
-      return false
-    } catch {
-      return true // that is what was asked
-    }
-  })
-}
-
-function addNetwork(list: BlockList, text: string): void {
-  const slash = text.indexOf('/')
-  const address = slash < 0 ? text : text.slice(0, slash)
-  const kind = isIP(address)
-  const bitsMax = kind === 4 ? 32 : 128
-  const bits = slash < 0 ? bitsMax : Number(/^\d{1,3}$/.exec(text.slice(slash + 1))?.[0] ?? NaN)
-  if (kind === 0 || address.includes('%') || !(bits <= bitsMax))
-    throw new RangeError(`${text} is no address or network`)
-  list.addSubnet(address, bits, kind === 4 ? 'ipv4' : 'ipv6')
 }
 
 /** `1.2.3.4`, `1.2.3.4:567`, `2001:db8::1`, `[2001:db8::1]:567` */

@@ -1,9 +1,9 @@
 /** What comparisons of shards with the database ask it: many rows at a time, by key or page by page, never a whole table. */
 import type { Digest, Generation } from '../../shared/ids.ts'
 import type { Database } from './database.ts'
-import { blobColumns, blobOf, naming, type BlobRow } from './rows.ts'
+import { artifactColumns, artifactOf, type ArtifactRow, blobColumns, blobOf, naming, type BlobRow } from './rows.ts'
 import { statement } from './statement.ts'
-import type { InspectedArtifact, InspectedBlob, PathVersion } from './types.ts'
+import type { Artifact, InspectedArtifact, InspectedBlob, PathVersion } from './types.ts'
 import { bytea } from './value-parsers.ts'
 
 interface InspectedRow extends BlobRow {
@@ -40,6 +40,11 @@ const page = statement<BlobRow>(
   'page-of-blobs',
   `SELECT ${blobColumns} FROM blobs b WHERE b.digest > $1 AND b.state = 'live' ORDER BY b.digest LIMIT $2`,
 )
+const upstreamNamed = statement<ArtifactRow>(
+  'upstream-names',
+  `SELECT ${artifactColumns} FROM artifacts a JOIN blobs b ON b.digest = a.digest
+  JOIN repositories r ON r.id = a.repository_id AND r.upstream IS NOT NULL WHERE a.digest = $1 LIMIT 10`,
+)
 const versions = statement<VersionRow>(
   'inspect-versions',
   `SELECT a.version, a.digest IS NOT NULL AS live, ${ageOf('a.updated_at')} AS age_ms
@@ -60,6 +65,11 @@ const references = statement<ReferenceRow>(
 export async function inspectBlobs(database: Database, digests: readonly Digest[]): Promise<readonly InspectedBlob[]> {
   const rows = await database.query(inspect, [digests.map(bytea)])
   return rows.map(row => ({ ...blobOf(row), state: row.state, ageMs: row.age_ms, named: row.named }))
+}
+
+/** Artifacts that name this digest in repositories with an upstream; ten at most. */
+export async function upstreamNames(database: Database, digest: Digest): Promise<readonly Artifact[]> {
+  return (await database.query(upstreamNamed, [bytea(digest)])).map(artifactOf)
 }
 
 /** Live blobs in the order of their digests. */

@@ -265,6 +265,8 @@ class PostgresMetadata implements types.Metadata {
     repairs.finishRepairs(this.#database, ids, token)
   inspectBlobs = (digests: readonly Digest[]): Promise<readonly types.InspectedBlob[]> =>
     inspection.inspectBlobs(this.#database, digests)
+  upstreamNames = (digest: Digest): Promise<readonly types.Artifact[]> =>
+    inspection.upstreamNames(this.#database, digest)
   pageOfBlobs = (after: string, limit: number): Promise<readonly types.Blob[]> =>
     inspection.pageOfBlobs(this.#database, after, limit)
   inspectVersions = (

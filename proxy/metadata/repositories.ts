@@ -2,7 +2,7 @@ import { HoldfastError } from '../../shared/errors.ts'
 import type { Database } from './database.ts'
 import { repositoryColumns, repositoryOf, type RepositoryRow } from './rows.ts'
 import { statement, type Queryable } from './statement.ts'
-import type { NewRepository, Repository, RepositoryChange } from './types.ts'
+import type { NewRepository, Repository, RepositoryChange, Upstream } from './types.ts'
 
 /** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_2 shares. */
 const repositoryLockClass = 4832
@@ -14,14 +14,16 @@ const list = statement<RepositoryRow>(
 )
 const create = statement<RepositoryRow>(
   'create-repository',
-  `INSERT INTO repositories (name, redeploy, artifact_bytes_max, anonymous_read, trash_days) VALUES ($1, $2, $3, $4, $5)
+  `INSERT INTO repositories (name, redeploy, artifact_bytes_max, anonymous_read, trash_days, upstream)
+  VALUES ($1, $2, $3, $4, $5, $6::jsonb)
   ON CONFLICT (name) DO NOTHING RETURNING ${repositoryColumns}`,
 )
 const change = statement<RepositoryRow>(
   'change-repository',
   `UPDATE repositories SET redeploy = coalesce($2, redeploy),
     artifact_bytes_max = CASE WHEN $3::boolean THEN $4::bigint ELSE artifact_bytes_max END,
-    anonymous_read = coalesce($5, anonymous_read), trash_days = coalesce($6, trash_days)
+    anonymous_read = coalesce($5, anonymous_read), trash_days = coalesce($6, trash_days),
+    upstream = CASE WHEN $7::boolean THEN $8::jsonb ELSE upstream END
   WHERE name = $1 RETURNING ${repositoryColumns}`,
 )
 const find = statement<{ id: number }>('find-repository', 'SELECT id FROM repositories WHERE name = $1')
@@ -39,8 +41,9 @@ export async function listRepositories(database: Queryable): Promise<readonly Re
 
 export async function createRepository(database: Database, repository: NewRepository): Promise<Repository> {
   const { name, redeploy = 'allow', artifactBytesMax = null, anonymousRead = false } = repository
-  const { trashDays = trashDaysDefault } = repository
-  const [row] = await database.query(create, [name, redeploy, artifactBytesMax, anonymousRead, trashDays])
+  const { trashDays = trashDaysDefault, upstream = null } = repository
+  const values = [name, redeploy, artifactBytesMax, anonymousRead, trashDays, jsonOf(upstream)]
+  const [row] = await database.query(create, values)
   if (row === undefined) throw new HoldfastError('CONFLICT', `there is a repository '${name}' already`, { name })
   return repositoryOf(row)
 }
@@ -50,9 +53,10 @@ export async function changeRepository(
   name: string,
   wanted: RepositoryChange,
 ): Promise<Repository> {
-  const { redeploy = null, artifactBytesMax, anonymousRead = null, trashDays = null } = wanted
-  const values = [name, redeploy, artifactBytesMax !== undefined, artifactBytesMax ?? null, anonymousRead, trashDays]
-  const [row] = await database.query(change, values)
+  const { redeploy = null, artifactBytesMax, anonymousRead = null, trashDays = null, upstream } = wanted
+  const size = [artifactBytesMax !== undefined, artifactBytesMax ?? null]
+  const source = [upstream !== undefined, jsonOf(upstream ?? null)]
+  const [row] = await database.query(change, [name, redeploy, ...size, anonymousRead, trashDays, ...source])
   if (row === undefined) throw notFound(name)
   return repositoryOf(row)
 }
@@ -67,6 +71,11 @@ export async function deleteRepository(database: Database, name: string): Promis
     if (row?.used !== false) throw new HoldfastError('CONFLICT', `repository '${name}' is not empty`, { name })
     await transaction.query(remove, [repository.id])
   })
+}
+
+/** As a parameter, null is SQL's and not JSON's. */
+function jsonOf(upstream: Upstream | null): string | null {
+  return upstream === null ? null : JSON.stringify(upstream)
 }
 
 function notFound(name: string): HoldfastError {

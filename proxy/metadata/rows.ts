@@ -27,11 +27,12 @@ export interface RepositoryRow {
   readonly id: number
   readonly name: string
   readonly format: 'raw'
-  readonly type: 'hosted'
   readonly redeploy: Repository['redeploy']
   readonly artifact_bytes_max: number | null
   readonly anonymous_read: boolean
   readonly trash_days: number
+  /** Absent in copies of the table that a release without upstreams made. */
+  readonly upstream?: Repository['upstream']
 }
 
 /**
@@ -48,7 +49,7 @@ export const blobColumns = 'b.digest, b.generation, b.partition, b.bytes, b.md5,
 /** Of artifacts `a` joined with their blobs `b`. */
 export const artifactColumns = `a.repository_id, a.path, a.version, a.content_type, a.attributes, a.created_by,
   a.created_at, a.updated_at, ${blobColumns}`
-export const repositoryColumns = 'id, name, format, type, redeploy, artifact_bytes_max, anonymous_read, trash_days'
+export const repositoryColumns = 'id, name, format, redeploy, artifact_bytes_max, anonymous_read, trash_days, upstream'
 
 export function blobOf(row: BlobRow): Blob {
   const { digest, generation, partition, bytes, md5, sha1 } = row
@@ -70,11 +71,13 @@ export function artifactOf(row: ArtifactRow): Artifact {
 }
 
 export function repositoryOf(row: RepositoryRow): Repository {
+  const { upstream = null } = row
   return {
     id: row.id,
     name: row.name,
     format: row.format,
-    type: row.type,
+    type: upstream === null ? 'hosted' : 'proxy',
+    upstream,
     redeploy: row.redeploy,
     artifactBytesMax: row.artifact_bytes_max,
     anonymousRead: row.anonymous_read,

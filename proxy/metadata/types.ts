@@ -13,11 +13,23 @@ import type { RecoveryTables } from './recovery.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
 
+/** Where the artifacts of a repository of type 'proxy' come from. */
+export interface Upstream {
+  /** http:// or https://, ends in '/'; paths are appended. */
+  readonly url: string
+  /** For how long a copy of what may change is current; a path with a version in it never changes. */
+  readonly maxAgeSeconds: number
+  /** For how long the upstream's word counts that there is nothing. */
+  readonly absentMaxAgeSeconds: number
+}
+
 export interface Repository {
   readonly id: number
   readonly name: string
   readonly format: 'raw'
-  readonly type: 'hosted'
+  /** 'proxy': what was asked for of its upstream, kept; it is the repositories with an upstream. */
+  readonly type: 'hosted' | 'proxy'
+  readonly upstream: Upstream | null
   /** 'once': a path may be written once (identical bytes again are fine); 'deny': nothing may be written. */
   readonly redeploy: RedeployPolicy
   /** Largest artifact in bytes; null: no limit. */
@@ -26,11 +38,10 @@ export interface Repository {
   /** For how long what is deleted here can be restored; 0: not at all. Holds for deletions from then on. */
   readonly trashDays: number
 }
-export type NewRepository = Pick<Repository, 'name'> &
-  Partial<Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead' | 'trashDays'>>
 export type RepositoryChange = Partial<
-  Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead' | 'trashDays'>
+  Pick<Repository, 'redeploy' | 'artifactBytesMax' | 'anonymousRead' | 'trashDays' | 'upstream'>
 >
+export type NewRepository = Pick<Repository, 'name'> & RepositoryChange
 
 export interface User {
   readonly name: string
@@ -325,6 +336,8 @@ export interface Metadata {
 
   /** Those of these digests (500 at most) that have a row, in whatever state. */
   inspectBlobs(digests: readonly Digest[]): Promise<readonly InspectedBlob[]>
+  /** Artifacts that name this digest in repositories with an upstream; ten at most. */
+  upstreamNames(digest: Digest): Promise<readonly Artifact[]>
   /** Live blobs with a digest above `after` ('' for all), in the order of their digests. */
   pageOfBlobs(after: string, limit: number): Promise<readonly Blob[]>
   /** Newest version of each path (500 at most), deleted ones included; undefined: never heard of. */

@@ -1,5 +1,6 @@
 /** Reads blobs from whichever replica serves them: the read half of routing (types.ts, BlobReader). */
 import assert from 'node:assert/strict'
+import { abortable } from '../../shared/abortable.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import type { ShardId, Zone } from '../../shared/ids.ts'
 import type { ClusterView } from './cluster-view.ts'
@@ -118,14 +119,4 @@ export class ReplicatedBlobReader implements BlobReader {
       next.admit()
     }
   }
-}
-
-/** The promise's outcome, or the signal's reason if that comes first. */
-function abortable<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
-  return new Promise((resolve, reject) => {
-    const leave = (): void => reject(signal.reason as Error)
-    if (signal.aborted) leave()
-    signal.addEventListener('abort', leave, { once: true })
-    void promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', leave))
-  })
 }

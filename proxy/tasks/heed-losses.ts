@@ -4,7 +4,7 @@
  */
 import type { Logger } from 'pino'
 import { isHoldfastError } from '../../shared/errors.ts'
-import type { ShardId } from '../../shared/ids.ts'
+import type { Digest, ShardId } from '../../shared/ids.ts'
 import { wirePath, type LossListing, type VerifyAnswer } from '../../shared/wire.ts'
 import type { InspectedBlob, Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
@@ -38,8 +38,8 @@ export class HeedLosses implements PrimaryTask {
   readonly #heeded = new Map<ShardId, { readonly count: number; readonly at: number }>()
   /** What each shard has on its list: `<digest>.<generation>`. */
   readonly #lost = new Map<ShardId, Set<string>>()
-  /** Blobs of which no owner has a good copy, as far as is known (I26), with the partition of each. */
-  readonly #hopeless = new Map<string, number>()
+  /** Blobs of which no owner has a good copy, as far as is known (I26). */
+  readonly #hopeless = new Map<string, Pick<InspectedBlob, 'digest' | 'partition'>>()
   /** Repairs queued for losses. */
   queued = 0
 
@@ -50,6 +50,10 @@ export class HeedLosses implements PrimaryTask {
   /** Blobs of which no owner has a good copy. */
   get hopelessCount(): number {
     return this.#hopeless.size
+  }
+
+  hopeless(): readonly Digest[] {
+    return [...this.#hopeless.values()].map(({ digest }) => digest)
   }
 
   readonly step = async (term: Term): Promise<'idle'> => {
@@ -73,7 +77,7 @@ export class HeedLosses implements PrimaryTask {
     for (const shard of [...this.#heeded.keys(), ...this.#lost.keys()]) {
       if (!view.has(shard)) this.#forget(shard)
     }
-    for (const [key, partition] of this.#hopeless) {
+    for (const [key, { partition }] of this.#hopeless) {
       if (!this.#isLostEverywhere(key, view.owners(partition))) this.#hopeless.delete(key)
     }
   }
@@ -93,7 +97,10 @@ export class HeedLosses implements PrimaryTask {
     if (count === 0) this.#forget(shard)
     if (count === 0 || health.state(view.current().node(shard).id) === 'down') return false
     const before = this.#heeded.get(shard)
-    return before === undefined || count > before.count || now() - before.at > againMs
+    if (before === undefined) return true
+    // What was hopeless may be what came back.
+    const hasNews = count > before.count || (count < before.count && this.#hopeless.size > 0)
+    return hasNews || now() - before.at > againMs
   }
 
   async #heed(shard: ShardId, { signal }: Term): Promise<void> {
@@ -156,7 +163,7 @@ export class HeedLosses implements PrimaryTask {
       this.#hopeless.delete(key)
       return
     }
-    if (this.#hopeless.size < hopelessMax) this.#hopeless.set(key, blob.partition)
+    if (this.#hopeless.size < hopelessMax) this.#hopeless.set(key, blob)
     const { digest, generation, bytes } = blob
     log.error({ digest, generation, bytes, owners }, 'every copy of a blob is corrupt or missing')
   }

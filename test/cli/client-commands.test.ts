@@ -53,11 +53,21 @@ t.test('repositories from the command line, against the real API', async t => {
   t.match(JSON.parse(listed.out), [{ name: 'libs', anonymousRead: true }, { name: 'open' }, { name: 'shut' }])
   t.match(
     (await run('list')).out,
-    /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ +TRASH\nlibs +raw +once +- +on +7 d\n/,
+    /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ +TRASH +UPSTREAM\nlibs +raw +once +- +on +7 d +-\n/,
   )
   t.match(await run('create', 'libs'), { code: 1, err: 'holdfast: the name is taken [CONFLICT]\n' })
   t.equal((await run('delete', 'libs')).code, 0)
   t.notOk(repositories.has('libs'))
+  t.equal((await run('create', 'mirror', '--upstream', 'https://host/a', '--upstream-max-age', '60')).code, 0)
+  const upstream = { url: 'https://host/a/', maxAgeSeconds: 60, absentMaxAgeSeconds: 300 }
+  t.same(repositories.get('mirror')?.upstream, upstream)
+  t.equal((await run('set', 'mirror', '--upstream-absent-age', '9')).code, 0)
+  t.same(repositories.get('mirror')?.upstream, { ...upstream, absentMaxAgeSeconds: 9 }, 'the rest stays')
+  t.match((await run('list')).out, /mirror .* https:\/\/host\/a\//)
+  t.match(await run('set', 'open', '--upstream-max-age', '5'), { code: 2, err: /--upstream <url>/ })
+  t.match(await run('set', 'mirror', '--upstream', 'https://u:p4ss@host/'), { code: 2, err: /not supported/ })
+  t.equal((await run('set', 'mirror', '--upstream', 'none')).code, 0)
+  t.equal(repositories.get('mirror')?.upstream, null)
   const failed = await run('delete', 'libs', '--json')
   t.equal(failed.code, 1)
   t.match(JSON.parse(failed.err), { code: 'REPOSITORY_NOT_FOUND' })

@@ -44,7 +44,7 @@ t.test('an artifact that the cluster did not wait for is sent again, and is not 
       origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
       authorization: 'Basic eA==',
       atOnce: 2,
-      withTasks: true,
+      goesLive: true,
       signal: new AbortController().signal,
       say: line => void said.push(line),
     },

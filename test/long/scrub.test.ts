@@ -1,15 +1,16 @@
 /** Copies that rot where nobody looks: the scrub finds them, the primary hears of it, and a good copy is fetched. */
 import { hash } from 'node:crypto'
-import { open, readdir, readFile } from 'node:fs/promises'
+import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { scrub } from '../../cli/scrub.ts'
 import { parseDigest } from '../../shared/ids.ts'
 import { wirePath, type LossListing, type ScrubAnswer, type ScrubStatus } from '../../shared/wire.ts'
-import { startCluster, type Cluster, type ShardHandle } from '../support/cluster.ts'
+import { startCluster, type Cluster } from '../support/cluster.ts'
 import { askNode, waitForFullCopies } from '../support/copies.ts'
 import { eventually } from '../support/eventually.ts'
 import { seededRandom } from '../support/random.ts'
+import { flipBit } from '../support/shard-files.ts'
 
 const nodeFlags = [
   ...['--scrub-pause-ms', '100', '--scrub-save-ms', '1s'],
@@ -24,23 +25,6 @@ async function run(cluster: Cluster, ...args: string[]): Promise<{ code: number;
   }
   const code = await scrub(source, { out: text => (out += text), err: text => (out += text) })
   return { code, out }
-}
-
-/** Flips a bit of these bytes, wherever in the shard's folder they stand. False: they are not there. */
-async function flip(shard: ShardHandle, body: Buffer, at: number): Promise<boolean> {
-  for (const part of ['blobs', 'log']) {
-    for (const name of await readdir(join(shard.folder, part), { recursive: true })) {
-      const path = join(shard.folder, part, name)
-      const content = await readFile(path).catch(() => Buffer.alloc(0))
-      const start = content.indexOf(body)
-      if (start < 0) continue
-      const handle = await open(path, 'r+')
-      await handle.write(Buffer.from([content[start + at]! ^ (1 << (at % 8))]), 0, 1, start + at)
-      await handle.close()
-      return true
-    }
-  }
-  return false
 }
 
 async function scrubsOf(cluster: Cluster): Promise<readonly ScrubStatus[]> {
@@ -84,7 +68,7 @@ t.test('I25: a flipped bit in one of many copies, small and large, is found by a
   const shard = node.shards[0]!
   for (const path of victims) {
     const body = bodies.get(path)!
-    t.ok(await flip(shard, body, random.pick([0, 77, body.length - 1])), `${path} is hit`)
+    t.ok(await flipBit(shard, body, random.pick([0, 77, body.length - 1])), `${path} is hit`)
   }
   await scrubAll(cluster)
   const found = (await scrubsOf(cluster)).find(one => one.shard === shard.id)
@@ -104,7 +88,7 @@ t.test('I26: when every copy is bad nothing is deleted, reads say 503, and the b
   t.equal((await client.put('raw/gone', body)).status, 201)
   await waitForFullCopies(cluster, ['raw/gone'])
   const shards = cluster.nodes.flatMap(node => node.shards)
-  for (const shard of shards) t.ok(await flip(shard, body, 5_000))
+  for (const shard of shards) t.ok(await flipBit(shard, body, 5_000))
   await scrubAll(cluster)
   await eventually('the primary despairs', async () => (await client.metric('holdfast_hopeless_blobs')) === 1)
   t.equal((await client.get('raw/gone')).status, 503)

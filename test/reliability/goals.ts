@@ -43,6 +43,7 @@ export const goals: readonly Goal[] = [
   { row: '6', run: 'test/long/repair.test.ts', figures: { 'disk-lost.full-again': '120 paths full again after $' } },
   { row: '7', run: disks, figures: { 'damage.healed': 'healed $ after the read' } },
   { row: '8', run: disks, figures: {} },
+  { row: '9', run: 'test/cluster/upstream.test.ts', figures: { 'upstream.healed': 'read and healed in $' } },
   { row: '10', run: 'test/storage-node/power-loss.test.ts', figures: { 'power-loss.states': '$ states after a cut, nothing lost' } }, // prettier-ignore
   { row: '11', run: disks, figures: {} },
   { row: '12', run: disks, figures: {} },

@@ -1,5 +1,5 @@
 /** What really lies in the folders of a cluster's shards. */
-import { readdir } from 'node:fs/promises'
+import { open, readdir, readFile } from 'node:fs/promises'
 import { join, relative } from 'node:path'
 import type { Cluster, ShardHandle } from './cluster.ts'
 
@@ -58,4 +58,21 @@ export async function strangeNames(cluster: Cluster): Promise<string[]> {
     }
   }
   return strange
+}
+
+/** Flips a bit of these bytes, wherever in the shard's folder they stand. False: they are not there. */
+export async function flipBit(shard: ShardHandle, body: Buffer, at: number): Promise<boolean> {
+  for (const part of ['blobs', 'log']) {
+    for (const name of await readdir(join(shard.folder, part), { recursive: true })) {
+      const path = join(shard.folder, part, name)
+      const content = await readFile(path).catch(() => Buffer.alloc(0))
+      const start = content.indexOf(body)
+      if (start < 0) continue
+      const handle = await open(path, 'r+')
+      await handle.write(Buffer.from([content[start + at]! ^ (1 << (at % 8))]), 0, 1, start + at)
+      await handle.close()
+      return true
+    }
+  }
+  return false
 }

@@ -9,6 +9,7 @@ import { versionsWithinSequence } from './0010-versions-within-sequence.ts'
 import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import { lostNames } from './0013-lost-names.ts'
+import { upstreams } from './0014-upstreams.ts'
 import type { Migration } from './migration.ts'
 
 /** Every step of the schema, by number. A new one is a file of its own and a line here. */
@@ -24,4 +25,5 @@ export const migrations: readonly Migration[] = [
   backupHold,
   owedDrops,
   lostNames,
+  upstreams,
 ]

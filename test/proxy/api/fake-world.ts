@@ -78,7 +78,7 @@ export interface World {
 
 export async function setUp(t: Test): Promise<World> {
   const repository = (name: string, anonymousRead: boolean): Repository => ({
-    id: 1, name, format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead, trashDays: 7,
+    id: 1, name, format: 'raw', type: 'hosted', upstream: null, redeploy: 'allow', artifactBytesMax: null, anonymousRead, trashDays: 7,
   }) // prettier-ignore
   const repositories = new Map([['open', repository('open', true)], ['shut', repository('shut', false)]]) // prettier-ignore
   const users = new Map<string, User>([

@@ -9,7 +9,8 @@ export const silent = pino({ level: 'silent' })
 export const away = (): HoldfastError => new HoldfastError('METADATA_UNAVAILABLE', 'away')
 
 export const repository: Repository = {
-  id: 1, name: 'raw', format: 'raw', type: 'hosted', redeploy: 'allow', artifactBytesMax: null, anonymousRead: true, trashDays: 7,
+  id: 1, name: 'raw', format: 'raw', type: 'hosted',
+  upstream: null, redeploy: 'allow', artifactBytesMax: null, anonymousRead: true, trashDays: 7,
 } // prettier-ignore
 
 export function blobOf(text: string | Buffer): Blob {

@@ -46,7 +46,8 @@ const artifacts = fc.record({
 })
 const manifests = fc.tuple(fc.array(blobs), fc.array(artifacts)).map(([some, named]): ManifestEntry[] => [
   { kind: 'backup', id: '20260301t000000z-1', clusterId: 'c', incarnation: 'i', time: 1, version: '1' },
-  { kind: 'repository', name: 'r', format: 'raw', type: 'hosted', redeploy: 'once', artifactBytesMax: null, anonymousRead: true, trashDays: 7 }, // prettier-ignore
+  { kind: 'repository', name: 'r', format: 'raw', type: 'hosted',
+  upstream: null, redeploy: 'once', artifactBytesMax: null, anonymousRead: true, trashDays: 7 }, // prettier-ignore
   { kind: 'user', name: 'admin', passwordHash: '$x$', admin: true },
   { kind: 'policy', name: 'old', repositories: ['r'], conditions: { unchangedDays: 30 }, enabled: true },
   { kind: 'task', name: 'scrub', schedule: null, enabled: false },

@@ -129,7 +129,7 @@ async function emptyCluster(t: Test) {
   }
   const origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
   const deps = (store: BackupStore): RestoreDeps => {
-    return { store, client: { call }, origin, authorization: 'Basic x', atOnce: 4, withTasks: true, signal: new AbortController().signal, say: line => t.comment(line) } // prettier-ignore
+    return { store, client: { call }, origin, authorization: 'Basic x', atOnce: 4, goesLive: true, signal: new AbortController().signal, say: line => t.comment(line) } // prettier-ignore
   }
   return { artifacts, calls, deps }
 }

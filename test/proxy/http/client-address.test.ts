@@ -1,6 +1,7 @@
 import t from 'tap'
 import { readProxyConfig } from '../../../proxy/config.ts'
-import { badNetworks, ClientAddresses } from '../../../proxy/http/client-address.ts'
+import { ClientAddresses } from '../../../proxy/http/client-address.ts'
+import { badNetworks } from '../../../proxy/networks.ts'
 
 const ask = (trusted: readonly string[], remoteAddress: string | undefined, forwarded?: string | string[]): string =>
   new ClientAddresses(trusted).of({

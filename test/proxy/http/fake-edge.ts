@@ -19,6 +19,9 @@ import { checkArtifactPath } from '../../../proxy/http/artifact-path.ts'
 import { ArtifactRoutes } from '../../../proxy/http/artifact-routes.ts'
 import { ClientAddresses } from '../../../proxy/http/client-address.ts'
 import { Metrics } from '../../../proxy/http/metrics.ts'
+import { AddressGuard } from '../../../proxy/outgoing/address-guard.ts'
+import { UpstreamCache } from '../../../proxy/upstream/upstream-cache.ts'
+import { UpstreamClient } from '../../../proxy/upstream/upstream-client.ts'
 import { EdgeServer, type EdgeServerOptions } from '../../../proxy/http/server.ts'
 import type { Artifact, Blob, FolderPage, Metadata, Repository } from '../../../proxy/metadata/types.ts'
 import type {
@@ -50,6 +53,8 @@ export interface EdgeWorld {
   /** Called when somebody's rights are asked. */
   onBegun: () => void
   leased: boolean
+  /** By so much is it later than it is, for all that has to do with upstreams. */
+  laterMs: number
   /** The shards tell their references; otherwise nobody can ask them. */
   shardsAnswer: boolean
   /** Thrown by every question to the database. */
@@ -63,6 +68,7 @@ export const repositoryOf = (name: string, id: number, change: Partial<Repositor
   name,
   format: 'raw',
   type: 'hosted',
+  upstream: null,
   redeploy: 'allow',
   artifactBytesMax: null,
   anonymousRead: true,
@@ -122,7 +128,10 @@ export async function startEdge(
       const current = artifacts.get(key)
       if (commit.conditions.absent === true && current !== undefined)
         return { outcome: 'refused', reason: 'exists', current }
-      const artifact = artifactOf(commit.repositoryId, commit.path, commit.blob, ++version, commit.contentType)
+      const artifact = {
+        ...artifactOf(commit.repositoryId, commit.path, commit.blob, ++version, commit.contentType),
+        attributes: commit.attributes,
+      }
       artifacts.set(key, artifact)
       return {
         outcome: current === undefined ? 'created' : 'replaced',
@@ -168,6 +177,15 @@ export async function startEdge(
     return { children, more: false }
   }
   const resolver = new Resolver({ metadata, references, cache, leaseUsable: () => world.leased })
+  const writer = new ArtifactWriter({
+    metadata,
+    writer: store,
+    publisher,
+    onMetadataUnavailable: () => resolver.metadataFailed(),
+    metadataAvailable: () => resolver.metadataAvailable,
+    artifactBytesMax: undefined,
+  })
+  const client = new UpstreamClient({ guard: new AddressGuard(['127.0.0.1']), now: () => now() + world.laterMs })
   const routes = new ArtifactRoutes({
     authenticator: new Authenticator({
       metadata,
@@ -180,14 +198,15 @@ export async function startEdge(
     folders: new Folders({ metadata, resolver, shards: { list: async folder => listFromShards(folder) } }),
     bodies: new BodyCache({ bytesMax: 2 ** 24, bodyBytesMax: 2 ** 20 }),
     reader: store,
-    writer: new ArtifactWriter({
-      metadata,
-      writer: store,
-      publisher,
-      onMetadataUnavailable: () => resolver.metadataFailed(),
-      metadataAvailable: () => resolver.metadataAvailable,
-      artifactBytesMax: undefined,
+    upstreams: new UpstreamCache({
+      resolver,
+      writer,
+      client,
+      fetchesMax: 20,
+      now: () => now() + world.laterMs,
+      log: silent,
     }),
+    writer,
     downloads: { note: () => undefined },
     log: silent,
     changes: new ArtifactChanges({
@@ -239,6 +258,7 @@ export async function startEdge(
     limiter,
     folder: { entries: [] },
     onBegun: () => {},
+    laterMs: 0,
     leased: true,
     shardsAnswer: false,
     metadataFault: undefined,

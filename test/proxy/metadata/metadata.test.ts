@@ -51,9 +51,14 @@ t.test('repositories', async t => {
   t.same(changed, { ...created, anonymousRead: true }, 'what is not named stays')
   t.equal((await metadata.changeRepository('snapshots', { artifactBytesMax: null })).artifactBytesMax, null)
   await t.rejects(metadata.changeRepository('none', {}), { code: 'REPOSITORY_NOT_FOUND' })
+  const upstream = { url: 'https://host/', maxAgeSeconds: 5, absentMaxAgeSeconds: 6 }
+  t.match(await metadata.changeRepository('snapshots', { upstream }), { type: 'proxy', upstream })
+  t.match(await metadata.changeRepository('snapshots', { trashDays: 3 }), { upstream }, 'what is not named stays')
+  t.match(await metadata.changeRepository('snapshots', { upstream: null }), { type: 'hosted', upstream: null })
+  t.match(await metadata.createRepository({ name: 'mirror', upstream }), { type: 'proxy', upstream })
   t.same(
     (await metadata.listRepositories()).map(one => one.name),
-    ['releases', 'snapshots'],
+    ['mirror', 'releases', 'snapshots'],
   )
   await put(metadata, commit(created, 'a'))
   await t.rejects(metadata.deleteRepository('snapshots'), { code: 'CONFLICT' }, 'artifacts are in it')
@@ -61,6 +66,19 @@ t.test('repositories', async t => {
   await metadata.deleteRepository('snapshots')
   await t.rejects(metadata.deleteRepository('snapshots'), { code: 'REPOSITORY_NOT_FOUND' })
   await t.rejects(metadata.commitArtifact(commit(created, 'b')), { code: 'REPOSITORY_NOT_FOUND' })
+})
+
+t.test('names of a blob in repositories with an upstream', async t => {
+  const { metadata, repository } = await setUp(t, 'alone')
+  const upstream = { url: 'https://host/', maxAgeSeconds: 5, absentMaxAgeSeconds: 6 }
+  const mirror = await metadata.createRepository({ name: 'mirror', upstream })
+  const here = commit(repository, 'a')
+  const kept = done(await metadata.commitArtifact(here))
+  await metadata.commitArtifact(commit(mirror, 'b', { blob: kept.artifact.blob, blobIs: 'existing' }))
+  const names = await metadata.upstreamNames(kept.artifact.blob.digest)
+  t.match(names, [{ repositoryId: mirror.id, path: 'b', blob: kept.artifact.blob }])
+  t.equal(names.length, 1)
+  t.same(await metadata.upstreamNames(digestOf('none')), [])
 })
 
 t.test('users and audit', async t => {

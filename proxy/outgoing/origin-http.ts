@@ -9,7 +9,7 @@ import type { LookupFunction, Socket } from 'node:net'
 /** Sooner than most servers end what is idle, where they do not say when. */
 const idleMs = 4_000
 
-export interface BucketHttpOptions {
+export interface OriginHttpOptions {
   /** At once; what is more waits. */
   readonly connections: number
   readonly connectMs: number
@@ -35,13 +35,13 @@ class TooLate extends Error {
   readonly code = 'ETIMEDOUT'
 }
 
-export class BucketHttp {
+export class OriginHttp {
   readonly #origin: URL
-  readonly #options: BucketHttpOptions
+  readonly #options: OriginHttpOptions
   readonly #agent: HttpAgent
 
   /** Connects when first asked. Idle connections keep no process alive. */
-  constructor(origin: string, options: BucketHttpOptions) {
+  constructor(origin: string, options: OriginHttpOptions) {
     const { connections: maxSockets, lookup } = options
     const agent = { keepAlive: true, maxSockets, timeout: idleMs, ...(lookup === undefined ? {} : { lookup }) }
     this.#origin = new URL(origin)
