@@ -133,6 +133,11 @@ export const commands: Readonly<Record<string, Command>> = {
     run: async source => (await import('./topology.ts')).node(source),
     help: topologyHelp,
   },
+  repair: {
+    summary: 'What the cluster lacks, how fast it is made good; try again now',
+    run: async source => (await import('./repair.ts')).repair(source),
+    help: async () => clientHelp({}, (await import('./repair.ts')).repairUsage),
+  },
   scrub: {
     summary: 'How far the shards are with reading everything they hold; start and pause it',
     run: async source => (await import('./scrub.ts')).scrub(source),

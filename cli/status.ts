@@ -2,6 +2,7 @@
 import type { ClusterStatus } from '../proxy/api/schemas.ts'
 import type { ConfigSource } from '../shared/config.ts'
 import { runClientCommand, type Writer } from './client.ts'
+import { rateText } from './repair.ts'
 import { shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
@@ -42,7 +43,10 @@ export function problemsOf(status: ClusterStatus): string[] {
   for (const { name, lastState, lastError } of tasks) {
     if (lastState === 'failed') problems.push(because(`the last run of task ${name} failed`, lastError ?? undefined))
   }
-  if (pendingRepairs !== null && pendingRepairs > 0) problems.push(`${pendingRepairs} repairs are pending`)
+  if (pendingRepairs !== null && pendingRepairs > 0) {
+    const rate = status.repairs === undefined ? '' : ` (${rateText({ ...status.repairs, remainingMs: null })})`
+    problems.push(`${pendingRepairs} repairs are pending${rate}; see 'holdfast repair status'`)
+  }
   return problems
 }
 

@@ -37,6 +37,7 @@ export async function clusterStatus({
   const { map } = view.current()
   const known = new Map(health.nodes().map(node => [node.node, node]))
   const refusedOuts = members.flatMap(({ report }) => report?.refusals ?? [])
+  const repairs = members.map(({ report }) => report?.repairs).find(one => one !== undefined)
   const { up, reason } = coordinator.state()
   return {
     version,
@@ -66,6 +67,7 @@ export async function clusterStatus({
       startedAt,
     })),
     pendingRepairs,
+    ...(repairs === undefined ? {} : { repairs }),
     ...(tasks === undefined
       ? {}
       : { tasks: tasks.map(({ name, state, lastState, lastError }) => ({ name, state, lastState, lastError })) }),

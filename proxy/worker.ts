@@ -76,6 +76,7 @@ import { Primary } from './tasks/primary.ts'
 import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
 import { RepairCopies } from './tasks/repair-copies.ts'
 import { leftoverAgeMsMin } from './tasks/unnamed-blobs.ts'
+import { repairProgress } from './tasks/repair-progress.ts'
 import { replayOutbox } from './tasks/replay-outbox.ts'
 import { verifyBackup } from './tasks/verify-backup.ts'
 import { ScrubControl } from './tasks/scrub-control.ts'
@@ -158,7 +159,7 @@ async function build(
   const checker = new HealthChecker({ view, clients, health, onNewerEpoch })
   closers.push(() => checker.close())
   await checker.start()
-  report = () => reportOf(health, [])
+  report = () => reportOf(health)
   gate.askVia(() => health.nodes().flatMap(({ status }) => status?.shards ?? []))
   gate.start(() => metadata.recheck())
   const writes = new WriteContext({ view, health, clients, renewMap: () => keeper.renew() })
@@ -258,7 +259,7 @@ async function build(
   await keeper.start()
   closers.push(() => identity.close())
   await identity.start()
-  const repair = new RepairCopies({ metadata, references, clients, view, health, log })
+  const repair = new RepairCopies({ metadata, references, clients, view, health, log, now })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const { collection } = metadata
   const collectionAges = { minAgeMs: config.gcMinAgeMs, holdMs: config.gcHoldMs }
@@ -283,7 +284,6 @@ async function build(
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
   const { outAfterMs } = config
   const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfterMs })
-  report = () => reportOf(health, nodeStates.refusals)
   const primary = new Primary({
     coordinator,
     prepare: () => keeper.adoptNewest(),
@@ -302,6 +302,10 @@ async function build(
     ],
     log,
   })
+  report = () => {
+    const repairs = { ...repair.rate, partitionsToCompare: antiEntropy.partitionsLeft }
+    return reportOf(health, { refusals: nodeStates.refusals, ...(primary.token === undefined ? {} : { repairs }) })
+  }
   primary.start()
   closers.push(() => primary.close())
 
@@ -376,6 +380,10 @@ async function build(
     collection,
     collectionAges,
     scrubs: new ScrubControl({ view, clients }),
+    repairs: {
+      progress: () => repairProgress({ metadata, coordinator }),
+      runNow: () => metadata.repairQueue.runNow(),
+    },
     inspection: inspectionOf({
       metadata,
       clients,

@@ -61,6 +61,7 @@ async function compare(entries: readonly Entry[]): Promise<Weight> {
       inspectVersions: async () => [],
       addRepairs: async () => {},
       countRepairs: async () => 0,
+      repairQueue: { comparisonWanted: async () => undefined },
     },
     view: { current: () => view },
     health: { state: () => 'up', shardState: () => 'ok', shardStatus: () => undefined },

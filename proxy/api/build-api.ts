@@ -13,6 +13,7 @@ import { addCleanupRoutes } from './cleanup-routes.ts'
 import { addClusterRoutes } from './cluster-routes.ts'
 import { addGcRoutes } from './gc-routes.ts'
 import { addInspectionRoutes } from './inspection-routes.ts'
+import { addRepairRoutes } from './repair-routes.ts'
 import { addRepositoryRoutes } from './repository-routes.ts'
 import { addRestoreRoutes } from './restore-routes.ts'
 import { addTopologyRoutes } from './topology-routes.ts'
@@ -72,6 +73,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addCleanupRoutes(api, deps)
       addInspectionRoutes(api, deps)
       addScrubRoutes(api, deps)
+      addRepairRoutes(api, deps)
     },
     { prefix: '/api/v1' },
   )

@@ -145,6 +145,14 @@ export const clusterStatus = Type.Object({
   ),
   /** null: PostgreSQL cannot be asked. */
   pendingRepairs: nullable(Type.Integer()),
+  /** What the primary repairs; absent without one. */
+  repairs: Type.Optional(
+    Type.Object({
+      entriesPerSec: Type.Number({ description: 'Over the last minute' }),
+      bytesPerSec: Type.Number(),
+      partitionsToCompare: Type.Integer(),
+    }),
+  ),
   /** Of the primary; absent while PostgreSQL cannot be asked. */
   tasks: Type.Optional(
     Type.Array(

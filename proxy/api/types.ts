@@ -13,6 +13,7 @@ import type { Metadata, Repository, RestoreStore } from '../metadata/types.ts'
 import type { CleanupPreview } from '../tasks/cleanup.ts'
 import type { JobControl } from '../tasks/job-control.ts'
 import type { TopologyControl } from '../topology/topology-control.ts'
+import type { RepairProgress } from '../tasks/repair-progress.ts'
 import type { ScrubControl } from '../tasks/scrub-control.ts'
 import type { ClusterStatus } from './schemas.ts'
 
@@ -60,6 +61,11 @@ export interface ApiDeps {
   readonly announce: (keys: readonly string[]) => Promise<void>
   readonly inspection: Inspection
   readonly scrubs: Pick<ScrubControl, 'status' | 'command'>
+  readonly repairs: {
+    progress(): Promise<RepairProgress>
+    /** How many waited. */
+    runNow(): Promise<number>
+  }
   readonly status: () => Promise<ClusterStatus>
   /** The newest map this worker knows; undefined before the first. */
   readonly clusterMap: () => ClusterMap | undefined

@@ -22,6 +22,16 @@ export interface MemberReport {
   readonly suspect: readonly string[]
   /** Of the primary: why nodes that are down are not taken out. */
   readonly refusals?: readonly string[]
+  /** Of the primary. */
+  readonly repairs?: RepairReport
+}
+
+/** What the primary repairs, over the last minute. */
+export interface RepairReport {
+  readonly entriesPerSec: number
+  readonly bytesPerSec: number
+  /** In which more to repair may be found. */
+  readonly partitionsToCompare: number
 }
 
 export interface CacheLease {

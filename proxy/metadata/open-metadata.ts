@@ -27,6 +27,7 @@ import { migrations } from './migrations/index.ts'
 import type { Migration } from './migrations/migration.ts'
 import { pendingOutbox, settleOutbox } from './outbox.ts'
 import { type IssuedVersions, loadIssued, RecoveryTables } from './recovery.ts'
+import { RepairQueue } from './repair-queue.ts'
 import * as repairs from './repairs.ts'
 import * as repositories from './repositories.ts'
 import { BackupTargets } from './backup-targets.ts'
@@ -90,6 +91,7 @@ class PostgresMetadata implements types.Metadata {
   readonly jobs: JobTables
   readonly collection: CollectionTables
   readonly trash: TrashTables
+  readonly repairQueue: RepairQueue
   readonly restores: Restores
   readonly backupTargets: BackupTargets
   readonly cleanup: CleanupTables
@@ -121,6 +123,7 @@ class PostgresMetadata implements types.Metadata {
     this.jobs = new JobTables(this.#database)
     this.collection = new CollectionTables(this.#database)
     this.cleanup = new CleanupTables(this.#database)
+    this.repairQueue = new RepairQueue(this.#database)
     this.trash = new TrashTables(this.#database, () => this.incarnation)
     this.restores = new Restores(this.#database)
     this.backupTargets = new BackupTargets(this.#database)

@@ -10,6 +10,7 @@ import type { IdentityTables } from './identity-tables.ts'
 import type { JobStore } from './job-types.ts'
 import type { TrashStore } from './trash-types.ts'
 import type { RecoveryTables } from './recovery.ts'
+import type { RepairQueue } from './repair-queue.ts'
 
 export type RedeployPolicy = 'allow' | 'once' | 'deny'
 
@@ -380,6 +381,8 @@ export interface Metadata {
   readonly backupTargets: BackupTargetStore
   /** Which blobs are unused, and their end. */
   readonly collection: CollectionStore
+  /** What people ask of the queue of repairs. */
+  readonly repairQueue: Pick<RepairQueue, keyof RepairQueue>
   /** What was deleted and can be restored. */
   readonly trash: TrashStore
   /** Cleanup policies, and when artifacts were downloaded. */

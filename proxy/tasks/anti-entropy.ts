@@ -17,6 +17,7 @@ import { parseDigest, type ShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { wirePath, type ReferenceAnswer } from '../../shared/wire.ts'
 import type { Metadata, RepairEntry } from '../metadata/types.ts'
+import type { RepairQueue } from '../metadata/repair-queue.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import {
@@ -54,7 +55,9 @@ const recoveryMsMax = 300_000
 type NewRepair = Omit<RepairEntry, 'id' | 'attempts'>
 
 export interface AntiEntropyDeps extends ContentsDeps {
-  readonly metadata: Pick<Metadata, 'inspectBlobs' | 'inspectVersions' | 'addRepairs' | 'countRepairs'>
+  readonly metadata: Pick<Metadata, 'inspectBlobs' | 'inspectVersions' | 'addRepairs' | 'countRepairs'> & {
+    readonly repairQueue: Pick<RepairQueue, 'comparisonWanted'>
+  }
   readonly view: Pick<ClusterView, 'current'>
   readonly health: Pick<HealthTable, 'state' | 'shardState' | 'shardStatus'>
   readonly log: Logger
@@ -75,6 +78,8 @@ export class AntiEntropy implements PrimaryTask {
   readonly #pending = new Set<number>()
   #suspects: Suspect[] = []
   #term: number | undefined
+  /** Who asked last for a comparison, if anybody. */
+  #wanted: string | undefined
   #epoch = 0
   #nextRoundAt = -Infinity
   readonly #away = new Set<ShardId>()
@@ -102,9 +107,11 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
-    this.#notice(term)
+    const { metadata } = this.#deps
+    const [wanted, waiting] = await Promise.all([metadata.repairQueue.comparisonWanted(), metadata.countRepairs()])
+    this.#notice(term, wanted)
     await this.#tellWhole(term)
-    this.waiting = await this.#deps.metadata.countRepairs()
+    this.waiting = waiting
     if (this.partitionsLeft === 0 || this.waiting > queuedMax) return 'idle'
     if (this.#suspects.length > 0)
       await this.#lookInto(fewNames(this.#suspects, { namesMax, countMax: suspectsMax }), term.signal)
@@ -113,10 +120,11 @@ export class AntiEntropy implements PrimaryTask {
   }
 
   /** What has happened since the last step that makes a comparison worth while at once. */
-  #notice(term: Term): void {
+  #notice(term: Term, wanted: string | undefined): void {
     const { view, now, roundMs, log } = this.#deps
     const { map } = view.current()
-    const isDue = now() >= this.#nextRoundAt
+    const isDue = now() >= this.#nextRoundAt || wanted !== this.#wanted
+    this.#wanted = wanted
     // While copies move to other owners, a round with each step of that would be too many.
     const isNewMap = map.epoch !== this.#epoch && map.previous === undefined
     if (term.token !== this.#term || isNewMap || isDue) {

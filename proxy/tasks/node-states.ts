@@ -212,11 +212,19 @@ function subjectOf(map: ClusterMap, changes: readonly TopologyChange[]): string 
 }
 
 /** What this worker tells the others, and the primary, of the nodes. */
-export function reportOf(health: Pick<HealthTable, 'nodes'>, refusals: readonly string[]): MemberReport {
+export function reportOf(
+  health: Pick<HealthTable, 'nodes'>,
+  { refusals = [], repairs }: Pick<MemberReport, 'refusals' | 'repairs'> = {},
+): MemberReport {
   const inState = (wanted: string): string[] =>
     health
       .nodes()
       .filter(({ state }) => state === wanted)
       .map(({ node }) => node)
-  return { down: inState('down'), suspect: inState('suspect'), ...(refusals.length === 0 ? {} : { refusals }) }
+  return {
+    down: inState('down'),
+    suspect: inState('suspect'),
+    ...(refusals.length === 0 ? {} : { refusals }),
+    ...(repairs === undefined ? {} : { repairs }),
+  }
 }

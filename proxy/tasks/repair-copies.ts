@@ -16,6 +16,7 @@ import type { NodeClient, RequestOptions } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { splitKey } from './compare-sets.ts'
 import { primaryRole, type PrimaryTask, type Term } from './primary.ts'
+import { RateMeter } from './repair-progress.ts'
 import { isLastCopy, UrgentFirst } from './repair-urgency.ts'
 import { batchesOf, commandLimitMs } from './shard-contents.ts'
 
@@ -46,6 +47,8 @@ export interface RepairDeps {
   readonly view: Pick<ClusterView, 'current'>
   readonly health: Pick<HealthTable, 'state' | 'writable'>
   readonly log: Logger
+  /** Monotonic, ms. */
+  readonly now: () => number
 }
 
 export class RepairCopies implements PrimaryTask {
@@ -53,6 +56,7 @@ export class RepairCopies implements PrimaryTask {
   readonly pauseMs = 1_000
   readonly #deps: RepairDeps
   readonly #queue: UrgentFirst
+  readonly #meter = new RateMeter()
   copied = 0
   copiedBytes = 0
   /** References brought to shards that lacked them. */
@@ -61,6 +65,12 @@ export class RepairCopies implements PrimaryTask {
   constructor(deps: RepairDeps) {
     this.#deps = deps
     this.#queue = new UrgentFirst(deps)
+  }
+
+  /** Over the last minute. */
+  get rate(): { readonly entriesPerSec: number; readonly bytesPerSec: number } {
+    const { entries, bytes } = this.#meter.perSec(this.#deps.now())
+    return { entriesPerSec: entries, bytesPerSec: bytes }
   }
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
@@ -156,6 +166,7 @@ export class RepairCopies implements PrimaryTask {
       if (result === 'copied') {
         this.copied++
         this.copiedBytes += blob.bytes
+        this.#meter.add(this.#deps.now(), 0, blob.bytes)
       }
       if (result === 'copied' || result === 'held') return entry
       this.#deps.log.warn({ digest: blob.digest, shard, result }, 'copy failed')
@@ -236,6 +247,7 @@ export class RepairCopies implements PrimaryTask {
         done.map(({ id }) => id),
         term.token,
       )
+      this.#meter.add(this.#deps.now(), done.length, 0)
     }
     await atMost(postponedAtOnce, open, async entry => {
       const missing = [...(lacking.get(entry) ?? entry.missing)] as ShardId[]
@@ -257,6 +269,7 @@ export class RepairCopies implements PrimaryTask {
       if (missing.length === 0) {
         await this.#dropHandoffs(entry, term)
         await metadata.finishRepair(entry.id, term.token)
+        this.#meter.add(this.#deps.now(), 1, 0)
       } else {
         await metadata.postponeRepair(entry.id, term.token, postponed(entry, missing, tried))
       }

@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { cleanup } from '../../cli/cleanup.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
+import { repair } from '../../cli/repair.ts'
 import { repo } from '../../cli/repo.ts'
 import { deleteArtifacts } from '../../cli/delete.ts'
 import { problemsOf, status } from '../../cli/status.ts'
@@ -109,6 +110,26 @@ t.test('deleting, and the trash, from the command line', async t => {
   t.equal(changed.code, 0)
   t.equal(world.repositories.get('open')?.trashDays, 30)
   t.equal((await runner(repo, env)('set', 'open', '--trash-days', '9999')).code, 2)
+})
+
+t.test('repairs from the command line, against the real API', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(repair, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  t.match(await run('status'), { code: 0, out: 'Nothing waits for repair.\n' })
+  world.repairs = {
+    blobs: 1_200, references: 3, bytes: 5 * 2 ** 30, due: 1_203, failing: 0, oldestAgeMs: 300_000,
+    shards: [{ shard: 'node-a-1', copies: 1_203 }], entriesPerSec: 20, bytesPerSec: 2 ** 26, partitionsToCompare: 40, remainingMs: 80_000,
+  } // prettier-ignore
+  const { code, out } = await run('status')
+  t.equal(code, 1)
+  t.match(out, /1200 blobs \(about 5 GiB\) and 3 references wait/)
+  t.match(out, /20\.0 repairs and 64 MiB a second, about 80 s left\n40 partitions are still to be compared\n/)
+  t.match(out, /node-a-1 +1203/)
+  t.match(JSON.parse((await run('status', '--json')).out), world.repairs)
+  t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
+  t.same(world.changes, [['repairs now']])
+  t.match(await run('hurry'), { code: 2, err: /holdfast repair status/ })
 })
 
 t.test('cleanup policies from the command line, against the real API', async t => {

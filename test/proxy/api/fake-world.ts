@@ -13,6 +13,7 @@ import type { Repository, User } from '../../../proxy/metadata/types.ts'
 import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
 import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
+import type { RepairProgress } from '../../../proxy/tasks/repair-progress.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { MemoryJobStore } from '../tasks/memory-job-store.ts'
 import type { Digest, Generation, ShardId } from '../../../shared/ids.ts'
@@ -68,6 +69,7 @@ export interface World {
   disarmed: Disarmed | undefined
   trash: readonly TrashEntry[]
   readonly policies: Map<string, CleanupPolicy>
+  repairs: RepairProgress
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
     path: string,
@@ -75,6 +77,11 @@ export interface World {
     headers?: object,
   ) => Promise<LightMyRequestResponse>
 }
+
+export const nothingToRepair: RepairProgress = {
+  blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, oldestAgeMs: null, shards: [],
+  entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0, remainingMs: null,
+} // prettier-ignore
 
 export async function setUp(t: Test): Promise<World> {
   const repository = (name: string, anonymousRead: boolean): Repository => ({
@@ -87,7 +94,7 @@ export async function setUp(t: Test): Promise<World> {
   ])
   const world: Omit<World, 'api' | 'call'> = {
     repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
-    disarmed: undefined, trash: [], policies: new Map(),
+    disarmed: undefined, trash: [], policies: new Map(), repairs: nothingToRepair,
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -210,6 +217,10 @@ export async function setUp(t: Test): Promise<World> {
         if (repair) world.changes.push(['fsck', mark])
         return { paths: 0, blobs: 0, findings: [], unreachable: [], queued: 0 }
       },
+    },
+    repairs: {
+      progress: async () => world.repairs,
+      runNow: async () => world.changes.push(['repairs now']),
     },
     scrubs: {
       status: async () => [{ node: 'n', shard: 's' as ShardId, state: 'waiting', losses: 0 }],

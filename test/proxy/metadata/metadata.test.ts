@@ -366,6 +366,32 @@ t.test('repairs merge, come due, and never lose what was added meanwhile', async
   t.equal(await metadata.countRepairs(), 0)
 })
 
+t.test('repairs: how much waits, for whom; what has failed is tried now when somebody says so', async t => {
+  const { metadata, repository } = await setUp(t, 'alone')
+  const { repairQueue } = metadata
+  const none = { blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, oldestAgeMs: null, shards: [] }
+  t.same(await repairQueue.backlog(), none)
+  const [one, two] = [commit(repository, 'a', { missing: ['s1', 's2'] }), commit(repository, 'b', { missing: ['s1'] })]
+  await put(metadata, one)
+  await put(metadata, two)
+  await metadata.addRepairs([{ kind: 'reference', partition: 9, key: 'releases/a', version: 4, missing: ['s3'], handoffs: [] }]) // prettier-ignore
+  const token = await metadata.issueToken('primary', 'me')
+  const [first] = await metadata.dueRepairs(1)
+  await metadata.postponeRepair(first!.id, token, { retryMs: 60_000, missing: first!.missing, attempts: 3 })
+  const backlog = await repairQueue.backlog()
+  t.match(backlog, { blobs: 2, references: 1, due: 2, failing: 1 })
+  t.match(backlog.shards, [{ shard: 's1', copies: 2 }, { shard: 's2', copies: 1 }, { shard: 's3', copies: 1 }]) // prettier-ignore
+  t.ok(Math.abs(backlog.bytes - (2 * one.blob.bytes + two.blob.bytes)) <= 2)
+  t.ok(backlog.oldestAgeMs! >= 0)
+  t.equal(await repairQueue.comparisonWanted(), undefined)
+  t.equal(await repairQueue.runNow(), 1)
+  t.match(await repairQueue.backlog(), { due: 3, failing: 0 })
+  const asked = await repairQueue.comparisonWanted()
+  t.type(asked, 'string')
+  await repairQueue.runNow()
+  t.not(await repairQueue.comparisonWanted(), asked, 'each time is another one')
+})
+
 t.test('I27: only the newest token of the primary changes anything', async t => {
   const { metadata, repository } = await setUp(t, 'alone')
   t.equal(await metadata.newestToken('primary'), 0)

@@ -24,6 +24,7 @@ const all = Array.from({ length: partitionCount }, (_, index) => index)
 function world(partition: number, holders: readonly ShardId[]) {
   const view = new ClusterView(map)
   const listed: ShardId[] = []
+  const asked: { by: string | undefined } = { by: undefined }
   const summary: PartitionSummary = { partition, blobs: { count: 1, hash: 'f'.repeat(16) }, references: emptySet }
   const task = new AntiEntropy({
     metadata: {
@@ -31,6 +32,7 @@ function world(partition: number, holders: readonly ShardId[]) {
       inspectVersions: async () => [],
       addRepairs: async () => undefined,
       countRepairs: async () => 0,
+      repairQueue: { comparisonWanted: async () => asked.by },
     },
     clients: {
       ofShard: shard => ({
@@ -50,7 +52,7 @@ function world(partition: number, holders: readonly ShardId[]) {
     now: () => 0,
     roundMs: 600_000,
   })
-  return { task, view, listed }
+  return { task, view, listed, asked }
 }
 
 /** A step that compares, another map, a step that looks closer. */
@@ -69,6 +71,18 @@ async function acrossMaps(
 
 const change = planChanges(map, [{ op: 'weight', shard: 'n0-s0', weight: 0 }]).next
 const move = movesOf(change).find(one => one.partition < 512)!
+
+t.test('a comparison that somebody asks for begins at once, and only once', async t => {
+  const { task, asked } = world(3, [])
+  while ((await task.step(term)) === 'more');
+  t.equal(task.rounds, 1)
+  await task.step(term)
+  t.equal(task.rounds, 1)
+  asked.by = 'now'
+  await task.step(term)
+  await task.step(term)
+  t.equal(task.rounds, 2)
+})
 
 t.test('a stray that left the cluster since is not asked, and stops nothing', async t => {
   const gone = planChanges(map, [{ op: 'remove-shard', shard: idle }]).next

@@ -105,6 +105,7 @@ function repairs(...entries: Partial<RepairEntry>[]) {
       writable: (_, shard) => !world.down.has(shard),
     },
     log: silent,
+    now: () => 0,
   })
   return { world, task }
 }
@@ -123,6 +124,7 @@ t.test('a missing copy is pulled from those who have it, and the entry is gone',
     },
   ])
   t.same(world.log, ['done 1 5'])
+  t.same(task.rate, { entriesPerSec: 1, bytesPerSec: blob.bytes })
   t.equal(task.copied, 1)
 })
 

@@ -1,0 +1,48 @@
+import { Type } from 'typebox'
+import type { Api } from './build-api.ts'
+import { errorAnswer, nullable } from './schemas.ts'
+import type { ApiDeps } from './types.ts'
+
+const progress = Type.Object({
+  blobs: Type.Integer({ description: 'With fewer copies than wanted' }),
+  references: Type.Integer({ description: 'With fewer copies than wanted' }),
+  bytes: Type.Integer({ description: 'Of all missing copies, estimated' }),
+  due: Type.Integer({ description: 'Tried as soon as there is time' }),
+  failing: Type.Integer({ description: 'Tried, and to be tried again later' }),
+  oldestAgeMs: nullable(Type.Integer()),
+  shards: Type.Array(Type.Object({ shard: Type.String(), copies: Type.Integer() }), {
+    description: 'Shards that lack most; fifty at most',
+  }),
+  entriesPerSec: Type.Number({ description: 'Repaired by the primary, over the last minute' }),
+  bytesPerSec: Type.Number({ description: 'The same, bytes of blobs' }),
+  partitionsToCompare: Type.Integer({ description: 'May bring more to repair' }),
+  remainingMs: nullable(Type.Integer({ description: 'At these rates; null: nothing was done, or nothing waits' })),
+})
+const hurried = Type.Object({ hurried: Type.Integer({ description: 'Repairs that waited for another attempt' }) })
+
+const tags = ['copies']
+const admin = { access: { demands: [{ action: 'admin' }] } } as const
+
+/** /api/v1/repairs: what the cluster lacks, and how soon it is whole. */
+export function addRepairRoutes(app: Api, { repairs }: ApiDeps): void {
+  app.get(
+    '/repairs',
+    { config: admin, schema: { tags, summary: 'How far repairs are', response: { 200: progress, default: errorAnswer } } }, // prettier-ignore
+    async () => {
+      const found = await repairs.progress()
+      return { ...found, shards: [...found.shards] }
+    },
+  )
+  app.post(
+    '/repairs/run',
+    {
+      config: { ...admin, audit: 'repairs.run' },
+      schema: {
+        tags,
+        summary: 'Try again now what waits for another attempt, and compare all shards once more',
+        response: { 202: hurried, default: errorAnswer },
+      },
+    },
+    async (_, reply) => reply.code(202).send({ hurried: await repairs.runNow() }),
+  )
+}

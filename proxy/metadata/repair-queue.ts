@@ -1,0 +1,79 @@
+/** The queue of repairs as people see it: how much waits, for whom, and that it goes on now instead of later. */
+import type { Database } from './database.ts'
+import { statement } from './statement.ts'
+
+export interface RepairBacklog {
+  /** Blobs and references with fewer than R copies. */
+  readonly blobs: number
+  readonly references: number
+  /** What the blobs' missing copies have together; extrapolated from two thousand of them. */
+  readonly bytes: number
+  /** Of all: those that are tried as soon as there is time, and those that have failed and wait for another attempt. */
+  readonly due: number
+  readonly failing: number
+  /** Of the entry that waits longest; null: none. */
+  readonly oldestAgeMs: number | null
+  /** Shards that lack most; fifty at most. */
+  readonly shards: readonly { readonly shard: string; readonly copies: number }[]
+}
+
+const totals = statement<Omit<RepairBacklog, 'bytes' | 'oldestAgeMs' | 'shards'> & { oldest_ms: number | null }>(
+  'repair-totals',
+  `SELECT count(*) FILTER (WHERE kind = 'blob') AS blobs, count(*) FILTER (WHERE kind = 'reference') AS references,
+    count(*) FILTER (WHERE due_at <= now()) AS due, count(*) FILTER (WHERE attempts > 0) AS failing,
+    (extract(epoch FROM now() - min(created_at)) * 1000)::bigint AS oldest_ms
+  FROM repairs`,
+)
+const meanBytes = statement<{ mean: number }>(
+  'repair-mean-bytes',
+  `SELECT coalesce(avg(b.bytes * cardinality(r.missing)), 0)::bigint AS mean
+  FROM (SELECT digest, missing FROM repairs WHERE kind = 'blob' LIMIT 2000) r JOIN blobs b ON b.digest = r.digest`,
+)
+const lacking = statement<{ shard: string; copies: number }>(
+  'repair-shards',
+  `SELECT shard, count(*) AS copies FROM repairs, unnest(missing) AS shard GROUP BY shard
+  ORDER BY copies DESC, shard LIMIT 50`,
+)
+const hurry = statement<{ count: number }>(
+  'repair-now',
+  `WITH hurried AS (UPDATE repairs SET due_at = now(), attempts = 0 WHERE due_at > now() OR attempts > 0 RETURNING 1),
+  asked AS (
+    INSERT INTO settings (key, value) VALUES ('comparison_wanted', clock_timestamp()::text)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value
+  )
+  SELECT count(*) AS count FROM hurried`,
+)
+const wanted = statement<{ value: string }>(
+  'comparison-wanted',
+  `SELECT value FROM settings WHERE key = 'comparison_wanted'`,
+)
+
+export class RepairQueue {
+  readonly #database: Database
+
+  constructor(database: Database) {
+    this.#database = database
+  }
+
+  async backlog(): Promise<RepairBacklog> {
+    const [[row], [sample], shards] = await Promise.all([
+      this.#database.query(totals),
+      this.#database.query(meanBytes),
+      this.#database.query(lacking),
+    ])
+    const { blobs, references, due, failing, oldest_ms: oldestAgeMs } = row!
+    return { blobs, references, bytes: Math.round(blobs * sample!.mean), due, failing, oldestAgeMs, shards }
+  }
+
+  /** Whatever waits for another attempt is due, and the primary compares all shards once more. Resolves with how many waited. */
+  async runNow(): Promise<number> {
+    const [row] = await this.#database.query(hurry)
+    return row!.count
+  }
+
+  /** Another value than before: somebody has asked for a comparison since. */
+  async comparisonWanted(): Promise<string | undefined> {
+    const [row] = await this.#database.query(wanted)
+    return row?.value
+  }
+}
