@@ -191,7 +191,15 @@ export const proxyOptions = {
     min: 0,
     max: 30 * 24 * 3_600_000,
     default: 600_000,
-    doc: 'How long all proxies must see a storage node down, or its disk failed, until its copies are made anew elsewhere. 0: never.',
+    doc: 'How long all proxies must see a storage node down until its copies are made anew elsewhere. 0: never.',
+  },
+  diskOutAfterMs: {
+    kind: 'int',
+    unit: 'ms',
+    min: 0,
+    max: 30 * 24 * 3_600_000,
+    default: 60_000,
+    doc: 'How long a storage node that is up must call a disk failed until its copies are made anew elsewhere. 0: never.',
   },
   identityMaxAgeMs: {
     kind: 'int',

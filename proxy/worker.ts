@@ -282,8 +282,8 @@ async function build(
   const losses = new HeedLosses({ metadata, clients, view, health, log, now })
   const heal = new HealFromUpstream({ losses, metadata, repositories, upstreams, now })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
-  const { outAfterMs } = config
-  const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfterMs })
+  const outAfter = { nodeMs: config.outAfterMs, diskMs: config.diskOutAfterMs }
+  const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfter })
   const primary = new Primary({
     coordinator,
     prepare: () => keeper.adoptNewest(),

@@ -6,7 +6,15 @@ import type { Logger } from 'pino'
 import type { ClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { TopologyChange } from '../../shared/placement/changes.ts'
-import { agree, type Agreement, decideIns, decideOuts, noAgreement, type Refusal } from '../../shared/placement/outs.ts'
+import {
+  agree,
+  type Agreement,
+  decideIns,
+  decideOuts,
+  noAgreement,
+  type OutAfter,
+  type Refusal,
+} from '../../shared/placement/outs.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import type { ShardState } from '../../shared/wire.ts'
 import type { Coordinator, MemberReport } from '../coordination/types.ts'
@@ -44,8 +52,8 @@ export interface NodeStatesDeps extends ContentsDeps {
   readonly log: Pick<Logger, 'info' | 'warn'>
   /** Monotonic, ms. */
   readonly now: () => number
-  /** 0: nothing is ever taken out; what is out is still taken in. */
-  readonly outAfterMs: number
+  /** What was taken out is still taken in where nothing is taken out any more. */
+  readonly outAfter: OutAfter
 }
 
 export class NodeStates implements PrimaryTask {
@@ -96,7 +104,7 @@ export class NodeStates implements PrimaryTask {
   }
 
   async #look(term: Term): Promise<void> {
-    const { coordinator, view, now, outAfterMs } = this.#deps
+    const { coordinator, view, now, outAfter } = this.#deps
     const { map } = view.current()
     const members = await coordinator.knownMembers()
     if (members === undefined) return this.#forget()
@@ -109,10 +117,10 @@ export class NodeStates implements PrimaryTask {
       new Map([...since].map(([id, from]) => [id, at - from]))
     const states = this.#shardStates()
     const failed = ages(this.#failed(states, at))
-    const inAfterMs = Math.min(inAfterMsMax, outAfterMs)
+    const inAfterMs = Math.min(inAfterMsMax, outAfter.nodeMs)
     const ins = decideIns(map, ages(sure.up), id => states.has(id) && !failed.has(id), inAfterMs)
     const away = { nodes: ages(sure.down), shards: failed }
-    const outs = outAfterMs === 0 ? { shards: [], refusals: [] } : decideOuts(map, away, outAfterMs)
+    const outs = decideOuts(map, away, outAfter)
     const stops: Stop[] = [...outs.refusals]
     // What came back is taken in first: it may be what others wait for.
     const since = Date.now()
@@ -145,7 +153,7 @@ export class NodeStates implements PrimaryTask {
 
   /** Resolves with what is in the way. */
   async #change(map: ClusterMap, changes: readonly TopologyChange[], term: Term): Promise<Stop | undefined> {
-    const { metadata, outAfterMs, log, now } = this.#deps
+    const { metadata, outAfter, log, now } = this.#deps
     const subject = subjectOf(map, changes)
     const newer = await metadata.loadClusterMap(map.epoch)
     if (newer !== undefined) return { subject, brake: 'unknown', text: 'a newer cluster map is on its way' }
@@ -154,7 +162,7 @@ export class NodeStates implements PrimaryTask {
       const text = "another change of topology is not settled yet: see 'holdfast topology show'"
       return { subject, brake: 'change', text }
     }
-    this.#notBefore = now() + Math.max(this.pauseMs, Math.min(againMsMax, outAfterMs))
+    this.#notBefore = now() + Math.max(this.pauseMs, Math.min(againMsMax, outAfter.nodeMs))
     const problem = await this.#problem(map, changes, term)
     if (problem !== undefined) return { subject, ...problem }
     term.signal.throwIfAborted()

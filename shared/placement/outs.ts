@@ -80,9 +80,16 @@ export interface OutDecision {
   readonly refusals: readonly Refusal[]
 }
 
-/** What is away for `outAfterMs` goes out, the longest first, as far as the brakes allow. */
-export function decideOuts(map: ClusterMap, away: Away, outAfterMs: number): OutDecision {
-  const candidates = candidatesOf(map, away, outAfterMs)
+/** For how long something must be away, in ms; 0: it is never taken out. */
+export interface OutAfter {
+  readonly nodeMs: number
+  /** Of a node that is up: there is nobody who could come back by himself. */
+  readonly diskMs: number
+}
+
+/** What is away for long enough goes out, the longest first, as far as the brakes allow. */
+export function decideOuts(map: ClusterMap, away: Away, after: OutAfter): OutDecision {
+  const candidates = candidatesOf(map, away, after)
   const refusals: Refusal[] = []
   let taken = new Set<string>()
   for (const { subject, shards } of candidates) {
@@ -100,7 +107,9 @@ interface Candidate {
   readonly shards: readonly string[]
 }
 
-function candidatesOf(map: ClusterMap, away: Away, outAfterMs: number): Candidate[] {
+function candidatesOf(map: ClusterMap, away: Away, { nodeMs, diskMs }: OutAfter): Candidate[] {
+  const due = <One extends { readonly ms: number }>(some: readonly One[], afterMs: number): readonly One[] =>
+    afterMs === 0 ? [] : some.filter(({ ms }) => ms >= afterMs)
   const isIn = ({ weight }: MapShard): boolean => weight > 0
   const ofNodes = [...away.nodes].map(([node, ms]) => ({
     subject: `node ${node}`,
@@ -109,8 +118,8 @@ function candidatesOf(map: ClusterMap, away: Away, outAfterMs: number): Candidat
   }))
   const alone = map.shards.filter(shard => isIn(shard) && away.shards.has(shard.id) && !away.nodes.has(shard.node))
   const ofShards = alone.map(({ id }) => ({ subject: `shard ${id}`, ms: away.shards.get(id) ?? 0, shards: [id] }))
-  return [...ofNodes, ...ofShards]
-    .filter(({ ms, shards }) => ms >= outAfterMs && shards.length > 0)
+  return [...due(ofNodes, nodeMs), ...due(ofShards, diskMs)]
+    .filter(({ shards }) => shards.length > 0)
     .sort((one, other) => other.ms - one.ms || (one.subject < other.subject ? -1 : 1))
 }
 

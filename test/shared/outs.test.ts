@@ -9,7 +9,7 @@ import { settlePartitions } from '../../shared/placement/transition.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { evenSpec, topologyOf } from './topologies.ts'
 
-const outAfterMs = 1_000
+const outAfter = { nodeMs: 1_000, diskMs: 999 }
 const seed = Number(process.env['SEED'] ?? Date.now() % 2 ** 31)
 t.comment(`seed ${seed}`)
 
@@ -61,10 +61,12 @@ function rarely() {
 t.test('nothing goes out that is not away for long enough, and each that is either goes or says why not', t => {
   fc.assert(
     fc.property(world, ({ map, away }) => {
-      const { shards, refusals } = decideOuts(map, away, outAfterMs)
+      const { shards, refusals } = decideOuts(map, away, outAfter)
       for (const shard of map.shards) {
         const nodeMs = away.nodes.get(shard.node)
-        const due = shard.weight > 0 && (nodeMs ?? away.shards.get(shard.id) ?? 0) >= outAfterMs
+        const diskMs = away.shards.get(shard.id) ?? 0
+        const isLate = nodeMs === undefined ? diskMs >= outAfter.diskMs : nodeMs >= outAfter.nodeMs
+        const due = shard.weight > 0 && isLate
         const subject = nodeMs === undefined ? `shard ${shard.id}` : `node ${shard.node}`
         const isRefused = refusals.some(one => one.subject === subject)
         if (shards.includes(shard.id) && !due) throw new Error(`${shard.id} is not due`)
@@ -81,7 +83,7 @@ t.test('never a whole zone, never below 75 % of nodes and weight, never fewer co
   const held = { zone: 0, share: 0, copies: 0 }
   fc.assert(
     fc.property(world, ({ map, away }) => {
-      const { shards, refusals } = decideOuts(map, away, outAfterMs)
+      const { shards, refusals } = decideOuts(map, away, outAfter)
       for (const { brake } of refusals) held[brake] += 1
       if (shards.length === 0) return
       outs += 1
@@ -107,8 +109,8 @@ const six = buildClusterMap(topologyOf(evenSpec(6, 3)))
 const away = (...nodes: string[]) => ({ nodes: new Map(nodes.map(node => [node, 1_000])), shards: new Map() })
 
 t.test('of six nodes in three zones one goes out, a zone never, and each refusal names its brake', t => {
-  t.same(decideOuts(six, away('n4'), 1_000), { shards: ['n4-s0'], refusals: [] })
-  t.match(decideOuts(six, away('n1', 'n4'), 1_000), {
+  t.same(decideOuts(six, away('n4'), outAfter), { shards: ['n4-s0'], refusals: [] })
+  t.match(decideOuts(six, away('n1', 'n4'), outAfter), {
     shards: [],
     refusals: [
       { subject: 'node n1', brake: 'zone' },
@@ -116,13 +118,13 @@ t.test('of six nodes in three zones one goes out, a zone never, and each refusal
     ],
   })
   const brief = { nodes: new Map([['n1', 1_000], ['n4', 1]]), shards: new Map() } // prettier-ignore
-  t.match(decideOuts(six, brief, 1_000), { shards: [], refusals: [{ brake: 'zone' }] }, 'a zone fails bit by bit')
-  t.match(decideOuts(six, away('n0', 'n1'), 1_000), {
+  t.match(decideOuts(six, brief, outAfter), { shards: [], refusals: [{ brake: 'zone' }] }, 'a zone fails bit by bit')
+  t.match(decideOuts(six, away('n0', 'n1'), outAfter), {
     shards: ['n0-s0'],
     refusals: [{ subject: 'node n1', brake: 'share', text: /only 66 %/ }],
   })
   const three = buildClusterMap(topologyOf(evenSpec(4, 1, 4)))
-  t.match(decideOuts(three, away('n0'), 1_000), { shards: [], refusals: [{ brake: 'copies' }] })
+  t.match(decideOuts(three, away('n0'), outAfter), { shards: [], refusals: [{ brake: 'copies' }] })
   t.end()
 })
 

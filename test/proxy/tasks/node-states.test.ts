@@ -11,7 +11,7 @@ import type { ShardState } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 import { silent } from '../artifacts/fixtures.ts'
 
-const outAfterMs = 5_000
+const outAfter = { nodeMs: 5_000, diskMs: 2_000 }
 const map = buildClusterMap(topologyOf(evenSpec(6, 3)))
 const seesDown: MemberReport = { down: ['n4'], suspect: [] }
 const seesAll: MemberReport = { down: [], suspect: [] }
@@ -76,7 +76,7 @@ function world() {
     },
     log: silent,
     now: () => facts.now,
-    outAfterMs,
+    outAfter,
   })
   const look = async (atMs: number): Promise<void> => {
     facts.now = atMs
@@ -155,5 +155,16 @@ t.test('a paused primary that wakes up asks for nothing; a disk that fails alone
   t.same(asked, [])
   facts.term = new AbortController()
   await look(20_000)
+  t.match(asked, [{ params: { changes: [{ op: 'out', shard: 'n2-s0' }] } }])
+})
+
+t.test('a disk that its node calls failed goes out sooner than a node that is away', async t => {
+  const { asked, facts, look } = world()
+  facts.reports = [seesAll, seesAll]
+  facts.failed.add('n2')
+  await look(0)
+  await look(1_999)
+  t.same(asked, [])
+  await look(2_000)
   t.match(asked, [{ params: { changes: [{ op: 'out', shard: 'n2-s0' }] } }])
 })
