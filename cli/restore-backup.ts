@@ -164,13 +164,15 @@ class Restore {
   }
 
   /** Open for writing until all is there: what it may refuse (a policy, a limit) was accepted once. */
-  async #makeRepository({ name, format }: ManifestRepository): Promise<void> {
+  async #makeRepository({ name, format, upstream }: ManifestRepository): Promise<void> {
     const kind = format === 'raw' ? {} : { format }
     try {
       await this.#deps.client.call('POST', '/repositories', { name, ...kind })
     } catch (error) {
       if (!isHoldfastError(error, 'CONFLICT')) throw error
-      const open = { redeploy: 'allow', artifactBytesMax: null }
+      // A restore that broke off may have given it its upstream already.
+      const source = upstream === undefined ? {} : { upstream: null }
+      const open = { redeploy: 'allow', artifactBytesMax: null, ...source }
       await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, open)
     }
   }

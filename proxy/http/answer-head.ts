@@ -73,8 +73,10 @@ function lines(headers: readonly string[]): string {
   return text
 }
 
-/** Under 'once' a path never changes; otherwise every use must be revalidated (a 304 costs little). */
+/** Under 'once' a path never changes, but by its upstream; otherwise every use must be revalidated (a 304 costs little). */
 function cacheControl(repository: Repository): string {
   const scope = repository.anonymousRead ? 'public' : 'private'
-  return repository.redeploy === 'once' ? `${scope}, max-age=31536000, immutable` : `${scope}, no-cache`
+  return repository.redeploy === 'once' && repository.upstream === null
+    ? `${scope}, max-age=31536000, immutable`
+    : `${scope}, no-cache`
 }

@@ -10,6 +10,8 @@ export interface Exchange {
   readonly requestId: string
   /** Aborts when the client leaves or the answer is complete; with REQUEST_TIMEOUT when its body does not come. */
   readonly signal: AbortSignal
+  /** Whoever answers waits for others: that nothing moves on the connection is not its client's fault. */
+  waits?: boolean
 }
 
 /** After the head was sent, the connection is cut: too late to say so in any other way. */

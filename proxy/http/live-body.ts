@@ -25,6 +25,7 @@ export class LiveBody implements Watcher {
   /** Up to here bytes are sent as they come. */
   #end = 0
   #artifact: Artifact | undefined
+  #left = false
 
   constructor(exchange: Exchange, repository: Repository, path: string) {
     this.#exchange = exchange
@@ -40,9 +41,15 @@ export class LiveBody implements Watcher {
   /** Small ones are sooner stored than sent; of an unknown length the last part cannot be held back. */
   begin(body: UpstreamBody): void {
     const { response, requestId } = this.#exchange
-    if (body.bytes === undefined || body.bytes <= wholeBytesMax || gone(response)) return
+    if (body.bytes === undefined || body.bytes <= wholeBytesMax || this.#left || gone(response)) return
     this.#end = body.bytes - heldBackBytes
     response.writeHead(200, [...passedHead(this.#repository, this.#path, body), 'X-Request-Id', requestId])
+  }
+
+  leave(): boolean {
+    if (this.#end > 0) return false
+    this.#left = true
+    return true
   }
 
   take(chunk: Buffer): void {

@@ -4,6 +4,7 @@ import { pipeline } from 'node:stream/promises'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { DownloadLog } from '../artifacts/download-log.ts'
 import type { CachedPath } from '../artifacts/path-cache.ts'
+import type { Resolver } from '../artifacts/resolver.ts'
 import type { Artifact, Blob, Repository } from '../metadata/types.ts'
 import type { Cached, ProxyRepository, UpstreamCache } from '../upstream/upstream-cache.ts'
 import type { UpstreamBody } from '../upstream/upstream-client.ts'
@@ -23,6 +24,7 @@ const passable = [
 
 export interface ProxiedReadsDeps extends ServeDeps {
   readonly upstreams: Pick<UpstreamCache, 'current' | 'heal' | 'open'>
+  readonly resolver: Pick<Resolver, 'resolve'>
   readonly downloads: Pick<DownloadLog, 'note'>
   readonly headOf: (entry: CachedPath, repository: Repository, artifact: Artifact) => AnswerHead
 }
@@ -40,16 +42,21 @@ export class ProxiedReads {
     const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
     const live = isPlain(exchange) ? new LiveBody(exchange, repository, path) : undefined
     let cached: Cached
+    exchange.waits = true // what others have begun to fetch, too, may take long
     try {
       cached = await this.#deps.upstreams.current(repository, path, { method, signal, watcher: live })
     } catch (error) {
       if (response.headersSent || !isHoldfastError(error, ...passable)) throw error
       return this.#pass(exchange, repository, path, error)
+    } finally {
+      exchange.waits = false
     }
     if (live?.artifact !== undefined) {
       await live.finish(this.#deps.reader, live.artifact)
       return 'answered'
     }
+    // It had got a part of what then could not be fetched. Who asks again gets the copy that was here before.
+    if (response.headersSent) throw new HoldfastError('UPSTREAM_UNAVAILABLE', 'the upstream broke off')
     if (cached.there !== undefined) return this.#send(exchange, repository, path, cached.there)
     if (cached.entry.artifact === null) return 'absent'
     if (cached.stale) response.setHeader('Warning', '110 - "Response is Stale"')
@@ -93,8 +100,11 @@ export class ProxiedReads {
       throw expected === undefined ? error : problem
     })
     if (answer.kind !== 'body') {
-      if (expected === undefined) return 'absent'
-      throw problem
+      if (expected !== undefined) throw problem
+      // What it has no more may be kept here: only who knows that it is not may say that there is nothing (I7).
+      const { entry } = await this.#deps.resolver.resolve(repository, path)
+      if (entry.artifact !== null) throw problem
+      return 'absent'
     }
     if (expected !== undefined && answer.bytes !== expected.bytes) {
       await answer.chunks.return?.()

@@ -268,6 +268,10 @@ export class EdgeServer {
       this.#tooSlow(socket, 'upload')
       return
     }
+    if (exchange?.waits === true && socket.writableLength === 0) {
+      socket.setTimeout(this.#options.idleMs)
+      return
+    }
     if (socket.writableLength > 0) this.#deps.metrics.slowClients.download++
     socket.destroy()
   }

@@ -12,6 +12,8 @@ const idleMs = 4_000
 export interface OriginHttpOptions {
   /** At once; what is more waits. */
   readonly connections: number
+  /** But not longer than this for one of them; undefined: as long as it takes. */
+  readonly queueMs?: number | undefined
   readonly connectMs: number
   /** A body that brings nothing for so long, while its reader waits, breaks off. */
   readonly silentMs: number
@@ -35,6 +37,11 @@ class TooLate extends Error {
   readonly code = 'ETIMEDOUT'
 }
 
+/** All connections are in use: says nothing about the server. */
+class NoneFree extends Error {
+  readonly code = 'EBUSY'
+}
+
 export class OriginHttp {
   readonly #origin: URL
   readonly #options: OriginHttpOptions
@@ -51,10 +58,10 @@ export class OriginHttp {
 
   /**
    * Resolves with the head; the body is to be read to its end or destroyed, and may break off (an error). It is read no faster than it is
-   * taken. Rejects with the error of the connection, ETIMEDOUT, or an AbortError.
+   * taken. Rejects with the error of the connection, ETIMEDOUT, EBUSY, or an AbortError.
    */
   ask({ method, path, headers, body, headMs, signal }: HttpAsk): Promise<IncomingMessage> {
-    const { connectMs, silentMs } = this.#options
+    const { connectMs, silentMs, queueMs } = this.#options
     const send = this.#origin.protocol === 'https:' ? httpsRequest : httpRequest
     const length =
       body !== undefined || method === 'PUT' || method === 'POST' ? { 'content-length': body?.length ?? 0 } : {}
@@ -66,8 +73,15 @@ export class OriginHttp {
         clearTimeout(timer)
         timer = setTimeout(() => request.destroy(new TooLate(`${what} within ${ms} ms`)), ms)
       }
+      if (queueMs !== undefined) {
+        timer = setTimeout(() => {
+          reject(new NoneFree(`no connection is free within ${queueMs} ms`)) // it would tell only when it has one
+          request.destroy()
+        }, queueMs)
+      }
       const toHead = (): void => limit(headMs, 'no answer')
       request.once('socket', (socket: Socket) => {
+        if (!socket.listeners('error').includes(toldElsewhere)) socket.on('error', toldElsewhere)
         if (!socket.connecting) return toHead()
         limit(connectMs, 'no connection')
         socket.once(this.#agent instanceof HttpsAgent ? 'secureConnect' : 'connect', toHead)
@@ -86,6 +100,12 @@ export class OriginHttp {
     })
   }
 }
+
+/**
+ * The request is told of the errors of its connection. But node:http has left the connection a moment before it is free for the next
+ * request, and an abort in that moment would be nobody's error, which ends the process.
+ */
+const toldElsewhere = (): void => {}
 
 /** Destroys a body whose reader has taken all there is and gets no more for so long, and twice that at most. */
 function endSilence(response: IncomingMessage, silentMs: number): void {

@@ -64,7 +64,9 @@ export class HealFromUpstream implements PrimaryTask {
       signal.throwIfAborted()
       const repository = all.find(({ id }) => id === artifact.repositoryId)
       if (repository === undefined || !isProxy(repository)) continue
-      if (typeof (await upstreams.heal(repository, artifact)) === 'object') return
+      const healed = await upstreams.heal(repository, artifact)
+      // What may change at one name can have become something else there, and be at another as it was.
+      if (typeof healed === 'object' && healed.blob.digest === digest) return
     }
   }
 }

@@ -6,12 +6,13 @@
  * One fetch of a path at a time in this worker, whoever asks; it goes on when its client leaves. Two workers may fetch the same at once,
  * and store it once: the digest is the same.
  */
+import { setMaxListeners } from 'node:events'
 import { LRUCache } from 'lru-cache'
 import type { Logger } from 'pino'
 import { abortable } from '../../shared/abortable.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Digest } from '../../shared/ids.ts'
-import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
+import type { ArtifactWriter, Put } from '../artifacts/artifact-writer.ts'
 import type { Resolved, Resolver } from '../artifacts/resolver.ts'
 import { compareChecksums } from '../http/checksums.ts'
 import { declaredContentType } from '../http/content-types.ts'
@@ -25,6 +26,8 @@ const revalidateMs = 5_000
 /** After an upstream could not be asked, its copy is served without another attempt for so long. */
 const staleMs = 30_000
 const remembered = 200_000
+/** Of paths, which clients choose: they may be long. */
+const rememberedChars = 32 * 1024 * 1024
 /** Longer ones are not kept: they travel with every reference. */
 const validatorCharsMax = 256
 /** Who has written what was fetched. */
@@ -36,6 +39,8 @@ export const isProxy = (repository: Repository): repository is ProxyRepository =
 /** Sees the bytes of a fetch while they are being stored. */
 export interface Watcher {
   begin(body: UpstreamBody): void
+  /** Shall see nothing more; false: it has begun. */
+  leave(): boolean
   take(chunk: Buffer): void
   /** They are durable, as this artifact. */
   stored(artifact: Artifact): void
@@ -49,7 +54,7 @@ export interface Cached extends Resolved {
 }
 
 export interface Wanted {
-  /** For a HEAD nothing is fetched. */
+  /** For a HEAD nothing is fetched, unless there is a copy that is old. */
   readonly method: 'GET' | 'HEAD'
   readonly signal: AbortSignal
   readonly watcher?: Watcher | undefined
@@ -76,7 +81,11 @@ export type Healed = Artifact | 'gone' | 'failed'
 export class UpstreamCache {
   readonly #deps: UpstreamCacheDeps
   /** By `repository/path`: what the upstream last said. Of this worker only: after a start it is asked once more. */
-  readonly #verdicts = new LRUCache<string, Verdict>({ max: remembered })
+  readonly #verdicts = new LRUCache<string, Verdict>({
+    max: remembered,
+    maxSize: rememberedChars,
+    sizeCalculation: (_, key) => key.length,
+  })
   readonly #fetches = new Map<string, Promise<Fetched>>()
   readonly #heals = new Map<string, Promise<Healed>>()
   readonly #closing = new AbortController()
@@ -85,6 +94,8 @@ export class UpstreamCache {
 
   constructor(deps: UpstreamCacheDeps) {
     this.#deps = deps
+    // As many as there are fetches listen to it.
+    setMaxListeners(0, this.#closing.signal)
   }
 
   /** May this copy be served without a question? No I/O: for the hot path. */
@@ -98,8 +109,9 @@ export class UpstreamCache {
   }
 
   /**
-   * What there is at the path, from the upstream if need be; an artifact of null: it says that there is nothing. UPSTREAM_UNAVAILABLE or
-   * UPSTREAM_FAILED when there is no copy and none can be had; else rejects as the resolver and writer do, or with the signal's reason.
+   * What there is at the path, from the upstream if need be; an artifact of null: it says that there is nothing. UPSTREAM_UNAVAILABLE,
+   * UPSTREAM_FAILED or OVERLOADED when there is no copy and none can be had; else rejects as the resolver and writer do, or with the
+   * signal's reason.
    */
   async current(repository: ProxyRepository, path: string, { method, signal, watcher }: Wanted): Promise<Cached> {
     const { resolver, log } = this.#deps
@@ -114,7 +126,8 @@ export class UpstreamCache {
     if (artifact !== null && (verdict === 'stale' || found.source !== 'current')) return this.#stale(found)
     if (artifact === null && method === 'HEAD') return this.#look(repository, path, found, signal)
     try {
-      const fetched = await abortable(this.#fetchOnce(repository, path, artifact, watcher), signal)
+      const fetching = this.#fetchOnce(repository, path, artifact, watcher)
+      const fetched = await abortable(artifact === null ? fetching : inTime(fetching, watcher), signal)
       if (fetched !== 'stored') return { ...found, stale: false }
     } catch (error) {
       if (artifact === null || signal.aborted || !isHoldfastError(error)) throw error
@@ -132,7 +145,7 @@ export class UpstreamCache {
     method: 'GET' | 'HEAD',
     signal: AbortSignal,
   ): Promise<UpstreamAnswer> {
-    return this.#deps.client.ask(upstream, { method, path, validators: {}, signal })
+    return this.#deps.client.ask(upstream, { method, path, validators: {}, passes: method === 'GET', signal })
   }
 
   /**
@@ -206,10 +219,13 @@ export class UpstreamCache {
     const waits = held === null ? { validators: {} } : { validators: validatorsOf(held), headMs: revalidateMs }
     const answer = await client.ask(upstream, { method: 'GET', path, ...waits, signal })
     if (answer.kind === 'body') {
-      const { artifact } = await this.#store(repository, path, answer, () => undefined, watcher)
+      let digest: Digest | undefined
+      const conditions = held === null ? { absent: true } : { match: [held.blob.digest] }
+      const storing = this.#store(repository, path, answer, conditions, found => (digest = found), watcher)
+      const artifact = await storing.catch((error: unknown) => this.#written(repository, path, error))
       this.counts.stored += 1
       this.#judge(key, 'current', upstream.maxAgeSeconds * 1_000)
-      watcher?.stored(artifact)
+      if (artifact.blob.digest === digest) watcher?.stored(artifact)
       return 'stored'
     }
     if (held === null) {
@@ -220,6 +236,14 @@ export class UpstreamCache {
     this.#judge(key, 'current', upstream.maxAgeSeconds * 1_000)
     this.counts.confirmed += 1
     return 'kept'
+  }
+
+  /** What somebody else has written there meanwhile: another worker, or a client since the repository has no upstream any more. */
+  async #written(repository: ProxyRepository, path: string, error: unknown): Promise<Artifact> {
+    if (!isHoldfastError(error, 'PRECONDITION_FAILED')) throw error
+    const { artifact } = (await this.#deps.resolver.resolve(repository, path)).entry
+    if (artifact !== null) return artifact
+    throw new HoldfastError('UPSTREAM_UNAVAILABLE', 'it was deleted while it was fetched', {}, { cause: error })
   }
 
   async #heal(repository: ProxyRepository, { path, blob }: Artifact): Promise<Healed> {
@@ -233,7 +257,7 @@ export class UpstreamCache {
         log.error(subject, 'no copy of a blob can be read, and its upstream has it no more')
         return 'gone'
       }
-      const { artifact } = await this.#store(repository, path, answer, found => {
+      const artifact = await this.#store(repository, path, answer, { match: [blob.digest] }, found => {
         if (found !== blob.digest && isImmutable(path)) throw otherBytes(blob.digest, found)
       })
       if (artifact.blob.digest === blob.digest) this.counts.healed += 1
@@ -256,20 +280,22 @@ export class UpstreamCache {
     repository: ProxyRepository,
     path: string,
     body: UpstreamBody,
+    conditions: Put['conditions'],
     check: (digest: Digest) => void,
     watcher?: Watcher,
-  ): Promise<PutOutcome> {
+  ): Promise<Artifact> {
     const { writer } = this.#deps
     try {
       writer.admit(open(repository), path, body.bytes)
       watcher?.begin(body)
-      return await writer.put({
+      const { artifact } = await writer.put({
         repository: open(repository),
         path,
         user: writerName,
         contentType: declaredContentType(body.contentType),
         attributes: { upstream: kept(body.validators) },
-        conditions: {},
+        // A client's write since then stands: the repository may have been cut off from its upstream meanwhile.
+        conditions,
         body: body.chunks,
         expectedBytes: body.bytes,
         observe: chunk => watcher?.take(chunk),
@@ -280,6 +306,7 @@ export class UpstreamCache {
           check(actual.sha256)
         },
       })
+      return artifact
     } catch (error) {
       await body.chunks.return?.()
       if (!isHoldfastError(error, 'CHECKSUM_MISMATCH', 'LENGTH_MISMATCH')) throw error
@@ -287,6 +314,20 @@ export class UpstreamCache {
         cause: error,
       })
     }
+  }
+}
+
+/** The fetch of what there is a copy of: after a while UPSTREAM_UNAVAILABLE, unless the watcher's client has begun to get it. It goes on. */
+async function inTime(fetching: Promise<Fetched>, watcher: Watcher | undefined): Promise<Fetched> {
+  const late = new AbortController()
+  const timer = setTimeout(() => {
+    if (watcher?.leave() === false) return
+    late.abort(new HoldfastError('UPSTREAM_UNAVAILABLE', `no copy is fetched again within ${revalidateMs} ms`))
+  }, revalidateMs)
+  try {
+    return await abortable(fetching, late.signal)
+  } finally {
+    clearTimeout(timer)
   }
 }
 

@@ -14,11 +14,14 @@ const connectMs = 5_000
 const headMsMax = 30_000
 /** An upstream that sends nothing for so long has broken off. */
 const silentMs = 30_000
+/** To one origin for what is stored, and as many for what passes through: slow clients hold only each other up. */
 const connectionsMax = 32
+const queueMs = 10_000
 const originsMax = 200
 const redirectsMax = 5
-/** More of an answer that nobody reads is not waited for. */
+/** More of an answer that nobody reads is not waited for, nor longer. */
 const unreadBytesMax = 64 * 1024
+const unreadMsMax = 1_000
 const retryAfterMsMax = 60_000
 
 /** By which an upstream says whether a copy is still what it has; as it sent them. */
@@ -48,6 +51,8 @@ export interface UpstreamAsk {
   readonly validators: Validators
   /** Until the head of the answer is here, and of each redirect. */
   readonly headMs?: number
+  /** Its body is taken as a client takes it. */
+  readonly passes?: boolean
   readonly signal: AbortSignal
 }
 
@@ -83,7 +88,7 @@ export class UpstreamClient {
       breaker.succeeded()
       return answer
     } catch (error) {
-      if (ask.signal.aborted) breaker.gaveUp()
+      if (ask.signal.aborted || isHoldfastError(error, 'OVERLOADED')) breaker.gaveUp()
       else {
         this.failures += 1
         // What it refuses it has answered.
@@ -101,7 +106,8 @@ export class UpstreamClient {
       const { statusCode = 0, headers } = response
       if (statusCode === 200) return bodyOf(response, ask.path)
       leave(response)
-      if (statusCode === 304) return { kind: 'unchanged' }
+      // One that was asked about no copy can say this by mistake only: it is no word about what there is.
+      if (statusCode === 304 && isAsked(ask.validators)) return { kind: 'unchanged' }
       if (statusCode === 404 || statusCode === 410) return { kind: 'absent' }
       const { location } = headers
       if (![301, 302, 303, 307, 308].includes(statusCode) || location === undefined) throw refusal(response)
@@ -115,7 +121,8 @@ export class UpstreamClient {
     throw new HoldfastError('UPSTREAM_FAILED', `the upstream redirects more than ${redirectsMax} times`)
   }
 
-  async #send(url: URL, { method, validators, headMs = headMsMax, signal }: UpstreamAsk): Promise<IncomingMessage> {
+  async #send(url: URL, ask: UpstreamAsk): Promise<IncomingMessage> {
+    const { method, validators, headMs = headMsMax, passes = false, signal } = ask
     this.#deps.guard.check(url)
     const { etag, lastModified } = validators
     const headers = {
@@ -127,20 +134,24 @@ export class UpstreamClient {
     }
     try {
       const path = url.pathname + url.search
-      return await this.#originOf(url.origin).ask({ method, path, headers, body: undefined, headMs, signal })
+      return await this.#originOf(url.origin, passes).ask({ method, path, headers, body: undefined, headMs, signal })
     } catch (error) {
       signal.throwIfAborted()
       if (isHoldfastError(error)) throw error
+      if ((error as NodeJS.ErrnoException).code === 'EBUSY') {
+        throw new HoldfastError('OVERLOADED', 'too many requests to this upstream at once', {}, { cause: error })
+      }
       throw new HoldfastError('UPSTREAM_UNAVAILABLE', 'the upstream does not answer', {}, { cause: error })
     }
   }
 
-  #originOf(origin: string): OriginHttp {
-    let http = this.#origins.get(origin)
+  #originOf(origin: string, passes: boolean): OriginHttp {
+    const key = `${origin} ${passes}`
+    let http = this.#origins.get(key)
     if (http === undefined) {
       const { lookup } = this.#deps.guard
-      http = new OriginHttp(origin, { connections: connectionsMax, connectMs, silentMs, lookup })
-      this.#origins.set(origin, http)
+      http = new OriginHttp(origin, { connections: connectionsMax, queueMs, connectMs, silentMs, lookup })
+      this.#origins.set(key, http)
     }
     return http
   }
@@ -151,6 +162,8 @@ export class UpstreamClient {
     return breaker
   }
 }
+
+const isAsked = ({ etag, lastModified }: Validators): boolean => etag !== undefined || lastModified !== undefined
 
 function bodyOf(response: IncomingMessage, path: string): UpstreamBody {
   const { headers } = response
@@ -226,6 +239,8 @@ function unavailable(message: string, retryMs: number): HoldfastError {
 /** Reads what little there is, so that the connection can be used again. */
 function leave(response: IncomingMessage): void {
   let bytes = 0
+  const timer = setTimeout(() => response.destroy(), unreadMsMax).unref()
+  response.once('close', () => clearTimeout(timer))
   response.on('error', () => {}) // nobody waits for it
   response.on('data', (chunk: Buffer) => {
     bytes += chunk.length

@@ -128,6 +128,9 @@ export async function startEdge(
       const current = artifacts.get(key)
       if (commit.conditions.absent === true && current !== undefined)
         return { outcome: 'refused', reason: 'exists', current }
+      const { match } = commit.conditions
+      if (Array.isArray(match) && !match.includes(current?.blob.digest))
+        return { outcome: 'refused', reason: 'no-match', current: current ?? null }
       const artifact = {
         ...artifactOf(commit.repositoryId, commit.path, commit.blob, ++version, commit.contentType),
         attributes: commit.attributes,

@@ -1,7 +1,13 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { request as httpRequest, type IncomingMessage } from 'node:http'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { pino } from 'pino'
 import t, { type Test } from 'tap'
+import type { Repository } from '../../../proxy/metadata/types.ts'
+import { UpstreamCache } from '../../../proxy/upstream/upstream-cache.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { eventually } from '../../support/eventually.ts'
 import { startUpstream, type UpstreamServer } from '../../support/upstream-server.ts'
@@ -9,11 +15,15 @@ import { repositoryOf, startEdge, type EdgeWorld } from '../http/fake-edge.ts'
 
 const MiB = 2 ** 20
 
-async function start(t: Test): Promise<{ edge: EdgeWorld; upstream: UpstreamServer; get: Get }> {
+async function start(
+  t: Test,
+  options: Parameters<typeof startEdge>[1] = {},
+  change: Partial<Repository> = {},
+): Promise<{ edge: EdgeWorld; upstream: UpstreamServer; get: Get }> {
   const upstream = await startUpstream(t)
-  const edge = await startEdge(t)
-  const { url } = upstream
-  edge.repositories.push(repositoryOf('mirror', 9, { upstream: { url, maxAgeSeconds: 60, absentMaxAgeSeconds: 30 } }))
+  const edge = await startEdge(t, options)
+  const source = { url: upstream.url, maxAgeSeconds: 60, absentMaxAgeSeconds: 30 }
+  edge.repositories.push(repositoryOf('mirror', 9, { type: 'proxy', upstream: source, ...change }))
   const get: Get = async (path, init = {}) => {
     const response = await fetch(`${edge.url}/repository/mirror/${path}`, init)
     return Object.assign(response, { bytes: Buffer.from(await response.arrayBuffer()) })
@@ -255,6 +265,199 @@ t.test('without a database, or room, clients get what the upstream has all the s
   t.ok(unread.bytes.equals(body))
   upstream.files.set('kept-1.0', randomBytes(2 * MiB))
   await t.rejects(get('kept-1.0'), 'not with other bytes than those that are known (I5)')
+})
+
+t.test(
+  'a new copy that breaks off: the client with a part of it is cut off, the next one gets the old copy',
+  async t => {
+    const { upstream, edge, get } = await start(t)
+    const old = randomBytes(2 * MiB)
+    upstream.files.set('big.bin', old)
+    await get('big.bin')
+    edge.laterMs += 61_000
+    upstream.answer = (_, response) => {
+      response.writeHead(200, { 'content-length': 3 * MiB })
+      response.write(randomBytes(2 * MiB), () => response.destroy())
+      return true
+    }
+    await t.rejects(get('big.bin'))
+    const next = await get('big.bin')
+    t.ok(next.bytes.equals(old))
+    t.match(next.headers.get('warning'), /^110 /)
+    t.strictSame(edge.errors, [], 'which is no error of ours')
+  },
+)
+
+t.test('a new copy that does not come keeps nobody from the old one', async t => {
+  const { upstream, edge, get } = await start(t)
+  upstream.files.set('list.txt', Buffer.from('one'))
+  await get('list.txt')
+  edge.laterMs += 61_000
+  upstream.answer = (_, response) => {
+    response.writeHead(200, { 'content-length': 100 })
+    const drip = setInterval(() => response.write('x'), 500)
+    response.on('close', () => clearInterval(drip))
+    return true
+  }
+  const began = performance.now()
+  const stale = await get('list.txt')
+  t.equal(stale.bytes.toString(), 'one')
+  t.match(stale.headers.get('warning'), /^110 /)
+  t.ok(performance.now() - began < 10_000)
+})
+
+t.test('I7: the upstream has it no more, and nobody knows whether it is kept here: 503, not 404', async t => {
+  const { upstream, edge, get } = await start(t)
+  upstream.files.set('other-1.0', Buffer.from('other'))
+  await get('other-1.0')
+  edge.add('mirror/kept-1.0', 'kept')
+  edge.metadataFault = new HoldfastError('METADATA_UNAVAILABLE', 'away')
+  t.equal((await get('kept-1.0')).status, 503)
+  edge.shardsAnswer = true
+  t.equal((await get('kept-1.0')).status, 200)
+  t.equal((await get('none-1.0')).status, 404, 'the shards know that there is none')
+  edge.metadataFault = undefined
+})
+
+t.test('I7: a 304 that nobody asked for is no word that there is nothing', async t => {
+  const { upstream, edge, get } = await start(t)
+  upstream.answer = (_, response) => {
+    response.writeHead(304).end()
+    return true
+  }
+  t.equal((await get('a-1.0')).status, 502)
+  t.equal((await fetch(`${edge.url}/repository/mirror/a-1.0`, { method: 'HEAD' })).status, 502)
+})
+
+t.test('what somebody else writes while it is fetched stands', async t => {
+  const { upstream, edge, get } = await start(t)
+  let goOn: (() => void) | undefined
+  upstream.answer = (_, response) => {
+    goOn = () => response.end('of the upstream')
+    return true
+  }
+  for (const path of ['a-1.0', 'list.txt']) {
+    goOn = undefined
+    const first = get(path)
+    await eventually('the upstream is asked', () => goOn !== undefined)
+    edge.add(`mirror/${path}`, 'of another worker, or of a client since the upstream was taken away')
+    goOn!()
+    t.match((await first).bytes.toString(), /^of another/)
+    t.match((await get(path)).bytes.toString(), /^of another/)
+  }
+})
+
+t.test('two workers fetch the same at once: both of their clients get all of it', async t => {
+  const { upstream, edge, get } = await start(t)
+  const body = randomBytes(3 * MiB)
+  let goOn: (() => void) | undefined
+  upstream.answer = (_, response) => {
+    response.writeHead(200, { 'content-length': body.length })
+    response.write(body.subarray(0, MiB))
+    goOn = () => response.end(body.subarray(MiB))
+    return true
+  }
+  const first = get('a-1.0')
+  await eventually('the upstream is asked', () => goOn !== undefined)
+  edge.add('mirror/a-1.0', body)
+  goOn!()
+  t.ok((await first).bytes.equals(body))
+})
+
+t.test('who waits for what another client is getting is not idle', async t => {
+  const { upstream, edge, get } = await start(t, { idleMs: 1_000 })
+  const body = randomBytes(2 * MiB)
+  upstream.answer = (_, response) => {
+    response.writeHead(200, { 'content-length': body.length })
+    let at = 0
+    const timer = setInterval(() => {
+      response.write(body.subarray(at, (at += MiB / 4)))
+      if (at < body.length) return
+      clearInterval(timer)
+      response.end()
+    }, 300)
+    return true
+  }
+  const first = await open(edge, 'a-1.0')
+  first.resume()
+  t.ok((await get('a-1.0')).bytes.equals(body))
+})
+
+t.test('slow clients of what passes through keep nobody from what is to be stored', async t => {
+  const { upstream, edge, get } = await start(t, {}, { artifactBytesMax: 4 * MiB })
+  upstream.files.set('huge-1.0', randomBytes(16 * MiB))
+  upstream.files.set('a-1.0', Buffer.from('a'))
+  const slow = await Promise.all(Array.from({ length: 32 }, () => open(edge, 'huge-1.0')))
+  t.equal(slow[0]!.statusCode, 200)
+  t.equal((await get('a-1.0')).status, 200)
+  const late = await Promise.race([get('huge-1.0'), sleep(15_000)])
+  t.equal(late?.status, 503, 'one more is told to come again')
+  for (const client of slow) client.destroy()
+})
+
+t.test('answers that nobody reads hold no connection', async t => {
+  const { upstream, get } = await start(t)
+  let open = 0
+  upstream.answer = (_, response) => {
+    open += 1
+    const drip = setInterval(() => response.write('x'), 200)
+    response.on('close', () => {
+      open -= 1
+      clearInterval(drip)
+    })
+    response.writeHead(404).write('nothing')
+    return true
+  }
+  t.equal((await get('a-1.0')).status, 404)
+  await eventually('its connection is closed', () => open === 0)
+})
+
+t.test('many fetches at once are no leak', async t => {
+  const warnings: unknown[] = []
+  const note = (warning: Error): void => void warnings.push(warning)
+  process.on('warning', note)
+  const { upstream, get } = await start(t)
+  upstream.answer = (_, response) => {
+    setTimeout(() => response.end('late'), 300)
+    return true
+  }
+  await Promise.all(Array.from({ length: 15 }, (_, count) => get(`a-1.${count}`)))
+  process.off('warning', note)
+  t.strictSame(warnings, [])
+})
+
+t.test("what may change at the upstream is no client's for ever, whatever the policy", async t => {
+  const { upstream, get } = await start(t, {}, { redeploy: 'once' })
+  upstream.files.set('list.txt', Buffer.from('one'))
+  t.match((await get('list.txt')).headers.get('cache-control'), /no-cache/)
+  t.match((await get('list.txt')).headers.get('cache-control'), /no-cache/)
+})
+
+t.test('I38: what is remembered of long paths is bounded', async t => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  const cache = new UpstreamCache({
+    resolver: { resolve: async () => ({ entry: { artifact: null }, source: 'current' }) },
+    writer: { admit: () => undefined, put: () => Promise.reject(new Error('nothing is stored')) },
+    client: { ask: async () => ({ kind: 'absent' }) },
+    fetchesMax: 1,
+    now: () => 0,
+    log: pino({ level: 'silent' }),
+  })
+  const source = { url: 'http://host/', maxAgeSeconds: 60, absentMaxAgeSeconds: 30 }
+  const mirror = { ...repositoryOf('mirror', 9), upstream: source }
+  const { signal } = new AbortController()
+  collect()
+  const before = process.memoryUsage().heapUsed
+  for (let count = 0; count < 50_000; count += 1) {
+    // As it comes over the wire: with memory of its own.
+    const path = Buffer.from(`${count}/${'x'.repeat(1_990)}`).toString('latin1')
+    await cache.current(mirror, path, { method: 'GET', signal })
+  }
+  collect()
+  const grown = process.memoryUsage().heapUsed - before
+  t.ok(grown < 64 * MiB, `${Math.round(grown / MiB)} MiB`)
+  await cache.close()
 })
 
 function open(edge: EdgeWorld, path: string): Promise<IncomingMessage> {
