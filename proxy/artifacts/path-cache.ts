@@ -28,6 +28,9 @@ interface OpenTicket extends FillTicket {
   floor: number
 }
 
+/** Longer keys than this in the mean leave room for fewer. */
+const keyCharsMean = 300
+
 export class PathCache {
   readonly #entries: LRUCache<string, CachedPath>
   /** Tickets out per key; bounded by the requests in flight. */
@@ -36,7 +39,9 @@ export class PathCache {
   misses = 0
 
   constructor(options: { entriesMax: number }) {
-    this.#entries = new LRUCache({ max: options.entriesMax })
+    const { entriesMax: max } = options
+    // Clients choose the paths, also those at which nothing is.
+    this.#entries = new LRUCache({ max, maxSize: max * keyCharsMean, sizeCalculation: (_, key) => key.length })
   }
 
   get(key: string): CachedPath | undefined {

@@ -1,13 +1,16 @@
 /**
- * Addresses that no request to a server that is not ours may go to unless the operator allows it: this machine's own, and those of its
- * link, where the services of a cloud hand out keys. Looked at after the name was resolved, for the very address that is connected to.
+ * Addresses that no request to a server that is not ours may go to unless the operator allows it: this machine's own, those of its link,
+ * and others where the services of a cloud hand out keys; also in the dress of IPv6. Private networks are allowed: that is where many
+ * upstreams are. Looked at after the name was resolved, for the very address that is connected to.
  */
 import { lookup as dnsLookup, type LookupAddress } from 'node:dns'
 import { BlockList, isIP, type LookupFunction } from 'node:net'
 import { HoldfastError } from '../../shared/errors.ts'
 import { addNetwork } from '../networks.ts'
 
-const forbidden = ['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '::', '::1', 'fe80::/10', 'ff00::/8']
+const own = ['0.0.0.0/8', '127.0.0.0/8', '169.254.0.0/16', '224.0.0.0/4', '::/96', 'fe80::/10', 'ff00::/8']
+const translated = ['64:ff9b::/96', '64:ff9b:1::/48', '2002::/16']
+const keyServices = ['100.100.100.200', 'fd00:ec2::/32']
 
 export class AddressGuard {
   readonly #forbidden = new BlockList()
@@ -15,7 +18,7 @@ export class AddressGuard {
 
   /** `allowed`: addresses and networks; throws RangeError for anything else. */
   constructor(allowed: readonly string[]) {
-    for (const text of forbidden) addNetwork(this.#forbidden, text)
+    for (const text of [...own, ...translated, ...keyServices]) addNetwork(this.#forbidden, text)
     for (const text of allowed) addNetwork(this.#allowed, text)
   }
 

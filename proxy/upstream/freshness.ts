@@ -6,13 +6,15 @@ const moving = /(?:^|[-_.+])(?:latest|snapshot|nightly|current|stable|master|mai
 const version =
   /(?:^|[^0-9A-Za-z])v?\d+\.\d+|(?:^|[-_.])\d{4}-?\d{2}-?\d{2}(?:$|[-_.T])|(?:^|[^0-9a-f])[0-9a-f]{40,128}(?:$|[^0-9a-f])/
 
+/** Names of what grows beside the versions. */
+const index = /^(?:index|metadata|maven-metadata|repomd|packages|release|inrelease|sources|contents|apkindex)\b/i
+
 /**
- * A path with a version in it names one thing for ever: fetched once, never asked for again. Unless a word in it says that it moves, or it
- * is an index that grows beside the versions.
+ * A file with a version in its name, or in that of its folder, is one thing for ever: fetched once, never asked for again. Unless a word in
+ * its path says that it moves, or it is an index. A version further up says nothing (`8.5/os/repodata/`): what lies deep below may change.
  */
 export function isImmutable(path: string): boolean {
   const segments = path.split('/')
-  const name = segments.at(-1) ?? ''
-  if (segments.some(segment => moving.test(segment)) || /^(?:index|metadata|maven-metadata)\b/i.test(name)) return false
-  return segments.some(segment => version.test(segment))
+  if (segments.some(segment => moving.test(segment)) || index.test(segments.at(-1) ?? '')) return false
+  return segments.slice(-2).some(segment => version.test(segment))
 }

@@ -17,7 +17,7 @@ import type { Resolved, Resolver } from '../artifacts/resolver.ts'
 import { compareChecksums } from '../http/checksums.ts'
 import { declaredContentType } from '../http/content-types.ts'
 import { newRequestId } from '../http/request-id.ts'
-import type { Artifact, Repository } from '../metadata/types.ts'
+import type { Artifact, Repository, Upstream } from '../metadata/types.ts'
 import { isImmutable } from './freshness.ts'
 import type { UpstreamAnswer, UpstreamBody, UpstreamClient, Validators } from './upstream-client.ts'
 
@@ -26,6 +26,8 @@ const revalidateMs = 5_000
 /** After an upstream could not be asked, its copy is served without another attempt for so long. */
 const staleMs = 30_000
 const remembered = 200_000
+const goneMs = 60_000
+const goneMax = 10_000
 /** Of paths, which clients choose: they may be long. */
 const rememberedChars = 32 * 1024 * 1024
 /** Longer ones are not kept: they travel with every reference. */
@@ -88,6 +90,8 @@ export class UpstreamCache {
   })
   readonly #fetches = new Map<string, Promise<Fetched>>()
   readonly #heals = new Map<string, Promise<Healed>>()
+  /** Blobs whose upstream does not have them any more: not looked for with every read. */
+  readonly #gone = new LRUCache<string, true>({ max: goneMax, ttl: goneMs })
   readonly #closing = new AbortController()
   /** Fetched and stored; copies the upstream confirmed; served although it could not be asked; blobs brought back. */
   readonly counts = { stored: 0, confirmed: 0, stale: 0, healed: 0 }
@@ -106,6 +110,7 @@ export class UpstreamCache {
   /** A repository's settings have changed. */
   forget(): void {
     this.#verdicts.clear()
+    this.#gone.clear()
   }
 
   /**
@@ -156,8 +161,14 @@ export class UpstreamCache {
     const key = `${repository.name}/${artifact.path} ${artifact.blob.digest}`
     const running = this.#heals.get(key)
     if (running !== undefined) return running
+    if (this.#gone.has(key)) return Promise.resolve('gone')
     if (this.#heals.size >= this.#deps.fetchesMax) return Promise.resolve('failed')
-    const healing = this.#heal(repository, artifact).finally(() => this.#heals.delete(key))
+    const healing = this.#heal(repository, artifact)
+      .then(healed => {
+        if (healed === 'gone') this.#gone.set(key, true)
+        return healed
+      })
+      .finally(() => this.#heals.delete(key))
     this.#heals.set(key, healing)
     return healing
   }
@@ -216,7 +227,8 @@ export class UpstreamCache {
     const key = `${repository.name}/${path}`
     const { signal } = this.#closing
     writer.admit(open(repository), path, undefined)
-    const waits = held === null ? { validators: {} } : { validators: validatorsOf(held), headMs: revalidateMs }
+    const waits =
+      held === null ? { validators: {} } : { validators: validatorsOf(held, upstream), headMs: revalidateMs }
     const answer = await client.ask(upstream, { method: 'GET', path, ...waits, signal })
     if (answer.kind === 'body') {
       let digest: Digest | undefined
@@ -293,7 +305,7 @@ export class UpstreamCache {
         path,
         user: writerName,
         contentType: declaredContentType(body.contentType),
-        attributes: { upstream: kept(body.validators) },
+        attributes: { upstream: { from: repository.upstream.url, ...kept(body.validators) } },
         // A client's write since then stands: the repository may have been cut off from its upstream meanwhile.
         conditions,
         body: body.chunks,
@@ -340,10 +352,10 @@ function kept(validators: Validators): Validators {
   )
 }
 
-/** As `kept` left them with the artifact. */
-function validatorsOf({ attributes }: Artifact): Validators {
-  const validators = attributes['upstream']
-  return typeof validators === 'object' && validators !== null ? validators : {}
+/** As `kept` left them with the artifact; those of another upstream say nothing to this one. */
+function validatorsOf({ attributes }: Artifact, { url }: Upstream): Validators {
+  const { from, ...validators } = (attributes['upstream'] ?? {}) as Validators & { readonly from?: string }
+  return from === url ? validators : {}
 }
 
 function otherBytes(expected: Digest, found: Digest): HoldfastError {

@@ -23,6 +23,9 @@ const redirectsMax = 5
 const unreadBytesMax = 64 * 1024
 const unreadMsMax = 1_000
 const retryAfterMsMax = 60_000
+/** An upstream that we have waited for so long in all has to have sent more than so little by then: else it holds a place for nothing. */
+const dripMs = 60_000
+const dripBytesPerSec = 1_024
 
 /** By which an upstream says whether a copy is still what it has; as it sent them. */
 export interface Validators {
@@ -189,14 +192,22 @@ function bodyOf(response: IncomingMessage, path: string): UpstreamBody {
 /** No generator: the `return` of one that has not begun would not reach the response. */
 function chunksOf(response: IncomingMessage): AsyncIterableIterator<Buffer> {
   const chunks = response[Symbol.asyncIterator]() as AsyncIterator<Buffer>
+  let [bytes, waitedMs] = [0, 0]
   response.on('error', () => {}) // also when nobody reads any more
   return {
     async next() {
-      try {
-        return await chunks.next()
-      } catch (error) {
+      const askedAt = performance.now()
+      const next = await chunks.next().catch((error: unknown) => {
         throw new HoldfastError('UPSTREAM_UNAVAILABLE', 'the upstream broke off', {}, { cause: error })
+      })
+      if (next.done === true) return next
+      waitedMs += performance.now() - askedAt
+      bytes += next.value.length
+      if (waitedMs > dripMs && bytes / waitedMs < dripBytesPerSec / 1_000) {
+        response.destroy()
+        throw new HoldfastError('UPSTREAM_UNAVAILABLE', 'the upstream sends too slowly')
       }
+      return next
     },
     async return() {
       response.destroy()

@@ -162,3 +162,11 @@ t.test('I37: the same with promises, whose continuations have an order of their 
   t.notOk(result.failed, fc.defaultReportMessage(result) ?? '')
   t.comment(`seed ${result.seed}`)
 })
+
+t.test('I38: long paths, which clients choose, leave room for fewer', async t => {
+  const cache = new PathCache({ entriesMax: 100 })
+  for (let index = 0; index < 100; index += 1) cache.store(cache.ticket('x'.repeat(2_000) + index), null)
+  t.ok(cache.size <= 15, `${cache.size} entries`)
+  for (let index = 0; index < 100; index += 1) cache.store(cache.ticket(`repository/path/${index}`), null)
+  t.equal(cache.size, 100)
+})

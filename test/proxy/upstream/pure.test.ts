@@ -24,6 +24,12 @@ t.test('a path with a version, a date or a digest in it never changes; one that 
     'repo/1.0/maven-metadata.xml',
     'nightly-1.2.tgz',
     'python3/x',
+    'centos/8.5/os/repodata/repomd.xml',
+    'v3.19/community/APKINDEX.tar.gz',
+    'v3.19/APKINDEX.tar.gz',
+    'dists/12.5/InRelease',
+    'dists/12.5/main/binary/Packages.gz',
+    '1.0/docs/deep/file.html',
   ]
   for (const path of fixed) t.equal(isImmutable(path), true, path)
   for (const path of moving) t.equal(isImmutable(path), false, path)
@@ -58,6 +64,10 @@ t.test('addresses of this machine and its link are refused, in every dress, unle
     'fe80::1',
     '::ffff:127.0.0.1',
     '::ffff:a9fe:a9fe',
+    '::127.0.0.1',
+    '64:ff9b::7f00:1',
+    'fd00:ec2::254',
+    '100.100.100.200',
   ]
   for (const address of own) t.equal(guard.allows(address), false, address)
   for (const address of ['10.0.0.1', '192.168.1.1', '8.8.8.8', '2001:db8::1', 'fd00::1']) {
