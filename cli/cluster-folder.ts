@@ -43,6 +43,19 @@ export async function openClusterFolder(folder: string, givenPassword: string | 
   return { clusterId: state.clusterId, secret: state.secret, nodes, ...(await adminPassword(folder, givenPassword)) }
 }
 
+/** Which of the shards named in `--replaced-shard` this node has. CONFIG_INVALID if one of them nobody has. Pure. */
+export function replacedShardsOf(node: LocalNode, nodes: readonly LocalNode[], named: readonly string[]): string[] {
+  const shards = nodes.flatMap(one => one.shards.map(({ id }) => id))
+  const unknown = named.filter(id => !shards.includes(id))
+  if (unknown.length > 0) {
+    throw new HoldfastError(
+      'CONFIG_INVALID',
+      `--replaced-shard '${unknown.join(', ')}' is no shard here: there are ${shards.join(', ')}`,
+    )
+  }
+  return named.filter(id => node.shards.some(shard => shard.id === id))
+}
+
 function localNode(folder: string, zone: string, port: number): LocalNode {
   const id = `node-${zone}`
   const shards = Array.from({ length: shardsPerNode }, (_, index) => ({

@@ -27,6 +27,13 @@ export function verify(source: ConfigSource, write?: Writer): Promise<number> {
   )
 }
 
+/** Nobody can repair what nobody has. */
+function remedy(copies: VerificationView['copies']): string {
+  if (copies.some(({ state }) => state === 'good')) return 'what is missing is being repaired'
+  if (copies.some(({ state }) => state === 'unreachable')) return 'a copy may be where nobody answers now'
+  return "nothing can be repaired from: look into 'quarantine' of these shards, or upload it again"
+}
+
 function verificationText({
   repository,
   path,
@@ -56,7 +63,7 @@ function verificationText({
     '',
     healthy
       ? `All is well: ${good} good copies of ${copiesWanted}.`
-      : `! ${good} good copies of ${copiesWanted}; what is missing is being repaired`,
+      : `! ${good} good copies of ${copiesWanted}; ${remedy(copies)}`,
   ].join('\n')
 }
 

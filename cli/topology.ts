@@ -29,7 +29,7 @@ export const topologyOptions = {
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },
   force: { kind: 'bool', default: false, doc: 'Also with fewer copies or zones, without room for the copies, or with what is left on a shard that is removed.' }, // prettier-ignore
-  rate: { kind: 'string', pattern: [/^\d{4,15}$/, 'must be bytes, 1000 or more'], doc: 'Bytes a second that each shard gets (64 MiB).' }, // prettier-ignore
+  rate: { kind: 'string', pattern: [/^(?:\d{4,15}|\d{1,9}[KMG]iB)$/i, 'must be bytes, 1000 or more, such as 5000000 or 32MiB'], doc: 'Bytes a second that each shard gets (64MiB).' }, // prettier-ignore
 } as const satisfies Options
 
 type Command = ClientCommand<typeof topologyOptions>
@@ -94,7 +94,7 @@ export function changesOf(words: readonly string[], weightText: string | undefin
   if (kind !== 'node' || verb !== 'replace') return [changeOf(words, weightText)]
   if (url === undefined || more.length > 0) throw unknown(words.join(' '))
   return [
-    { op: 'add-node', url },
+    { op: 'add-node', url: urlOf(url) },
     { op: 'drain-node', node: name },
   ]
 }
@@ -114,12 +114,17 @@ function changeOf(words: readonly string[], weightText: string | undefined): Wan
     if (verb === 'out' || verb === 'in') return { op: `${verb}-shard`, shard: name }
   }
   if (kind === 'node') {
-    if (verb === 'add') return { op: 'add-node', url: name }
+    if (verb === 'add') return { op: 'add-node', url: urlOf(name) }
     if (verb === 'drain') return { op: 'drain-node', node: name }
     if (verb === 'remove') return { op: 'remove-node', node: name }
     if (verb === 'out' || verb === 'in') return { op: `${verb}-node`, node: name }
   }
   throw unknown(words.join(' '))
+}
+
+function urlOf(text: string): string {
+  if (/^https?:\/\/[^/?#@\s]{1,255}$/.test(text)) return text
+  throw new HoldfastError('CONFIG_INVALID', `the address of a storage node is http://host:port, not '${text}'`)
 }
 
 const unknown = (words: string): HoldfastError =>
@@ -179,7 +184,12 @@ async function begun({ client, config, print }: Command, run: JobRun): Promise<n
 }
 
 const rateOf = ({ rate }: Command['config']): { bytesPerSecond?: number } =>
-  rate === undefined ? {} : { bytesPerSecond: Number(rate) }
+  rate === undefined ? {} : { bytesPerSecond: bytesOf(rate) }
+
+function bytesOf(text: string): number {
+  const power = ['', 'kib', 'mib', 'gib'].indexOf(text.replace(/^\d+/, '').toLowerCase())
+  return Number.parseInt(text, 10) * 1024 ** power
+}
 
 const optionsOf = (config: Command['config']): { bytesPerSecond?: number; byBytes?: boolean } => ({
   ...rateOf(config),
@@ -197,7 +207,8 @@ function topologyText({ epoch, replicas, copies, change, run, shards, spread, un
     one.leaving === 0 ? '-' : String(one.leaving),
     one.since === undefined ? one.state : `${one.state} since ${shortTime(one.since)}`,
   ])
-  const progress = run === null ? '' : `, ${progressText(run)}`
+  const far = run === null ? '' : progressText(run)
+  const progress = far === '' ? '' : `, ${far}`
   return [
     `epoch ${epoch}, ${copies} of ${replicas} copies`,
     change === null

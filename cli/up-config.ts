@@ -5,6 +5,13 @@ export const upOptions = {
   host: { kind: 'string', default: '0.0.0.0', doc: 'Address the public port listens on.' },
   port: { kind: 'int', min: 1, max: 65_535, default: 8080, doc: 'Public port.' },
   workers: { kind: 'int', min: 1, max: 64, default: 1, doc: 'Processes of the proxy.' },
+  replacedShards: {
+    kind: 'list',
+    flag: 'replaced-shard',
+    default: [],
+    countMax: 16,
+    doc: 'Shards (node-a-1 …) whose empty folder may be set up again: a new disk in the place of a broken one.',
+  },
   postgresUrl: { kind: 'secret', doc: 'A PostgreSQL to use in place of the embedded one.' },
   redisUrl: { kind: 'secret', doc: 'A Redis to coordinate proxies with; without it PostgreSQL does.' },
   adminPassword: {

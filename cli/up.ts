@@ -7,7 +7,14 @@ import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
-import { openClusterFolder, rotateLog, tryPort, type ClusterFolder, type LocalNode } from './cluster-folder.ts'
+import {
+  openClusterFolder,
+  replacedShardsOf,
+  rotateLog,
+  tryPort,
+  type ClusterFolder,
+  type LocalNode,
+} from './cluster-folder.ts'
 import { startEmbeddedPostgres, type EmbeddedPostgres } from './embedded-postgres.ts'
 import { lockFolder, type FolderLock } from './folder-lock.ts'
 import { nodeEnvironment } from './node-environment.ts'
@@ -157,6 +164,8 @@ class LocalCluster {
         ...nodeEnvironment(process.env),
         HOLDFAST_SECRET: cluster.secret,
         HOLDFAST_CLUSTER_ID: cluster.clusterId,
+        // A node refuses shards that are not its own.
+        HOLDFAST_REPLACED_SHARDS: replacedShardsOf(node, cluster.nodes, this.#config.replacedShards).join(','),
         // Each sync of a shard holds one of libuv's threads: with its default of four, reads would wait for writes.
         UV_THREADPOOL_SIZE: process.env['UV_THREADPOOL_SIZE'] ?? '12',
       }

@@ -5,6 +5,7 @@ import type { ClusterStatus } from './api/schemas.ts'
 import type { Resolver } from './artifacts/resolver.ts'
 import type { Coordinator } from './coordination/types.ts'
 import type { Metadata } from './metadata/types.ts'
+import type { DatabaseGate } from './recovery/database-gate.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
 import type { HealthTable, NodeHealth } from './routing/health.ts'
 import type { JobControl } from './tasks/job-control.ts'
@@ -17,6 +18,7 @@ export interface StatusParts {
   readonly health: HealthTable
   readonly resolver: Pick<Resolver, 'metadataAvailable'>
   readonly jobControl: Pick<JobControl, 'list'>
+  readonly gate: Pick<DatabaseGate, 'problem'>
 }
 
 /** Never rejects for a part that is away: that is what it is there to tell. */
@@ -27,6 +29,7 @@ export async function clusterStatus({
   health,
   resolver,
   jobControl,
+  gate,
 }: StatusParts): Promise<ClusterStatus> {
   const [pendingRepairs, members, primary, tasks] = await Promise.all([
     metadata.countRepairs().catch(() => null),
@@ -71,7 +74,10 @@ export async function clusterStatus({
     ...(tasks === undefined
       ? {}
       : { tasks: tasks.map(({ name, state, lastState, lastError }) => ({ name, state, lastState, lastError })) }),
-    postgres: resolver.metadataAvailable && pendingRepairs !== null ? { up: true } : { up: false, reason: 'no answer' },
+    postgres:
+      resolver.metadataAvailable && pendingRepairs !== null
+        ? { up: true }
+        : { up: false, reason: gate.problem ?? 'no answer' },
     coordination: { driver: coordinator.driver, up, ...(reason === undefined ? {} : { reason }) },
   }
 }

@@ -3,7 +3,7 @@ import type { Coordinator } from './coordination/types.ts'
 import type { Readiness } from './http/server.ts'
 import type { IdentityKeeper } from './identity/identity-keeper.ts'
 import type { DatabaseGate } from './recovery/database-gate.ts'
-import type { HealthTable } from './routing/health.ts'
+import type { HealthTable, NodeHealth } from './routing/health.ts'
 
 interface ReadinessParts {
   readonly resolver: Resolver
@@ -23,11 +23,19 @@ export function readiness({ resolver, coordinator, health, identity, gate }: Rea
   if (!resolver.metadataAvailable) problems.push(...withoutDatabase(identity))
   if (!coordinator.state().up) problems.push('coordination is away: tasks pause, caches are bypassed')
   const nodes = health.nodes()
-  const away = nodes.filter(node => node.state !== 'up')
-  for (const { node, state } of away) problems.push(`storage node ${node} is ${state}`)
-  const ready = nodes.some(node => node.state !== 'down')
-  if (!ready) problems.push('no storage node answers')
+  for (const node of nodes) problems.push(...problemsOf(node))
+  const answering = nodes.filter(node => node.state !== 'down')
+  // A node of which nothing is known yet counts: only one try tells.
+  const ready = answering.some(({ status }) => status?.shards.every(({ state }) => state === 'failed') !== true)
+  if (!ready) problems.push(answering.length === 0 ? 'no storage node answers' : 'no shard can be read')
   return { ready, problems }
+}
+
+function problemsOf({ node, state, status }: NodeHealth): string[] {
+  if (state !== 'up') return [`storage node ${node} is ${state}`]
+  if (status?.clusterId === '') return [`storage node ${node} waits for its first cluster map`]
+  const broken = status?.shards.filter(shard => shard.state === 'failed' || shard.state === 'read-only') ?? []
+  return broken.map(shard => `shard ${shard.id} is ${shard.state}`)
 }
 
 function withoutDatabase({ ageMs, outdated }: IdentityKeeper): string[] {

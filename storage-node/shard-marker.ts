@@ -63,7 +63,8 @@ export async function writeMarker(fs: StoreFs, folder: string, marker: ShardMark
 
 /** In what a marker differs from the expected one, or undefined. */
 export function markerProblem(found: ShardMarker | undefined, expected: ShardMarker): string | undefined {
-  if (found === undefined) return 'marker file is missing: is the disk mounted?'
+  if (found === undefined)
+    return 'marker file is missing: is the disk mounted? (a new one in its place: --replaced-shard)'
   for (const field of ['clusterId', 'node', 'shard'] as const) {
     if (found[field] !== expected[field]) return `marker names ${field} ${found[field]}, not ${expected[field]}`
   }

@@ -68,11 +68,15 @@ export class HealthChecker {
 
 const shardStates: ReadonlySet<string> = new Set<ShardState>(['ok', 'full', 'read-only', 'failed'])
 
-/** The answer if it is the status of this node of this cluster: another process may listen where the node was. */
+/**
+ * The answer if it is the status of this node of this cluster: another process may listen where the node was. A new node is of no
+ * cluster until the primary has brought it the map, and brings it only to nodes that are heard; its shards are failed until then.
+ */
 function statusOf(answer: unknown, node: MapNode, clusterId: string): NodeStatus | undefined {
   if (typeof answer !== 'object' || answer === null) return undefined
   const status = answer as Partial<NodeStatus>
-  if (parseNodeId(String(status.node)) !== node.id || status.clusterId !== clusterId) return undefined
+  if (parseNodeId(String(status.node)) !== node.id) return undefined
+  if (status.clusterId !== clusterId && status.clusterId !== '') return undefined
   if (status.wire !== wireVersion || (status.state !== 'up' && status.state !== 'draining')) return undefined
   if (!Number.isSafeInteger(status.epoch) || !Array.isArray(status.shards)) return undefined
   return status.shards.every(isShardStatus) ? (status as NodeStatus) : undefined

@@ -72,7 +72,9 @@ export class Primary {
     const { log, tasks } = this.#deps
     this.#token = leadership.token
     log.info({ token: leadership.token }, 'this proxy is primary')
-    const signal = AbortSignal.any([leadership.signal, this.#closing.signal])
+    // Whoever lets us hold the lease may not know that the database has another term: it was rebuilt or restored meanwhile.
+    const deposed = new AbortController()
+    const signal = AbortSignal.any([leadership.signal, this.#closing.signal, deposed.signal])
     // Every task waits with it, and has requests under way: no leak.
     setMaxListeners(0, signal)
     const term: Term = {
@@ -84,7 +86,7 @@ export class Primary {
       },
     }
     await this.#prepare(term)
-    await Promise.all(tasks.map(task => this.#run(task, term)))
+    await Promise.all(tasks.map(task => this.#run(task, term, deposed)))
     this.#token = undefined
     log.info({ token: leadership.token }, 'this proxy is no longer primary')
     await leadership.release().catch((error: unknown) => log.debug({ err: error }, 'lease left to expire'))
@@ -101,12 +103,12 @@ export class Primary {
     }
   }
 
-  async #run(task: PrimaryTask, term: Term): Promise<void> {
-    await this.#repeat(task, term)
+  async #run(task: PrimaryTask, term: Term, deposed: AbortController): Promise<void> {
+    await this.#repeat(task, term, deposed)
     await task.ended?.()
   }
 
-  async #repeat(task: PrimaryTask, term: Term): Promise<void> {
+  async #repeat(task: PrimaryTask, term: Term, deposed: AbortController): Promise<void> {
     let failures = 0
     // Reading the signal looks at the clock: a process that was paused must not begin a step under a lease that ran out.
     while (!term.signal.aborted) {
@@ -116,6 +118,10 @@ export class Primary {
         failures = 0
       } catch (error) {
         if (term.signal.aborted) return
+        if (isHoldfastError(error, 'LEASE_LOST')) {
+          this.#deps.log.warn({ err: error, task: task.name }, 'the database has another term: the role is given back')
+          return deposed.abort(error)
+        }
         failures++
         const facts = { err: error, task: task.name, failures }
         // A database or nodes that are away are told elsewhere; the step is repeated.

@@ -196,6 +196,14 @@ export class TopologyControl {
   /** What is not settled goes back. CONFLICT while the change runs (pause it first), or if none is under way. */
   async abort(user: string): Promise<JobRun> {
     const { epoch } = await this.#underWay()
+    const { run } = await this.#deps.jobs.get(task)
+    if (run !== null) {
+      throw new HoldfastError(
+        'CONFLICT',
+        "the change is being carried out: 'topology pause' it first, and abort it when its step is over",
+        { run: run.id },
+      )
+    }
     return this.#deps.jobs.run(task, user, { abort: true, epoch })
   }
 

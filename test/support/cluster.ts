@@ -34,6 +34,8 @@ export interface ClusterOptions {
   readonly mainFile?: string
   readonly nodeWrapper?: (node: string) => readonly string[] | undefined
   readonly proxyWrapper?: (proxy: string) => readonly string[] | undefined
+  /** Nobody is told the id of the cluster: the first proxy makes it up, and nodes learn it from the first map. */
+  readonly unnamed?: boolean
   /** More variables for the process of this node or proxy. */
   readonly processEnv?: (id: string) => Readonly<Record<string, string>>
 }
@@ -208,6 +210,10 @@ export class Cluster {
     for (const { chaos } of this.nodes) await chaos?.close()
   }
 
+  get #clusterIdEnv(): Record<string, string> {
+    return this.#options.unnamed === true ? {} : { HOLDFAST_CLUSTER_ID: this.clusterId }
+  }
+
   get #build(): { mainFile?: string } {
     const { mainFile } = this.#options
     return mainFile === undefined ? {} : { mainFile }
@@ -235,7 +241,7 @@ export class Cluster {
       args,
       env: {
         HOLDFAST_SECRET: this.secret,
-        HOLDFAST_CLUSTER_ID: this.clusterId,
+        ...this.#clusterIdEnv,
         ...this.#options.processEnv?.(id),
       },
       logFile: join(this.folder, 'log', `${id}.log`),
@@ -264,7 +270,7 @@ export class Cluster {
       args: ['proxy', ...flags, ...proxyFlags],
       env: {
         HOLDFAST_SECRET: this.secret,
-        HOLDFAST_CLUSTER_ID: this.clusterId,
+        ...this.#clusterIdEnv,
         HOLDFAST_POSTGRES_URL: this.postgres.url,
         HOLDFAST_ADMIN_PASSWORD: this.adminPassword,
         ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),

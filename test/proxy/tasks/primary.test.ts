@@ -80,6 +80,27 @@ t.test('who does not get it tries again, also when asking fails', async t => {
   await eventually('it is primary', () => ran)
 })
 
+t.test(
+  'a term that the database does not know is over, although its lease is renewed: a rebuilt one begins at another token',
+  async t => {
+    const coordinator = new FakeCoordinator()
+    const done: number[] = []
+    const primary = start(t, coordinator, [
+      task('fenced', async ({ token }) => {
+        if (token === 1) throw new HoldfastError('LEASE_LOST', 'another process is primary now')
+        done.push(token)
+        return 'idle'
+      }),
+      task('other', async () => 'idle'),
+    ])
+    await eventually('it gives the role back', () => coordinator.released.includes(1))
+    t.same(done, [])
+    coordinator.free = true
+    await eventually('the next term works', () => done.length > 0, { withinMs: 5_000 })
+    t.equal(primary.token, 2)
+  },
+)
+
 t.test('I27: a lost lease ends every task after the step in hand, and the next term has another token', async t => {
   const coordinator = new FakeCoordinator()
   const inHand = gate()

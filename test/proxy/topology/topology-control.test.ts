@@ -24,6 +24,7 @@ function world(bytesOf: (partition: number) => number | null = () => blobBytes) 
     free: new Map<string, number>(),
     runs: [] as { user: string; params: unknown }[],
     added: undefined as NodeStatus | undefined,
+    run: null as { id: number } | null,
     /** What another proxy has published. */
     published: map,
     silent: new Set<string>(),
@@ -55,7 +56,7 @@ function world(bytesOf: (partition: number) => number | null = () => blobBytes) 
         return Promise.resolve(run)
       },
       stop: async () => Promise.resolve(run),
-      get: async () => Promise.reject(new Error('nobody asks')),
+      get: async () => Promise.resolve({ run: made.run } as never),
     },
     askNode: async url => Promise.resolve(url.endsWith(':9009') ? statusOf('n9', ['n9-s0']) : undefined),
     clients: {
@@ -158,6 +159,8 @@ t.test('a change is judged by the newest map, whichever proxy is asked', async t
   )
   await control.abort('admin')
   t.match(made.runs, [{ params: { abort: true, epoch: next.epoch } }])
+  made.run = { id: 9 }
+  await t.rejects(control.abort('admin'), { code: 'CONFLICT', message: /topology pause/ }, 'says what to do first')
 })
 
 t.test('a node is taken out by hand as long as enough others are in, and only what is out is taken in', async t => {
