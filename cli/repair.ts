@@ -27,7 +27,7 @@ export function repair(source: ConfigSource, write?: Writer): Promise<number> {
       }
       const progress = (await client.call('GET', '/repairs')) as RepairProgress
       print(progressText(progress), progress)
-      return progress.blobs + progress.references === 0 ? 0 : 1
+      return progress.blobs + progress.references + progress.lostBlobs === 0 ? 0 : 1
     },
     write,
   )
@@ -37,17 +37,26 @@ export function repair(source: ConfigSource, write?: Writer): Promise<number> {
 export function progressText(progress: RepairProgress): string {
   const { blobs, references, bytes, due, failing, oldestAgeMs, shards, partitionsToCompare } = progress
   const compared = partitionsToCompare === 0 ? [] : [`${partitionsToCompare} partitions are still to be compared`]
-  if (blobs + references === 0) return ['Nothing waits for repair.', ...compared].join('\n')
+  const lost = lostTexts(progress)
+  if (blobs + references === 0) return ['Nothing waits for repair.', ...compared, ...lost].join('\n')
   return [
     `${blobs} blobs (about ${humanBytes(bytes)}) and ${references} references wait: ${due} now, ${failing} have failed before`,
     `the oldest for ${humanTime(oldestAgeMs ?? 0)}; ${rateText(progress)}`,
     ...compared,
+    ...lost,
     '',
     textTable(
       ['SHARD', 'LACKS'],
       shards.map(({ shard, copies }) => [shard, String(copies)]),
     ),
   ].join('\n')
+}
+
+function lostTexts({ lostBlobs, lost }: RepairProgress): readonly string[] {
+  const shown = lost.map(
+    ({ digest, names }) => `! no good copy is left of ${digest}: ${names.join(', ') || 'nothing names it'}`,
+  )
+  return lostBlobs > lost.length ? [...shown, `! and of ${lostBlobs - lost.length} more`] : shown
 }
 
 /** Pure. */

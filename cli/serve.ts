@@ -15,18 +15,18 @@ export interface Running {
 export async function serve(log: Logger, start: (signal: AbortSignal) => Promise<Running>): Promise<number> {
   const ending = new AbortController()
   const supervised = process.send !== undefined
-  const ended = new Promise<void>(resolveEnded => {
-    const end = (): void => {
+  const ended = new Promise<string>(resolveEnded => {
+    const end = (why: string): void => {
       if (ending.signal.aborted && !supervised) process.exit(130)
       ending.abort()
-      resolveEnded()
+      resolveEnded(why)
     }
-    process.on('SIGTERM', end)
+    process.on('SIGTERM', () => end('SIGTERM'))
     process.on('SIGINT', () => {
-      if (!supervised) end()
+      if (!supervised) end('SIGINT')
     })
     process.once('disconnect', () => {
-      if (!ending.signal.aborted) end()
+      if (!ending.signal.aborted) end('the supervisor is gone')
     })
   })
   let running: Running
@@ -38,8 +38,7 @@ export async function serve(log: Logger, start: (signal: AbortSignal) => Promise
   }
   log.info({ url: running.url }, 'serving')
   reportReady(running.url)
-  await ended
-  log.info('ending')
+  log.info({ why: await ended }, 'ending')
   await running.close()
   return 0
 }

@@ -43,6 +43,8 @@ export function problemsOf(status: ClusterStatus): string[] {
   for (const { name, lastState, lastError } of tasks) {
     if (lastState === 'failed') problems.push(because(`the last run of task ${name} failed`, lastError ?? undefined))
   }
+  const { lostBlobs = 0 } = status.repairs ?? {}
+  if (lostBlobs > 0) problems.push(`${lostBlobs} blobs have no good copy: see 'holdfast repair status'`)
   if (pendingRepairs !== null && pendingRepairs > 0) {
     const rate = status.repairs === undefined ? '' : ` (${rateText({ ...status.repairs, remainingMs: null })})`
     problems.push(`${pendingRepairs} repairs are pending${rate}; see 'holdfast repair status'`)

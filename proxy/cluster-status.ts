@@ -3,7 +3,7 @@ import { version } from '../shared/version.ts'
 import type { ClusterMap } from '../shared/cluster-map.ts'
 import type { ClusterStatus } from './api/schemas.ts'
 import type { Resolver } from './artifacts/resolver.ts'
-import type { Coordinator } from './coordination/types.ts'
+import type { Coordinator, RepairReport } from './coordination/types.ts'
 import type { Metadata } from './metadata/types.ts'
 import type { DatabaseGate } from './recovery/database-gate.ts'
 import type { ClusterView } from './routing/cluster-view.ts'
@@ -70,7 +70,7 @@ export async function clusterStatus({
       startedAt,
     })),
     pendingRepairs,
-    ...(repairs === undefined ? {} : { repairs }),
+    ...(repairs === undefined ? {} : { repairs: summaryOf(repairs) }),
     ...(tasks === undefined
       ? {}
       : { tasks: tasks.map(({ name, state, lastState, lastError }) => ({ name, state, lastState, lastError })) }),
@@ -80,6 +80,10 @@ export async function clusterStatus({
         : { up: false, reason: gate.problem ?? 'no answer' },
     coordination: { driver: coordinator.driver, up, ...(reason === undefined ? {} : { reason }) },
   }
+}
+
+function summaryOf({ lost: _, ...summary }: RepairReport): NonNullable<ClusterStatus['repairs']> {
+  return summary
 }
 
 /** With since when, in ms since 1970, where that is known. */

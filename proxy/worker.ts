@@ -105,6 +105,8 @@ export interface WorkerOptions {
 }
 
 const databasePauseMs = 250
+/** Blobs without a good copy that the primary names each second. */
+const lostNamed = 10
 
 /** Resolves when the public port answers. */
 export async function startProxyWorker(options: WorkerOptions): Promise<ProxyWorker> {
@@ -303,7 +305,9 @@ async function build(
     log,
   })
   report = () => {
-    const repairs = { ...repair.rate, partitionsToCompare: antiEntropy.partitionsLeft }
+    const lost = losses.hopeless()
+    const partitionsToCompare = antiEntropy.partitionsLeft
+    const repairs = { ...repair.rate, partitionsToCompare, lostBlobs: lost.length, lost: lost.slice(0, lostNamed) }
     return reportOf(health, { refusals: nodeStates.refusals, ...(primary.token === undefined ? {} : { repairs }) })
   }
   primary.start()

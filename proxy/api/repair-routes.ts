@@ -16,6 +16,10 @@ const progress = Type.Object({
   entriesPerSec: Type.Number({ description: 'Repaired by the primary, over the last minute' }),
   bytesPerSec: Type.Number({ description: 'The same, bytes of blobs' }),
   partitionsToCompare: Type.Integer({ description: 'May bring more to repair' }),
+  lostBlobs: Type.Integer({ description: 'No owner has a good copy of them' }),
+  lost: Type.Array(Type.Object({ digest: Type.String(), names: Type.Array(Type.String()) }), {
+    description: 'The first ten of these, and what names them',
+  }),
   remainingMs: nullable(Type.Integer({ description: 'At these rates; null: nothing was done, or nothing waits' })),
 })
 const hurried = Type.Object({ hurried: Type.Integer({ description: 'Repairs that waited for another attempt' }) })
@@ -30,7 +34,8 @@ export function addRepairRoutes(app: Api, { repairs }: ApiDeps): void {
     { config: admin, schema: { tags, summary: 'How far repairs are', response: { 200: progress, default: errorAnswer } } }, // prettier-ignore
     async () => {
       const found = await repairs.progress()
-      return { ...found, shards: [...found.shards] }
+      const lost = found.lost.map(({ digest, names }) => ({ digest, names: [...names] }))
+      return { ...found, shards: [...found.shards], lost }
     },
   )
   app.post(

@@ -151,6 +151,7 @@ export const clusterStatus = Type.Object({
       entriesPerSec: Type.Number({ description: 'Over the last minute' }),
       bytesPerSec: Type.Number(),
       partitionsToCompare: Type.Integer(),
+      lostBlobs: Type.Integer({ description: 'Of which no owner has a good copy' }),
     }),
   ),
   /** Of the primary; absent while PostgreSQL cannot be asked. */

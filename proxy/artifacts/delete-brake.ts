@@ -20,7 +20,7 @@ export function checkBrake(doomed: number, all: number, limits: BrakeLimits, con
   if (doomed <= limits.artifacts || doomed <= confirmed || doomed <= all * limits.share) return
   throw new HoldfastError(
     'CONFLICT',
-    `this would delete ${doomed} of the ${all} artifacts of the repository: to do so, say it again with confirm=${doomed}`,
+    `this would delete ${doomed} of the ${all} artifacts of the repository: to do so, say it again with that number (confirm=${doomed}, on the command line --confirm ${doomed})`,
     { artifacts: doomed, of: all, confirm: doomed },
   )
 }

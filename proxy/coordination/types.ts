@@ -3,6 +3,7 @@
  * One contract, three drivers (redis, postgres, memory), one contract test (test/proxy/coordination/contract.ts).
  * Losing coordination may pause tasks and slow reads down; it fails no request and changes no data (I28).
  */
+import type { Digest } from '../../shared/ids.ts'
 
 export interface Member {
   /** Worker id, unique per process start. */
@@ -32,6 +33,9 @@ export interface RepairReport {
   readonly bytesPerSec: number
   /** In which more to repair may be found. */
   readonly partitionsToCompare: number
+  /** Blobs of which no owner has a good copy, and the digests of the first ten of them. */
+  readonly lostBlobs: number
+  readonly lost: readonly Digest[]
 }
 
 export interface CacheLease {

@@ -97,10 +97,12 @@ const raiseVersions = statement(
   `SELECT setval('artifact_versions', greatest(last_value, $1::bigint)) FROM artifact_versions`,
 )
 const setIncarnation = statement('recovery-incarnation', `UPDATE settings SET value = $1 WHERE key = 'incarnation'`)
+/** Above the highest that a node has seen: terms that never told a node anything had tokens, too. */
+const tokensAhead = 1_000
 const raiseToken = statement(
   'recovery-token',
-  `INSERT INTO leaders AS l (role, token, holder, since) VALUES ('${primaryRole}', $1::bigint + 1, 'recovery', now())
-  ON CONFLICT (role) DO UPDATE SET token = greatest(l.token, $1::bigint) + 1, holder = excluded.holder, since = excluded.since`,
+  `INSERT INTO leaders AS l (role, token, holder, since) VALUES ('${primaryRole}', $1::bigint + ${tokensAhead}, 'recovery', now())
+  ON CONFLICT (role) DO UPDATE SET token = greatest(l.token, $1::bigint) + ${tokensAhead}, holder = excluded.holder, since = excluded.since`,
 )
 const putMap = statement(
   'recovery-cluster-map',

@@ -1,6 +1,8 @@
 /** The queue of repairs as people see it: how much waits, for whom, and that it goes on now instead of later. */
+import type { Digest } from '../../shared/ids.ts'
 import type { Database } from './database.ts'
 import { statement } from './statement.ts'
+import { bytea } from './value-parsers.ts'
 
 export interface RepairBacklog {
   /** Blobs and references with fewer than R copies. */
@@ -15,6 +17,13 @@ export interface RepairBacklog {
   readonly oldestAgeMs: number | null
   /** Shards that lack most; fifty at most. */
   readonly shards: readonly { readonly shard: string; readonly copies: number }[]
+}
+
+/** No owner has a good copy of it. */
+export interface LostBlob {
+  readonly digest: Digest
+  /** `<repository>/<path>`; five at most. */
+  readonly names: readonly string[]
 }
 
 const totals = statement<Omit<RepairBacklog, 'bytes' | 'oldestAgeMs' | 'shards'> & { oldest_ms: number | null }>(
@@ -33,6 +42,12 @@ const lacking = statement<{ shard: string; copies: number }>(
   'repair-shards',
   `SELECT shard, count(*) AS copies FROM repairs, unnest(missing) AS shard GROUP BY shard
   ORDER BY copies DESC, shard LIMIT 50`,
+)
+const names = statement<LostBlob>(
+  'repair-names',
+  `SELECT d.digest, ARRAY(SELECT r.name || '/' || a.path FROM artifacts a JOIN repositories r ON r.id = a.repository_id
+    WHERE a.digest = d.digest LIMIT 5) AS names
+  FROM unnest($1::bytea[]) AS d (digest)`,
 )
 const hurry = statement<{ count: number }>(
   'repair-now',
@@ -63,6 +78,11 @@ export class RepairQueue {
     ])
     const { blobs, references, due, failing, oldest_ms: oldestAgeMs } = row!
     return { blobs, references, bytes: Math.round(blobs * sample!.mean), due, failing, oldestAgeMs, shards }
+  }
+
+  /** What names these blobs. */
+  namesOf(digests: readonly Digest[]): Promise<readonly LostBlob[]> {
+    return this.#database.query(names, [digests.map(bytea)])
   }
 
   /** Whatever waits for another attempt is due, and the primary compares all shards once more. Resolves with how many waited. */

@@ -1,6 +1,6 @@
 /** How far repairs are: what waits, how fast it goes, and when that will be over. */
 import type { Coordinator, RepairReport } from '../coordination/types.ts'
-import type { RepairBacklog, RepairQueue } from '../metadata/repair-queue.ts'
+import type { LostBlob, RepairBacklog, RepairQueue } from '../metadata/repair-queue.ts'
 
 const windowMs = 60_000
 const slotMs = 1_000
@@ -28,29 +28,32 @@ export class RateMeter {
   }
 }
 
-export interface RepairProgress extends RepairBacklog, RepairReport {
+export interface RepairProgress extends RepairBacklog, Omit<RepairReport, 'lost'> {
+  /** The first ten. */
+  readonly lost: readonly LostBlob[]
   /** By the rates of the last minute; null: nothing was done in it, or nothing waits. Partitions still to be compared may add to it. */
   readonly remainingMs: number | null
 }
 
 export interface ProgressDeps {
-  readonly metadata: { readonly repairQueue: Pick<RepairQueue, 'backlog'> }
+  readonly metadata: { readonly repairQueue: Pick<RepairQueue, 'backlog' | 'namesOf'> }
   readonly coordinator: Pick<Coordinator, 'members'>
 }
 
-const idle: RepairReport = { entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0 }
+const idle: RepairReport = { entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0, lostBlobs: 0, lost: [] }
 
 /** The backlog is the database's, the rates are what the primary says with its lease; without a primary they are 0. */
 export async function repairProgress({ metadata, coordinator }: ProgressDeps): Promise<RepairProgress> {
   const [backlog, members] = await Promise.all([metadata.repairQueue.backlog(), coordinator.members().catch(() => [])])
   const report = members.map(member => member.report?.repairs).find(one => one !== undefined) ?? idle
-  return { ...backlog, ...report, remainingMs: remainingMs(backlog, report) }
+  const lost = report.lost.length === 0 ? [] : await metadata.repairQueue.namesOf(report.lost)
+  return { ...backlog, ...report, lost, remainingMs: remainingMs(backlog, report) }
 }
 
 /** Pure. What has failed waits for something else than time. */
 export function remainingMs(
   { blobs, references, bytes, failing }: RepairBacklog,
-  { entriesPerSec, bytesPerSec }: RepairReport,
+  { entriesPerSec, bytesPerSec }: Pick<RepairReport, 'entriesPerSec' | 'bytesPerSec'>,
 ): number | null {
   const entries = blobs + references - failing
   if (entries <= 0 || entriesPerSec === 0) return null

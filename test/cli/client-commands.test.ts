@@ -13,6 +13,7 @@ import { awaitRun, humanTime, progressText, task } from '../../cli/task.ts'
 import { trash } from '../../cli/trash.ts'
 import { humanBytes, textTable } from '../../cli/text-table.ts'
 import type { JobRun } from '../../proxy/metadata/job-types.ts'
+import type { Digest } from '../../shared/ids.ts'
 import type { ConfigSource } from '../../shared/config.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { artifactOf } from '../proxy/artifacts/fixtures.ts'
@@ -119,13 +120,14 @@ t.test('repairs from the command line, against the real API', async t => {
   t.match(await run('status'), { code: 0, out: 'Nothing waits for repair.\n' })
   world.repairs = {
     blobs: 1_200, references: 3, bytes: 5 * 2 ** 30, due: 1_203, failing: 0, oldestAgeMs: 300_000,
-    shards: [{ shard: 'node-a-1', copies: 1_203 }], entriesPerSec: 20, bytesPerSec: 2 ** 26, partitionsToCompare: 40, remainingMs: 80_000,
+    shards: [{ shard: 'node-a-1', copies: 1_203 }], entriesPerSec: 20, bytesPerSec: 2 ** 26, partitionsToCompare: 40, remainingMs: 80_000, lostBlobs: 12, lost: [{ digest: 'd' as Digest, names: ['raw/a', 'raw/b'] }],
   } // prettier-ignore
   const { code, out } = await run('status')
   t.equal(code, 1)
   t.match(out, /1200 blobs \(about 5 GiB\) and 3 references wait/)
   t.match(out, /20\.0 repairs and 64 MiB a second, about 80 s left\n40 partitions are still to be compared\n/)
   t.match(out, /node-a-1 +1203/)
+  t.match(out, /no good copy is left of d: raw\/a, raw\/b\n! and of 11 more\n/)
   t.match(JSON.parse((await run('status', '--json')).out), world.repairs)
   t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
   t.same(world.changes, [['repairs now']])

@@ -80,7 +80,7 @@ export interface World {
 
 export const nothingToRepair: RepairProgress = {
   blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, oldestAgeMs: null, shards: [],
-  entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0, remainingMs: null,
+  entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0, lostBlobs: 0, lost: [], remainingMs: null,
 } // prettier-ignore
 
 export async function setUp(t: Test): Promise<World> {

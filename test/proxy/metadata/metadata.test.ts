@@ -383,6 +383,7 @@ t.test('repairs: how much waits, for whom; what has failed is tried now when som
   t.match(backlog.shards, [{ shard: 's1', copies: 2 }, { shard: 's2', copies: 1 }, { shard: 's3', copies: 1 }]) // prettier-ignore
   t.ok(Math.abs(backlog.bytes - (2 * one.blob.bytes + two.blob.bytes)) <= 2)
   t.ok(backlog.oldestAgeMs! >= 0)
+  t.same(await repairQueue.namesOf([one.blob.digest, digestOf('none')]), [{ digest: one.blob.digest, names: [`${repository.name}/a`] }, { digest: digestOf('none'), names: [] }]) // prettier-ignore
   t.equal(await repairQueue.comparisonWanted(), undefined)
   t.equal(await repairQueue.runNow(), 1)
   t.match(await repairQueue.backlog(), { due: 3, failing: 0 })

@@ -1,5 +1,6 @@
 import fc from 'fast-check'
 import t from 'tap'
+import type { Digest } from '../../../shared/ids.ts'
 import { RateMeter, remainingMs, repairProgress } from '../../../proxy/tasks/repair-progress.ts'
 
 const backlog = { blobs: 90, references: 10, bytes: 9_000, due: 100, failing: 0, oldestAgeMs: 1, shards: [] }
@@ -32,7 +33,7 @@ t.test('a steady rate is measured as what it is, however it comes in pieces', as
 t.test(
   'what is left takes as long as its entries or its bytes do, without those that wait for something else',
   async t => {
-    const rates = { entriesPerSec: 10, bytesPerSec: 100, partitionsToCompare: 0 }
+    const rates = { entriesPerSec: 10, bytesPerSec: 100 }
     t.equal(remainingMs(backlog, rates), 90_000, 'by bytes')
     t.equal(remainingMs(backlog, { ...rates, bytesPerSec: 9_000 }), 10_000, 'by entries')
     t.equal(remainingMs({ ...backlog, failing: 50 }, rates), 45_000)
@@ -42,12 +43,14 @@ t.test(
 )
 
 t.test('rates are those of the primary; without one the backlog is told all the same', async t => {
-  const metadata = { repairQueue: { backlog: async () => backlog } }
-  const repairs = { entriesPerSec: 10, bytesPerSec: 0, partitionsToCompare: 7 }
+  const namesOf = async (digests: readonly Digest[]) => digests.map(digest => ({ digest, names: ['raw/a'] }))
+  const metadata = { repairQueue: { backlog: async () => backlog, namesOf } }
+  const repairs = { entriesPerSec: 10, bytesPerSec: 0, partitionsToCompare: 7, lostBlobs: 1, lost: ['d' as Digest] }
   const member = { id: 'a', role: 'proxy' as const, address: '', version: '', startedAt: 0 }
   const members = [member, { ...member, report: { down: [], suspect: [], repairs } }]
   t.match(await repairProgress({ metadata, coordinator: { members: async () => members } }), {
     ...repairs,
+    lost: [{ digest: 'd', names: ['raw/a'] }],
     blobs: 90,
     remainingMs: 10_000,
   })
