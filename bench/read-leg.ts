@@ -16,13 +16,13 @@ import { ReplicatedBlobReader } from '../proxy/routing/blob-reader.ts'
 import { ClusterView } from '../proxy/routing/cluster-view.ts'
 import { HealthTable } from '../proxy/routing/health.ts'
 import { NodeClients } from '../proxy/routing/node-client.ts'
-import { ReadBuffers } from '../proxy/routing/read-buffers.ts'
 import { LatencyMean } from '../proxy/routing/latency.ts'
 import { NodeReader } from '../proxy/routing/node-reader.ts'
 import type { BlobLocation } from '../proxy/routing/types.ts'
 import { sealClusterMap } from '../shared/cluster-map.ts'
 import type { Digest, Generation, NodeId, ShardId, Zone } from '../shared/ids.ts'
 import { partitionCount } from '../shared/partition.ts'
+import { ReadBuffers } from '../shared/read-buffers.ts'
 
 const sizes = [1024, 256 * 1024, 64 * 1024 * 1024]
 

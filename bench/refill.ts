@@ -1,14 +1,15 @@
 /**
- * `npm run bench:refill [-- --mib 512 --cold]`: how fast a lost disk is full again, beside a plain copy of the same bytes on the same disk in the same
- * run. Three storage nodes as `holdfast storage-node` runs them; two have everything, the third has an empty disk and is told to pull it, in
- * requests as the primary makes them (1,000 blobs, 64 MiB, two at a time). What the primary itself does (comparing, the queue in PostgreSQL) is
- * not in it. The plain copy is `cp -r` of the blobs as files, then fsync of each. `--cold`: what the kernel has in memory is forgotten before each
- * of them (needs root), as with a disk that holds far more than the memory; without it all is read from memory.
+ * `npm run bench:refill [-- --mib 512 --cold --only "1 to 16" --runs 3]`: how fast a lost disk is full again, beside a plain copy of the same
+ * bytes on the same disk just before and after. Three storage nodes as `holdfast storage-node` runs them; two have everything, the third, a new
+ * one in each run, has an empty disk and is told to pull it, in requests as the primary makes them (1,000 blobs, 64 MiB, two at a time). What
+ * the primary itself does (comparing, the queue in PostgreSQL) is not in it. The plain copy is `cp -r` of the blobs as files, then fsync of
+ * each. `--cold`: what the kernel has in memory is forgotten before each of them (needs root), as with a disk that holds far more than the
+ * memory; without it all is read from memory. Idle: what the processors had left; what is missing, others took.
  */
 import { execFileSync } from 'node:child_process'
 import { hash, randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, open, readdir, rm, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
@@ -37,16 +38,23 @@ const mixes: Readonly<Record<string, () => number>> = {
 }
 
 const { values: args } = parseArgs({
-  options: { mib: { type: 'string', default: '256' }, cold: { type: 'boolean', default: false } },
+  options: {
+    mib: { type: 'string', default: '256' },
+    cold: { type: 'boolean', default: false },
+    only: { type: 'string', default: '' },
+    runs: { type: 'string', default: '1' },
+  },
 })
-for (const [name, sizeOf] of Object.entries(mixes)) await measure(name, sizeOf, Number(args.mib) * MiB)
+for (const [name, sizeOf] of Object.entries(mixes)) {
+  if (name.includes(args.only)) await measure(name, sizeOf, Number(args.mib) * MiB)
+}
 
 async function measure(name: string, sizeOf: () => number, bytesMax: number): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'holdfast-refill-'))
   const nodes: Node[] = []
   try {
-    for (const id of ['a', 'b', 'c']) nodes.push(await startNode(folder, id))
-    const [first, second, target] = nodes as [Node, Node, Node]
+    for (const id of ['a', 'b']) nodes.push(await startNode(folder, id))
+    const [first, second] = nodes as [Node, Node]
     const blobs: TestBlob[] = []
     await mkdir(join(folder, 'files'))
     for (let bytes = 0; bytes < bytesMax;) {
@@ -57,19 +65,27 @@ async function measure(name: string, sizeOf: () => number, bytesMax: number): Pr
     const bytes = blobs.reduce((sum, blob) => sum + blob.bytes, 0)
     // Who filled them was a client, and has gone.
     await sleep(clientsGoneMs)
-    const before = await plainCopy(folder, 'copy-1')
-    const pids = nodes.map(node => node.process.pid ?? 0)
-    const cpu = cpuSeconds(pids)
-    const refill = await timed(() => pull(target, [first, second], blobs))
-    const used = cpuSeconds(pids) - cpu
-    const after = await plainCopy(folder, 'copy-2')
-    const rate = (seconds: number): string => (bytes / seconds / 1e6).toFixed(0)
-    const ratio = ((before + after) / 2 / refill) * 100
-    console.log(
-      `${name}: ${blobs.length} blobs, ${(bytes / MiB).toFixed(0)} MiB\n` +
-        `  refill ${rate(refill)} MB/s (${used.toFixed(1)} s of CPU in ${refill.toFixed(1)} s), ` +
-        `cp -r + fsync ${rate(before)} and ${rate(after)} MB/s: ${ratio.toFixed(0)} %`,
-    )
+    console.log(`${name}: ${blobs.length} blobs, ${(bytes / MiB).toFixed(0)} MiB`)
+    for (let run = 1; run <= Number(args.runs); run += 1) {
+      const target = await startNode(folder, `empty${run}`)
+      nodes.push(target)
+      const before = await plainCopy(folder)
+      const pids = [first, second, target].map(node => node.process.pid ?? 0)
+      const cpu = cpuSeconds(pids)
+      const idleBefore = idleSeconds()
+      const refill = await timed(() => pull(target, [first, second], blobs))
+      const used = cpuSeconds(pids) - cpu
+      const idle = idleSeconds() - idleBefore
+      const after = await plainCopy(folder)
+      await stop(target)
+      await rm(join(folder, `empty${run}`), { recursive: true })
+      const rate = (seconds: number): string => (bytes / seconds / 1e6).toFixed(0)
+      const ratio = ((before + after) / 2 / refill) * 100
+      console.log(
+        `  refill ${rate(refill)} MB/s (${used.toFixed(1)} s of CPU in ${refill.toFixed(1)} s, ${idle.toFixed(1)} s idle), ` +
+          `cp -r + fsync ${rate(before)} and ${rate(after)} MB/s: ${ratio.toFixed(0)} %`,
+      )
+    }
   } finally {
     for (const node of nodes) await stop(node)
     await rm(folder, { recursive: true, force: true })
@@ -82,6 +98,11 @@ async function timed(work: () => Promise<void>): Promise<number> {
   const startedAt = performance.now()
   await work()
   return (performance.now() - startedAt) / 1_000
+}
+
+/** Of all processors: what the nodes neither used nor left to others. */
+function idleSeconds(): number {
+  return cpus().reduce((sum, { times }) => sum + times.idle / 1_000, 0)
 }
 
 async function pull(target: Node, sources: readonly Node[], blobs: readonly TestBlob[]): Promise<void> {
@@ -98,9 +119,9 @@ async function pull(target: Node, sources: readonly Node[], blobs: readonly Test
 }
 
 /** Seconds, with the flush of every file. */
-function plainCopy(folder: string, name: string): Promise<number> {
-  const copy = join(folder, name)
-  return timed(async () => {
+async function plainCopy(folder: string): Promise<number> {
+  const copy = join(folder, 'copy')
+  const seconds = await timed(async () => {
     execFileSync('cp', ['-r', join(folder, 'files'), copy])
     await atMost(16, await readdir(copy), async file => {
       const handle = await open(join(copy, file), 'r+')
@@ -108,6 +129,8 @@ function plainCopy(folder: string, name: string): Promise<number> {
       await handle.close()
     })
   })
+  await rm(copy, { recursive: true })
+  return seconds
 }
 
 async function store(folder: string, nodes: readonly Node[], size: number): Promise<TestBlob> {

@@ -98,7 +98,7 @@ export const defaultLimits: StorageNodeLimits = {
   openFileCountMax: 256,
   locationCountMax: 50_000,
   transferConcurrency: 8,
-  transferBytesPerSec: 512 * MiB,
+  transferBytesPerSec: 1024 * MiB,
   backgroundPercent: 10,
   backgroundBytesPerSecMin: MiB,
   backgroundBytesPerSecMax: 1024 * MiB,

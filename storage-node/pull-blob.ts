@@ -1,18 +1,22 @@
 /** One blob from another node, by an ordinary read of it: a large one, or a small one of a node that sends no bundles yet. */
 import { createHash, hash, randomBytes } from 'node:crypto'
 import { crc32 } from 'node:zlib'
-import { type Dispatcher, request } from 'undici'
+import type { Dispatcher } from 'undici'
 import { HoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
-import { type TransferRequest, wireHeader, wirePath } from '../shared/wire.ts'
+import { type TransferRequest, wirePath } from '../shared/wire.ts'
 import type { Urgency } from './background.ts'
 import { newRecord } from './log.ts'
 import type { Shard } from './shard.ts'
+import type { SourceReader } from './source-reader.ts'
 import type { Uploads } from './uploads.ts'
 
 export interface PullDeps {
   readonly shard: Shard
   readonly uploads: Uploads
+  /** For single blobs. */
+  readonly reader: SourceReader
+  /** For bundles. */
   readonly dispatcher: Dispatcher
   /** The Authorization header of the wire. */
   readonly authorization: string
@@ -23,20 +27,14 @@ export type WantedBlob = TransferRequest['blobs'][number]
 export type Source = WantedBlob['sources'][number]
 
 /** Resolves when the copy is durable. Rejects with the shard's refusal, CHECKSUM_MISMATCH, or what the connection broke with. */
-export async function pullBlob(deps: PullDeps, blob: WantedBlob, source: Source): Promise<void> {
+export async function pullBlob(deps: PullDeps, blob: WantedBlob, { url, shard }: Source): Promise<void> {
   const { partition, digest, generation, bytes } = blob
-  const url = new URL(wirePath.blob(source.shard, partition, digest, generation), source.url)
-  const { statusCode, headers, body } = await request(url, {
-    headers: { authorization: deps.authorization, [wireHeader.background]: deps.urgency },
-    dispatcher: deps.dispatcher,
-    signal: deps.signal,
-  })
-  if (statusCode !== 200 || headers['content-length'] !== String(bytes)) {
-    await body.dump()
-    throw new HoldfastError('REPLICAS_UNREACHABLE', 'the source does not have the blob', { status: statusCode })
-  }
-  if (bytes <= inlineBlobBytesMax) await keepSmall(deps, blob, Buffer.from(await body.arrayBuffer()))
-  else await keepLarge(deps, blob, body)
+  const path = wirePath.blob(shard, partition, digest, generation)
+  const pieces = deps.reader.pieces({ url, path, bytes, urgency: deps.urgency }, deps.signal)
+  if (bytes > inlineBlobBytesMax) return keepLarge(deps, blob, pieces)
+  let payload = Buffer.alloc(0)
+  for await (const piece of pieces) payload = Buffer.from(piece)
+  return keepSmall(deps, blob, payload)
 }
 
 /** What broke a pull, as the node that asked is told it. */
@@ -63,12 +61,12 @@ async function keepSmall(deps: PullDeps, blob: WantedBlob, payload: Buffer): Pro
   await shard.background.run(bytes, deps, () => shard.append(record))
 }
 
-async function keepLarge(deps: PullDeps, blob: WantedBlob, body: AsyncIterable<Buffer>): Promise<void> {
+async function keepLarge(deps: PullDeps, blob: WantedBlob, pieces: AsyncIterable<Buffer>): Promise<void> {
   const sha256 = createHash('sha256')
   async function* hashed() {
-    for await (const chunk of body) {
-      sha256.update(chunk)
-      yield chunk
+    for await (const piece of pieces) {
+      sha256.update(piece)
+      yield piece
     }
   }
   const id = newUploadId()

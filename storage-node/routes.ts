@@ -40,6 +40,7 @@ import {
 } from './requests.ts'
 import { sendBundle } from './send-bundle.ts'
 import { serveUpload } from './serve-upload.ts'
+import type { SourceReader } from './source-reader.ts'
 import { listNames, versionsOf } from './summaries.ts'
 import { touchBlob } from './touch.ts'
 import { transferBlobs } from './transfer.ts'
@@ -49,6 +50,7 @@ import { walkFolder } from './walk-folder.ts'
 export interface RouteContext {
   readonly node: StorageNode
   readonly authorization: string
+  readonly reader: SourceReader
   readonly dispatcher: Dispatcher
   /** Aborts when the node shuts down. */
   readonly signal: AbortSignal
@@ -181,13 +183,13 @@ function touchOne({ shard }: ServedShard, name: string, urgency?: Urgency): Prom
 }
 
 async function transfer(call: Call): Promise<void> {
-  const { node, request, authorization, dispatcher, signal } = call
+  const { node, request, authorization, reader, dispatcher, signal } = call
   const { shard: id, blobs } = parseTransfer(await readJson(request, bodyOf(call, jsonBytesMax)))
   await node.state.acceptFence(headerOf(request, wireHeader.fence))
   const { shard, uploads } = shardNamed(node, id)
   const { limits, transfers: limit } = node
   const urgency = backgroundOf(request) ?? 'usual'
-  const deps = { shard, uploads, dispatcher, authorization, signal, limit, concurrency: limits.transferConcurrency, urgency } // prettier-ignore
+  const deps = { shard, uploads, reader, dispatcher, authorization, signal, limit, concurrency: limits.transferConcurrency, urgency } // prettier-ignore
   answer(call, await transferBlobs(deps, blobs))
 }
 

@@ -15,6 +15,7 @@ import { backgroundOf, headerOf, sendError } from './http-answer.ts'
 import type { StorageNode } from './node.ts'
 import { sendBlob } from './read-blob.ts'
 import { handleRoute, type RouteContext } from './routes.ts'
+import { SourceReader } from './source-reader.ts'
 
 const blobPrefix = '/v1/blobs/'
 /** Of routes with long answers that are no GETs. */
@@ -32,6 +33,7 @@ export class WireServer {
   readonly #context: RouteContext
   readonly #aborter = new AbortController()
   readonly #agent: Agent
+  readonly #reader: SourceReader
   readonly #inFlight = new Set<ServerResponse>()
   #onIdle: (() => void) | undefined
   /** Connections end with the answer they have. */
@@ -52,7 +54,8 @@ export class WireServer {
       bodyTimeout: 30_000,
       connect: { timeout: 2_000 },
     })
-    this.#context = { node, authorization, dispatcher: this.#agent, signal: this.#aborter.signal }
+    this.#reader = new SourceReader(authorization)
+    this.#context = { node, authorization, reader: this.#reader, dispatcher: this.#agent, signal: this.#aborter.signal }
     const options = {
       // Longer than any client keeps an idle connection, so that the client is the one who closes it.
       keepAliveTimeout: 75_000,
@@ -97,6 +100,7 @@ export class WireServer {
     this.#aborter.abort(new HoldfastError('SHUTTING_DOWN', 'the node is shutting down'))
     if (this.#inFlight.size > 0) await this.#idleWithin(Math.max(0, until - performance.now()))
     this.#server.closeAllConnections()
+    this.#reader.close()
     await this.#agent.destroy()
   }
 

@@ -85,10 +85,15 @@ export class StagedFile {
     return new Promise(resolve => this.#wakers.push(resolve))
   }
 
-  /** Resolves when everything so far is written and flushed, or writing has failed: `finish` says so. */
-  async flushed(): Promise<void> {
+  /** Resolves when everything so far is written, or writing has failed: what was given may be changed again. */
+  async written(): Promise<void> {
     await this.#writing
     await this.#writeWaiting(1)
+  }
+
+  /** Resolves when everything so far is written and flushed, or writing has failed: `finish` says so. */
+  async flushed(): Promise<void> {
+    await this.written()
     await this.#syncInBackground()
     await this.#syncing
   }

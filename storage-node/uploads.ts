@@ -40,8 +40,6 @@ export interface CommitOrder extends BlobKey {
 const abortedCountMax = 10_000
 /** What is complete is committed at once, unless its proxy died or waits for a slower replica. */
 const commitWithinMs = 10_000
-/** Of what comes from another node, in one turn of the disk. */
-const pieceBytes = 1024 * 1024
 
 export class Uploads {
   readonly #fs: StoreFs
@@ -85,19 +83,19 @@ export class Uploads {
     }
   }
 
-  /** The same for bytes from another node, a piece at a time (background.ts). */
+  /** The same for bytes from another node, a piece of 1 MiB at most in each turn of the disk (background.ts). A piece is written when the next is asked for. */
   async receiveFrom(
     id: string,
-    body: AsyncIterable<Buffer>,
+    pieces: AsyncIterable<Buffer>,
     expectedBytes: number,
     turn: { readonly urgency?: Urgency; readonly signal?: AbortSignal } = {},
   ): Promise<FinishedFile> {
     const { background } = this.#shard
     const upload = await this.#begin(id, expectedBytes, 'node')
     try {
-      for await (const piece of piecesOf(body)) {
-        const bytes = piece.reduce((sum, chunk) => sum + chunk.length, 0)
-        await background.run(bytes, turn, () => this.#writePiece(upload.staged, piece, background.share(turn.urgency)))
+      for await (const piece of pieces) {
+        const write = () => this.#writePiece(upload.staged, piece, background.share(turn.urgency))
+        await background.run(piece.length, turn, write)
       }
       await background.run(0, turn, () => this.#finish(upload))
     } catch (error) {
@@ -185,13 +183,11 @@ export class Uploads {
   }
 
   /** On a disk that clients use it is flushed at once: a later flush of many pieces would be in their way for long. */
-  async #writePiece(staged: StagedFile, piece: readonly Buffer[], share: number): Promise<void> {
-    for (const chunk of piece) {
-      this.#checkLength(staged.bytes + chunk.length)
-      if (!staged.write(chunk)) await staged.drained()
-      if (staged.error !== undefined) throw this.#shard.writeError(staged.error)
-    }
-    if (share < 1) await staged.flushed()
+  async #writePiece(staged: StagedFile, piece: Buffer, share: number): Promise<void> {
+    this.#checkLength(staged.bytes + piece.length)
+    staged.write(piece)
+    await (share < 1 ? staged.flushed() : staged.written())
+    if (staged.error !== undefined) throw this.#shard.writeError(staged.error)
   }
 
   #pump(body: IncomingMessage, staged: StagedFile): Promise<void> {
@@ -260,20 +256,6 @@ export class Uploads {
   #checkLength(bytes: number): void {
     if (bytes > this.#shard.limits.blobBytesMax) throw tooLarge()
   }
-}
-
-async function* piecesOf(body: AsyncIterable<Buffer>): AsyncGenerator<readonly Buffer[], void, void> {
-  let piece: Buffer[] = []
-  let bytes = 0
-  for await (const chunk of body) {
-    piece.push(chunk)
-    bytes += chunk.length
-    if (bytes < pieceBytes) continue
-    yield piece
-    piece = []
-    bytes = 0
-  }
-  if (bytes > 0) yield piece
 }
 
 function tooLarge(): HoldfastError {

@@ -38,7 +38,7 @@ export const networkBytesPerSecond = 1.1e9
 export const changeBytesPerSecond = 64 * MiB
 export const partitionsAtOnce = 64
 /** As in proxy/topology/estimate.ts: bytes that a node takes for all its disks; small blobs and references a second, to one node and to all. */
-export const nodeBytesPerSecond = 512 * MiB
+export const nodeBytesPerSecond = 1024 * MiB
 export const itemsPerNodeSecond = 800
 export const itemsPerSecond = 8_000
 /** As in storage-node/config.ts: copies get a tenth of the time of a disk that clients keep busy. */

@@ -1,11 +1,11 @@
 /** The read leg to one node: blobs over kept connections. Everything else on the wire goes through undici. */
 import assert from 'node:assert/strict'
 import { HoldfastError } from '../../shared/errors.ts'
+import type { BufferPair, ReadBuffers } from '../../shared/read-buffers.ts'
+import { type AnswerReceiver, type ConnectionDeps, ReadConnection } from '../../shared/read-connection.ts'
+import type { AnswerHead } from '../../shared/read-head.ts'
 import type { Outcome } from './health.ts'
 import { LatencyDigest, type LatencyMean } from './latency.ts'
-import type { BufferPair, ReadBuffers } from './read-buffers.ts'
-import { type AnswerReceiver, type ConnectionDeps, ReadConnection } from './read-connection.ts'
-import type { AnswerHead } from './read-head.ts'
 import type { ByteRange } from './types.ts'
 import { outcomeOf, wireErrorOf } from './wire-errors.ts'
 

@@ -17,7 +17,7 @@ const sampledNames = 200
  * otherwise); what the primary sees to; and what a change costs however small it is.
  */
 const itemsPerNodeSecond = 800
-const bytesPerNodeSecond = 512 * 1024 * 1024
+const bytesPerNodeSecond = 1024 * 1024 * 1024
 const itemsPerSecond = 8_000
 const fixedSeconds = 8
 

@@ -231,6 +231,30 @@ t.test('a source of an earlier release is asked for one blob after the other', a
   t.equal(old.asked.filter(one => one === 'GET v1/blobs').length, 10)
 })
 
+t.test(
+  'I5: of a large blob that breaks off, or has other bytes, nothing is left; it comes from the next source',
+  async t => {
+    const { source, target, root } = await pair(t)
+    const blobs = [testBlob(5_000_000), testBlob(5_000_000)]
+    await fill(source, blobs)
+    const [cut] = blobs as [TestBlob, TestBlob]
+    const bad = await inFrontOf(t, source, (request, response) => {
+      const isCut = request.url?.includes(cut.digest) === true
+      response.writeHead(200, { 'content-length': 5_000_000 })
+      if (isCut) response.write(cut.body.subarray(0, 3_000_000), () => response.destroy())
+      else response.end(Buffer.concat([cut.body.subarray(0, 4_999_999), Buffer.of(1)]))
+      return true
+    })
+    const good = { url: source.url, shard: shardA }
+    const alone = await transfer(target, blobs, bad)
+    t.match(alone, [{ code: 'REPLICAS_UNREACHABLE' }, { code: 'CHECKSUM_MISMATCH' }])
+    t.same(await readdir(join(root, 'two', shardB, 'tmp')), [])
+    for (const blob of blobs) t.notOk(await holds(target, blob))
+    t.same(await transfer(target, blobs, bad, good), ['copied', 'copied'])
+    for (const blob of blobs) t.ok(await holds(target, blob))
+  },
+)
+
 t.test('a target whose disk is full says so for what it does not take, and takes it when there is room', async t => {
   const fs = new FaultyFs()
   const { source, target } = await pair(t, { fs })

@@ -7,7 +7,7 @@ import { ReplicatedBlobReader, type BlobReaderDeps } from '../../../proxy/routin
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { HealthTable } from '../../../proxy/routing/health.ts'
 import { NodeClients } from '../../../proxy/routing/node-client.ts'
-import { ReadBuffers } from '../../../proxy/routing/read-buffers.ts'
+import { ReadBuffers } from '../../../shared/read-buffers.ts'
 import type { ReadLimits } from '../../../proxy/routing/node-reader.ts'
 import type { BlobLocation, ByteRange } from '../../../proxy/routing/types.ts'
 import { type FakeNode, fakeMap, locate, startFakeNodes, testSecret } from '../../support/fake-node.ts'

@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import t from 'tap'
 import { eventually } from '../../support/eventually.ts'
 import type { Fault } from '../../support/fake-node.ts'
-import { ReadBuffers } from '../../../proxy/routing/read-buffers.ts'
+import { ReadBuffers } from '../../../shared/read-buffers.ts'
 import { quickTimes, request, startCluster, startEdge, streamed } from './read-support.ts'
 
 const kib = 1024

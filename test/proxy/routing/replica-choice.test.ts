@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { chooseReplica, type ReplicaFacts, replicaTier } from '../../../proxy/routing/replica-choice.ts'
-import { parseHead } from '../../../proxy/routing/read-head.ts'
+import { parseHead } from '../../../shared/read-head.ts'
 import { LatencyDigest, LatencyMean } from '../../../proxy/routing/latency.ts'
 
 const good: ReplicaFacts = {

@@ -4,9 +4,10 @@
  *
  *     connecting ──▶ idle ◀──▶ head ──▶ body ──▶ idle          any surprise ──▶ closed, for good
  */
+import assert from 'node:assert/strict'
 import { connect, type Socket } from 'node:net'
-import { HoldfastError } from '../../shared/errors.ts'
-import { PatientTimer } from '../../shared/patient-timer.ts'
+import { HoldfastError } from './errors.ts'
+import { PatientTimer } from './patient-timer.ts'
 import { BufferPair, type ReadBuffers } from './read-buffers.ts'
 import { type AnswerHead, headBytesMax, parseHead } from './read-head.ts'
 
@@ -21,10 +22,13 @@ const keepAliveMsMax = 30_000
 /** What happens to one answer. After `onEnd`, `onRefused` or `onBroken` nothing more is called. */
 export interface AnswerReceiver {
   /**
-   * The head. A Buffer: read the body into it (exactly `head.bytes` long). 'chunks': hand it on by `onChunk`. 'refuse': collect a
-   * short body for `onRefused`. An error: the answer is not what was asked for; the connection is given up.
+   * The head. A Buffer: read the body into it (exactly `head.bytes` long, or else there is `onFull`, and it is longer than any head).
+   * 'chunks': hand it on by `onChunk`. 'refuse': collect a short body for `onRefused`. An error: the answer is not what was asked for;
+   * the connection is given up.
    */
   onHead(head: AnswerHead): Buffer | 'chunks' | 'refuse' | HoldfastError
+  /** The buffer is full, and the body goes on: in which one. With `wait` nothing is read into it before `resume`. */
+  onFull?(): { readonly target: Buffer; readonly wait: boolean }
   /** True: the chunk is held until `release()`, in order; with two held the connection does not read. False: done with it. */
   onChunk(chunk: Buffer): boolean
   onEnd(): void
@@ -68,6 +72,8 @@ export class ReadConnection {
   #left = 0
   /** Exactly one of these says where the body goes. */
   #target: Buffer | undefined
+  /** Bytes of the body in the target. */
+  #filled = 0
   #pair: BufferPair | undefined
   #refusal: Buffer | undefined
   #paused = false
@@ -95,7 +101,7 @@ export class ReadConnection {
     return this.#received
   }
 
-  /** Not reading, because the receiver holds two chunks: silence is then not the node's. */
+  /** Not reading, because the receiver holds two chunks, or waits with its next buffer: silence is then not the node's. */
   get paused(): boolean {
     return this.#paused
   }
@@ -116,6 +122,13 @@ export class ReadConnection {
   release(pair: BufferPair): void {
     pair.release()
     if (!this.#paused || pair !== this.#pair || this.#state === 'closed') return
+    this.#paused = false
+    this.#socket.resume()
+  }
+
+  /** The buffer that `onFull` gave with `wait` may be read into. */
+  resume(): void {
+    if (!this.#paused || this.#state === 'closed') return
     this.#paused = false
     this.#socket.resume()
   }
@@ -156,9 +169,9 @@ export class ReadConnection {
       this.#paused = this.#pair.held >= 2
       return !this.#paused
     }
-    const target = this.#target
-    this.#reading = target === undefined ? this.#deps.buffers.shared : target.subarray(target.length - this.#left)
-    return true
+    // Also while it waits: where the next read goes is settled here, before it is known when that will be.
+    this.#reading = this.#target?.subarray(this.#filled) ?? this.#deps.buffers.shared
+    return !this.#paused
   }
 
   #onHeadBytes(bytes: Buffer): void {
@@ -182,6 +195,7 @@ export class ReadConnection {
     this.#head = head
     this.#left = head.bytes
     this.#state = 'body'
+    this.#filled = 0
     const choice = this.#receiver?.onHead(head)
     // Undefined: the receiver has let go while it looked at the head.
     if (choice === undefined || this.closed) return
@@ -206,16 +220,25 @@ export class ReadConnection {
       this.#fail(new ReadFault('LONG_ANSWER'))
       return
     }
-    const target = this.#target
-    if (target !== undefined && bytes > 0) {
-      // A read straight into the target needs no copy: then `buffer` is a view of it at just this place.
-      const at = target.length - this.#left
-      if (buffer !== this.#reading || buffer === this.#deps.buffers.shared)
-        buffer.copy(target, at, offset, offset + bytes)
-    }
     this.#left -= bytes
+    if (this.#target !== undefined && bytes > 0) this.#fill(this.#target, buffer, offset, bytes)
     if (this.#pair !== undefined && bytes > 0) this.#handOn(this.#pair, buffer, offset, bytes)
     if (this.#left === 0 && !this.closed) this.#finish()
+  }
+
+  #fill(target: Buffer, buffer: Buffer, offset: number, bytes: number): void {
+    assert(bytes <= target.length - this.#filled, 'a target that the body is longer than is longer than any head')
+    // A read straight into the target needs no copy: then `buffer` is a view of it at just this place.
+    if (buffer !== this.#reading || buffer === this.#deps.buffers.shared)
+      buffer.copy(target, this.#filled, offset, offset + bytes)
+    this.#filled += bytes
+    if (this.#filled < target.length || this.#left === 0) return
+    const next = this.#receiver?.onFull?.()
+    // Undefined: the receiver has let go while it looked at the last one.
+    if (next === undefined) return
+    this.#target = next.target
+    this.#filled = 0
+    this.#paused = next.wait
   }
 
   #handOn(pair: BufferPair, buffer: Buffer, offset: number, bytes: number): void {
