@@ -46,7 +46,7 @@ const nodesAtOnce = 8
 const settledAtOnce = 512
 const settleMs = 3_000
 /** Where clients are there, as much more seldom as steps are; but reads still ask the old owners until then. */
-const settleMsMax = 15_000
+const settleMsMax = 6_000
 /** What a new map costs each process that decodes it, about. */
 const mapCostMs = 10
 const retryMs = 2_000
