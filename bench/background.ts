@@ -1,15 +1,18 @@
 /**
- * `npm run bench:background [-- --rounds 3 --seconds 15 --mib 384 --rate 30 --only scrub|change]`: what clients feel of work in the background (I34: p99 at most
+ * `npm run bench:background [-- --rounds 3 --seconds 20 --mib 384 --rate 30 --only scrub|change]`: what clients feel of work in the background (I34: p99 at most
  * 1.2 times as long). A cluster as `npm start` makes it, at its default settings, without a cache of bodies; `--rate` requests a second, two
  * of three a GET of 4 KiB to 1 MiB, the others a PUT of 16 to 256 KiB, begun when they are due whether or not others are answered. Rounds
- * take turns: quiet; then with a scrub of all shards and a fourth node being filled, or emptied again, at the same time (`--only`: one of both).
+ * take turns: quiet; then with a scrub of all shards and a fourth node being filled, or emptied again, at the same time (`--only`: one of both);
+ * quiet once more at the end. A half beside work that is over early ends with it: requests without work beside them would flatter the ratio.
  *
  * On one machine everything shares the processors, and the disk is mostly memory: what is measured is the contention for two cores rather
- * than for a disk. The rates of the background that are printed belong to the ratio: without work done it would say nothing.
+ * than for a disk. The rates of the background that are printed belong to the ratio: without work done it would say nothing. Each round is
+ * compared with the quiet halves before and after it, so that what drifts is seen; two quiet halves compared with each other say what a
+ * ratio is worth on this machine.
  */
 import { randomBytes } from 'node:crypto'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
-import { availableParallelism, loadavg, tmpdir } from 'node:os'
+import { availableParallelism, cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
@@ -24,11 +27,18 @@ const MiB = 1024 * KiB
 const kinds = ['GET', 'PUT'] as const
 type Kind = (typeof kinds)[number]
 type Latencies = Record<Kind, number[]>
+/** What some seconds of load came to. */
+interface Window {
+  /** From the moment a request was due, ms. */
+  readonly latencies: Latencies
+  /** Part of the processors' time that was used, by whomever. */
+  readonly busy: number
+}
 
 const { values: args } = parseArgs({
   options: {
     rounds: { type: 'string', default: '3' },
-    seconds: { type: 'string', default: '15' },
+    seconds: { type: 'string', default: '20' },
     mib: { type: 'string', default: '384' },
     rate: { type: 'string', default: '30' },
     only: { type: 'string' },
@@ -65,18 +75,19 @@ async function bench(): Promise<void> {
     await api(cluster, 'POST', 'scrub', { action: 'pause' })
     const paths = await fill(cluster, Number(args.mib) * MiB)
     await load(cluster, paths, 5) // the optimiser takes seconds
-    const quiet: Latencies = { GET: [], PUT: [] }
-    const beside: Latencies = { GET: [], PUT: [] }
+    const quiet: Window[] = []
+    const beside: Window[] = []
     const changes = [{ op: 'add-node', url: added.url }, { op: 'drain-node', node: 'node-d' }, { op: 'reweight-shard', shard: added.shard, weight: 100 }] // prettier-ignore
     for (let round = 0; round < Number(args.rounds); round += 1) {
       const change = changes[round === 0 ? 0 : 2 - (round % 2)]
-      collect(quiet, await load(cluster, paths, Number(args.seconds)))
-      const work = await background(cluster, nodes, change, async () => {
-        collect(beside, await load(cluster, paths, Number(args.seconds)))
+      quiet.push(await load(cluster, paths, Number(args.seconds)))
+      const work = await background(cluster, nodes, change, async isOver => {
+        beside.push(await load(cluster, paths, Number(args.seconds), isOver))
       })
       const works = [...(args.only === 'scrub' ? [] : [change?.op]), ...(args.only === 'change' ? [] : ['scrub'])]
       console.log(`round ${round + 1}: ${works.join(' and ')}, ${work}`)
     }
+    quiet.push(await load(cluster, paths, Number(args.seconds)))
     report(quiet, beside)
   } finally {
     if (added !== undefined) await stop(added)
@@ -89,24 +100,29 @@ async function background(
   cluster: Cluster,
   nodes: readonly Pick<Node, 'url' | 'secret'>[],
   change: unknown,
-  measure: () => Promise<void>,
+  measure: (isOver: () => boolean) => Promise<void>,
 ): Promise<string> {
   if (args.only !== 'change') await api(cluster, 'POST', 'scrub', { action: 'start' })
   if (args.only !== 'scrub') await api(cluster, 'POST', 'topology/changes', { changes: [change] })
   const idle = await bytesOf(nodes)
   while ((await bytesOf(nodes)) < idle + MiB) await sleep(100)
-  const [before, startedAt] = [await bytesOf(nodes), performance.now()]
-  await measure()
+  const unsettled = async (): Promise<number> => {
+    const { change } = (await api(cluster, 'GET', 'topology')) as { change: { unsettled: number } | null }
+    return change?.unsettled ?? 0
+  }
+  const [before, moving, startedAt] = [await bytesOf(nodes), await unsettled(), performance.now()]
+  // Asked seldom: the question is work of its own.
+  let isOver = false
+  const look = setInterval(() => void unsettled().then(left => (isOver = args.only === 'change' && left === 0)), 2_000)
+  await measure(() => isOver)
+  clearInterval(look)
   const seconds = (performance.now() - startedAt) / 1_000
   const rate = ((await bytesOf(nodes)) - before) / seconds / 1e6
-  const { change: left } = (await api(cluster, 'GET', 'topology')) as { change: { unsettled: number } | null }
+  const left = await unsettled()
   await api(cluster, 'POST', 'scrub', { action: 'pause' })
   while (((await api(cluster, 'GET', 'topology')) as { change: unknown }).change !== null) await sleep(200)
-  const changing =
-    args.only === 'scrub'
-      ? ''
-      : `; the change: ${left === null ? 'over before the end' : `${left.unsettled} partitions left`}`
-  return `${rate.toFixed(1)} MB/s read and written in the background${changing}`
+  const changing = args.only === 'scrub' ? '' : `; of ${moving} partitions ${left} were left`
+  return `${rate.toFixed(1)} MB/s read and written in the background for ${seconds.toFixed(0)} s${changing}`
 }
 
 /** Read and written in the background by all disks. */
@@ -115,13 +131,18 @@ async function bytesOf(nodes: readonly Pick<Node, 'url' | 'secret'>[]): Promise<
   return statuses.flatMap(({ shards }) => shards).reduce((sum, { background }) => sum + (background?.bytes ?? 0), 0)
 }
 
-/** Latencies from the moment a request was due, ms. Rejects with the first answer that is not as it should be. */
-async function load(cluster: Cluster, paths: readonly string[], seconds: number): Promise<Latencies> {
+/** Rejects with the first answer that is not as it should be. */
+async function load(
+  cluster: Cluster,
+  paths: readonly string[],
+  seconds: number,
+  isOver: () => boolean = () => false,
+): Promise<Window> {
   const found: Latencies = { GET: [], PUT: [] }
-  const startedAt = performance.now()
+  const [startedAt, usedBefore] = [performance.now(), processorMs()]
   const count = Math.floor(seconds * Number(args.rate))
   const all: Promise<void>[] = []
-  for (let index = 0; index < count; index += 1) {
+  for (let index = 0; index < count && !isOver(); index += 1) {
     const dueAt = startedAt + (index / Number(args.rate)) * 1_000
     await sleep(Math.max(0, dueAt - performance.now()))
     const kind = index % 3 === 2 ? 'PUT' : 'GET'
@@ -130,24 +151,44 @@ async function load(cluster: Cluster, paths: readonly string[], seconds: number)
     all.push(done.then(() => void found[kind].push(performance.now() - dueAt)))
   }
   await Promise.all(all)
-  return found
+  const busy = (processorMs() - usedBefore) / (performance.now() - startedAt) / availableParallelism()
+  return { latencies: found, busy }
 }
 
-function collect(all: Latencies, some: Latencies): void {
-  for (const kind of kinds) all[kind].push(...some[kind])
+/** Of all processors together, since the start of the machine; this bench is among it. */
+function processorMs(): number {
+  return cpus().reduce((sum, { times }) => sum + times.user + times.nice + times.sys + times.irq, 0)
 }
 
-function report(quiet: Latencies, beside: Latencies): void {
-  console.log(`\n${availableParallelism()} cores, load ${loadavg().map(value => value.toFixed(1)).join(' ')}, ${args.rate} requests a second\n`) // prettier-ignore
+function report(quiet: readonly Window[], beside: readonly Window[]): void {
+  console.log(`\n${availableParallelism()} cores, load ${loadavg().map(value => value.toFixed(1)).join(' ')}, ${args.rate} requests a second`) // prettier-ignore
+  console.log(`processors busy: ${percents(quiet)} quiet, ${percents(beside)} beside work\n`)
   console.log('|     | requests | p50 quiet | p50 beside work | ratio | p99 quiet | p99 beside work | ratio |')
   console.log('| --- | -------- | --------- | --------------- | ----- | --------- | --------------- | ----- |')
   for (const kind of kinds) {
+    const [all, during] = [together(quiet, kind), together(beside, kind)]
     const cells = [0.5, 0.99].flatMap(share => {
-      const [without, during] = [quantile(quiet[kind], share), quantile(beside[kind], share)]
-      return [`${without.toFixed(1)} ms`, `${during.toFixed(1)} ms`, (during / without).toFixed(2)]
+      const [without, besideWork] = [quantile(all, share), quantile(during, share)]
+      return [`${without.toFixed(1)} ms`, `${besideWork.toFixed(1)} ms`, (besideWork / without).toFixed(2)]
     })
-    console.log(`| ${kind} | ${quiet[kind].length} + ${beside[kind].length} | ${cells.join(' | ')} |`)
+    console.log(`| ${kind} | ${all.length} + ${during.length} | ${cells.join(' | ')} |`)
   }
+  for (const kind of kinds) {
+    const p99 = (windows: readonly Window[]): number => quantile(together(windows, kind), 0.99)
+    const ratios = beside.map((window, round) => p99([window]) / p99(quiet.slice(round, round + 2)))
+    const noise = quiet.slice(1).map((window, round) => p99([window]) / p99(quiet.slice(round, round + 1)))
+    const list = (values: readonly number[]): string => values.map(value => value.toFixed(2)).join(', ')
+    console.log(`\np99 of ${kind}s, round by round: ${list(ratios)}; median ${list([quantile(ratios, 0.5)])}`)
+    console.log(`quiet halves, each to the one before: ${list(noise)}`)
+  }
+}
+
+function together(windows: readonly Window[], kind: Kind): readonly number[] {
+  return windows.flatMap(({ latencies }) => latencies[kind])
+}
+
+function percents(windows: readonly Window[]): string {
+  return windows.map(({ busy }) => `${(busy * 100).toFixed(0)} %`).join(', ')
 }
 
 function quantile(values: readonly number[], share: number): number {

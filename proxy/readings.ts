@@ -178,6 +178,7 @@ function reads({ reader: { counters } }: CountedParts): Reading[] {
     counter('replica_reads', 'Reads from storage nodes that clients asked for', () => counters.reads),
     counter('replica_attempts', 'Requests to storage nodes for them', () => counters.attempts),
     counter('hedges', 'Second replicas asked because the first was slow', () => counters.hedges),
+    counter('slow_probes', 'Bytes read to see whether a shard that was slow is quick again', () => counters.probes),
     counter('retries', 'Other replicas asked before the first byte, after a failure', () => counters.retries),
     counter('resumes', 'Other replicas asked in the middle of a body', () => counters.resumes),
     counter('corrupt_bodies', 'Bodies whose digest did not match', () => counters.corruptBodies),

@@ -9,6 +9,7 @@ import type { Logger } from 'pino'
 import { isHoldfastError } from '../shared/errors.ts'
 import type { ClusterMap, MapNode } from '../shared/cluster-map.ts'
 import { parseZone } from '../shared/ids.ts'
+import { ProcessorLoad } from '../shared/processor-load.ts'
 import { version } from '../shared/version.ts'
 import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
 import { FailedLogins } from './access/failed-logins.ts'
@@ -60,6 +61,7 @@ import { WriteContext } from './routing/write-context.ts'
 import { backup } from './tasks/backup.ts'
 import { collectGarbage } from './tasks/collect-garbage.ts'
 import { AntiEntropy } from './tasks/anti-entropy.ts'
+import { Calm } from './tasks/calm.ts'
 import { cleanup, previewCleanup } from './tasks/cleanup.ts'
 import { emptyTrash } from './tasks/empty-trash.ts'
 import { drillBackup } from './tasks/drill-backup.ts'
@@ -261,6 +263,7 @@ async function build(
   await keeper.start()
   closers.push(() => identity.close())
   await identity.start()
+  const calm = new Calm({ health, load: new ProcessorLoad().load, now })
   const repair = new RepairCopies({ metadata, references, clients, view, health, log, now })
   const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
   const { collection } = metadata
@@ -275,12 +278,21 @@ async function build(
     drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
     housekeeping(metadata),
     emptyTrash(metadata),
-    rebalance({ metadata, view, clients, references, now, leftoverAgeMs }),
+    rebalance({ metadata, view, clients, references, calm, now, leftoverAgeMs }),
     cleanup({ metadata, publisher }),
     collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
   ]
   const jobControl = new JobControl(metadata.jobs, definitions)
-  const antiEntropy = new AntiEntropy({ metadata, clients, view, health, log, now, roundMs: config.antiEntropyMs })
+  const antiEntropy = new AntiEntropy({
+    metadata,
+    clients,
+    view,
+    health,
+    calm,
+    log,
+    now,
+    roundMs: config.antiEntropyMs,
+  })
   const losses = new HeedLosses({ metadata, clients, view, health, log, now })
   const heal = new HealFromUpstream({ losses, metadata, repositories, upstreams, now })
   const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })

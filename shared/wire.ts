@@ -18,7 +18,7 @@ export const wireHeader = {
   fence: 'holdfast-fence',
   /** Request: the id of the client request this one serves; ends up in both logs. */
   requestId: 'holdfast-request-id',
-  /** Request between nodes, or of the primary to copy: work in the background, `usual`, or `urgent` for the last copy of something. */
+  /** Request between nodes, or of the primary to copy and compare: work in the background, `usual`, or `urgent` for the last copy of something. */
   background: 'holdfast-background',
   /** Request of an upload whose length is known: bytes the shard must have room for. */
   expectedBytes: 'holdfast-expected-bytes',

@@ -147,7 +147,8 @@ async function append(call: Call): Promise<void> {
   const { node, request } = call
   const items = parseAppend(await readBody(request, bodyOf(call, node.limits.appendBytesMax)))
   const epoch = epochOf(call)
-  const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item, epoch)))
+  const urgency = backgroundOf(request)
+  const results: AppendAnswer['results'] = await Promise.all(items.map(item => appendItem(node, item, epoch, urgency)))
   answer(call, { results } satisfies AppendAnswer)
 }
 
@@ -155,11 +156,14 @@ async function appendItem(
   node: StorageNode,
   item: AppendItem,
   epoch: number | undefined,
+  urgency: Urgency | undefined,
 ): Promise<AppendAnswer['results'][number]> {
   try {
     if (item.problem !== undefined) throw item.problem
     const { shard } = shardNamed(node, item.shard)
-    await node.gate.pass(epoch, () => shard.clients.during(() => shard.append(item)))
+    // Records of the primary's copying hold nothing back: not even itself, where nobody else is there.
+    const append = () => shard.append(item)
+    await node.gate.pass(epoch, () => (urgency === undefined ? shard.clients.during(append) : append()))
     return 'ok'
   } catch (thrown) {
     return toWireError(toHoldfastError(thrown))
@@ -242,7 +246,8 @@ async function references(call: Call): Promise<void> {
   const key = call.query.get('key')
   if (key === null) return answer(call, await listReferences(shard, partition, pageOf(call)))
   if (Buffer.byteLength(key) > pathKeyBytesMax) throw new HoldfastError('BAD_REQUEST', 'the key is too long')
-  answer(call, await shard.clients.during(() => findReference(shard, partition, key)))
+  const find = () => findReference(shard, partition, key)
+  answer(call, backgroundOf(call.request) === undefined ? await shard.clients.during(find) : await find())
 }
 
 async function unconfirmed(call: Call): Promise<void> {

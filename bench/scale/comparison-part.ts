@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { pino } from 'pino'
 import { AntiEntropy } from '../../proxy/tasks/anti-entropy.ts'
+import { unhindered } from '../../proxy/tasks/calm.ts'
 import type { ShardSummary } from '../../proxy/tasks/compare-sets.ts'
 import type { MoveDeps } from '../../proxy/tasks/move-deps.ts'
 import { movePartition } from '../../proxy/tasks/move-partition.ts'
@@ -65,6 +66,7 @@ async function compare(entries: readonly Entry[]): Promise<Weight> {
     },
     view: { current: () => view },
     health: { state: () => 'up', shardState: () => 'ok', shardStatus: () => undefined },
+    calm: unhindered,
     log: pino({ level: 'silent' }),
     now: () => performance.now(),
     roundMs: 600_000,
@@ -93,6 +95,7 @@ async function move(entries: readonly Entry[]): Promise<Weight> {
     references: { appendTo: async () => new Set<ShardId>() },
     view: () => view,
     fence: 'primary:1',
+    calm: unhindered,
     term: { signal: never },
     unwanted: async () => ({ unnamed: [], purging: [] }),
     turn: async () => {},

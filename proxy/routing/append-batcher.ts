@@ -36,6 +36,7 @@ export class AppendBatcher {
   readonly #client: AppendClient
   readonly #connections: WireConnections
   readonly #now: () => number
+  readonly #background: 'usual' | undefined
   readonly #prefixes = new Map<ShardId, Buffer>()
   #queue: Item[] = []
   #queuedBytes = 0
@@ -46,11 +47,12 @@ export class AppendBatcher {
   #aliveAt = 0
   readonly counters = { batches: 0, items: 0, refused: 0 }
 
-  /** `now`: monotonic milliseconds. */
-  constructor(client: AppendClient, connections: WireConnections, now: () => number) {
+  /** `now`: monotonic milliseconds. `background`: no client waits for any of these records. */
+  constructor(client: AppendClient, connections: WireConnections, now: () => number, background?: 'usual') {
     this.#client = client
     this.#connections = connections
     this.#now = now
+    this.#background = background
   }
 
   /** How long the node has answered nothing although something is in flight. */
@@ -150,7 +152,8 @@ export class AppendBatcher {
 
   #head(bodyBytes: number): Buffer {
     let head = `POST ${wirePath.append} HTTP/1.1\r\nhost: ${this.#connections.host}\r\n`
-    for (const [name, value] of Object.entries(this.#client.headers())) head += `${name}: ${value}\r\n`
+    for (const [name, value] of Object.entries(this.#client.headers({ background: this.#background })))
+      head += `${name}: ${value}\r\n`
     head += `content-type: application/octet-stream\r\ncontent-length: ${bodyBytes}\r\n\r\n`
     return Buffer.from(head, 'latin1')
   }

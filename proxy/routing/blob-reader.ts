@@ -10,6 +10,7 @@ import type { NodeClients } from './node-client.ts'
 import { type ReadContext, readTimeDefaults, type ReadTimes } from './read-deps.ts'
 import { Replicas } from './replica-source.ts'
 import { RetryBudget } from './retry-budget.ts'
+import { SlowProbes } from './slow-probe.ts'
 import { StreamRead } from './stream-read.ts'
 import type { BlobLocation, BlobReader, ByteRange, ByteSink } from './types.ts'
 import { WholeRead } from './whole-read.ts'
@@ -53,6 +54,7 @@ export class ReplicatedBlobReader implements BlobReader {
     this.#context = {
       replicas: new Replicas({ view, clients, health, counters: this.counters, zone, now, random }),
       budget: new RetryBudget(now),
+      probes: new SlowProbes(now),
       counters: this.counters,
       times: { ...readTimeDefaults, ...deps.times },
       now,

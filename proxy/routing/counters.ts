@@ -7,6 +7,8 @@ export interface ReadCounters {
   attempts: number
   hedges: number
   hedgesWon: number
+  /** A byte of a shard that is left alone because it was slow. */
+  probes: number
   /** Another replica asked before the first byte, after a failure. */
   retries: number
   /** Another replica asked in the middle of a body. */
@@ -32,6 +34,7 @@ export function newReadCounters(): ReadCounters {
     attempts: 0,
     hedges: 0,
     hedgesWon: 0,
+    probes: 0,
     retries: 0,
     resumes: 0,
     stalls: 0,

@@ -38,8 +38,16 @@ export class LatencyMean {
     this.#ms = this.#ms === 0 ? ms : this.#ms + (ms - this.#ms) / 10
   }
 
-  /** It was not waited for to the end: that tells something only if it was long. */
+  /** A probe of a shard that clients are kept from: a few quick ones in a row are enough, for there are not many of them. */
+  addProbe(ms: number): void {
+    this.#ms = (this.#ms + ms) / 2
+  }
+
+  /**
+   * It was not waited for to the end: that tells something only if it was long. Then at once, for each read that waits for a slow shard
+   * before that is known is one of a client; and as twice of it, since who has taken so long without an answer is not about to give one.
+   */
   addAtLeast(ms: number): void {
-    if (ms > this.#ms) this.add(ms)
+    if (ms > this.#ms) this.#ms = Math.max(this.#ms, 2 * ms)
   }
 }

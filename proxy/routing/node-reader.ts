@@ -40,7 +40,7 @@ export interface ReadRequest {
   /** Where the body goes: a buffer of just its length, or chunk by chunk. */
   readonly into: Buffer | 'chunks'
   /** Of the shard: how long its first byte takes is added. */
-  readonly latency: LatencyMean
+  readonly latency: Pick<LatencyMean, 'add' | 'addAtLeast'>
 }
 
 /** Exactly one of `onEnd` and `onError` comes, unless the read was aborted. Neither comes before `read` has returned. */

@@ -2,9 +2,10 @@ import { HoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { wirePath } from '../../shared/wire.ts'
 import type { ReadCounters } from './counters.ts'
-import type { BlobRead, ReadReceiver } from './node-reader.ts'
+import type { BlobRead, ReadReceiver, ReadRequest } from './node-reader.ts'
 import type { Replica, Replicas } from './replica-source.ts'
 import type { RetryBudget } from './retry-budget.ts'
+import type { SlowProbes } from './slow-probe.ts'
 import type { BlobLocation, ByteRange } from './types.ts'
 
 export interface ReadTimes {
@@ -31,6 +32,7 @@ export const readTimeDefaults: ReadTimes = {
 export interface ReadContext {
   readonly replicas: Replicas
   readonly budget: RetryBudget
+  readonly probes: SlowProbes
   readonly counters: ReadCounters
   readonly times: ReadTimes
   readonly now: () => number
@@ -50,10 +52,11 @@ export function startRead(
   range: ByteRange | undefined,
   into: Buffer | 'chunks',
   receiver: ReadReceiver,
+  latency: ReadRequest['latency'] = replica.latency,
 ): BlobRead {
   context.counters.attempts += 1
   const path = wirePath.blob(replica.id, blob.partition, blob.digest, blob.generation)
-  return replica.client.reader.read({ path, total: blob.bytes, range, into, latency: replica.latency }, receiver)
+  return replica.client.reader.read({ path, total: blob.bytes, range, into, latency }, receiver)
 }
 
 /** Remembers and reports a copy that is missing or wrong; false: the failure says nothing about the copy. */

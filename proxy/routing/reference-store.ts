@@ -63,9 +63,9 @@ export class ShardReferences implements ReferenceStore {
     const done = new Set<ShardId>()
     const sent = shards.map(shard => {
       const { id: node, url, zone } = view.node(shard)
-      const { appender } = this.#deps.context.uplink({ shard, node, url, zone })
+      const { backgroundAppender } = this.#deps.context.uplink({ shard, node, url, zone })
       return new Promise<void>(resolve => {
-        appender.append(shard, frame, error => {
+        backgroundAppender.append(shard, frame, error => {
           if (error === undefined) done.add(shard)
           resolve()
         })

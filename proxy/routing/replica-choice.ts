@@ -24,8 +24,6 @@ const localLoadRatio = 1.5
 /** A shard is slow, its disk failing perhaps or its node overloaded, when it takes so long and so many times as long as the quickest. */
 const slowMsMin = 50
 const slowRatio = 4
-/** Of reads go to a slow one: who is not asked could not be seen to be quick again. Few enough to lie behind the 99th percentile. */
-const slowShare = 0.005
 
 /** 0 is best. Full and read-only shards serve reads as well as others. */
 export function replicaTier({ state, draining, shard, doubtful }: ReplicaFacts): number {
@@ -39,7 +37,7 @@ export function replicaTier({ state, draining, shard, doubtful }: ReplicaFacts):
 /**
  * Index of the replica to ask, -1 of none. `replicas` stand in ring order, `random` gives [0, 1). Of the best tier: those in the
  * own zone unless they carry too much or are much slower than others, then the less loaded of two drawn at random, the earlier in ring order where equal
- * (so that quiet clusters find their blobs in one node's page cache).
+ * (so that quiet clusters find their blobs in one node's page cache). A slow one is asked by clients only where all are.
  */
 export function chooseReplica(replicas: readonly ReplicaFacts[], random: () => number): number {
   if (replicas.length < 2) return replicas.length - 1
@@ -52,10 +50,27 @@ export function chooseReplica(replicas: readonly ReplicaFacts[], random: () => n
   }
   pool = narrowed(pool, index => share(replicas, index) >= 1 || random() < share(replicas, index))
   const quickestMs = quickest(replicas, pool)
-  pool = narrowed(pool, index => !isSlow(replicas[index], quickestMs) || random() < slowShare)
+  pool = narrowed(pool, index => !isSlow(replicas[index], quickestMs))
   if (localsCarryTheirPart(replicas, pool)) pool = narrowed(pool, index => replicas[index]?.local === true)
   return lessLoadedOfTwo(replicas, pool, random)
 }
+
+/**
+ * Indexes of those that are as good as the chosen one but for being slow: who is not asked by clients could not be seen to be quick again
+ * (slow-probe.ts).
+ */
+export function passedOver(replicas: readonly ReplicaFacts[], chosen: number): readonly number[] {
+  // Nearly always none is: one comparison for each, in the path of every read.
+  if (!replicas.some(({ latencyMs }) => latencyMs > slowMsMin)) return none
+  const best = replicas[chosen]
+  if (best === undefined) return none
+  const tier = replicaTier(best)
+  const peers = [...replicas.keys()].filter(index => replicaTier(replicas[index] ?? best) === tier)
+  const quickestMs = quickest(replicas, peers)
+  return isSlow(best, quickestMs) ? none : peers.filter(index => isSlow(replicas[index], quickestMs))
+}
+
+const none: readonly number[] = []
 
 const share = (replicas: readonly ReplicaFacts[], index: number): number => replicas[index]?.share ?? 1
 

@@ -6,7 +6,7 @@ import type { ReadCounters } from './counters.ts'
 import type { HealthTable } from './health.ts'
 import { LatencyMean } from './latency.ts'
 import type { NodeClient, NodeClients } from './node-client.ts'
-import { chooseReplica, type ReplicaFacts } from './replica-choice.ts'
+import { chooseReplica, passedOver, type ReplicaFacts } from './replica-choice.ts'
 import type { BlobLocation } from './types.ts'
 
 /** Handoffs asked without knowing that they hold the blob; writes take them in the same order. */
@@ -19,6 +19,8 @@ const searchMemoryMs = 2_000
 const searchCountMax = 256
 const searchNodesAtOnce = 16
 const searchTimeoutMs = 1_500
+
+const nobody: readonly Replica[] = []
 
 export interface Replica extends ReplicaFacts {
   readonly id: ShardId
@@ -167,6 +169,7 @@ export class ReplicaSource {
   readonly #slower: ShardId[] = []
   readonly #seen = new Set<ShardId>()
   #expectedMs = Infinity
+  #slow: readonly Replica[] = nobody
 
   constructor(replicas: Replicas, blob: BlobLocation) {
     this.#replicas = replicas
@@ -181,8 +184,11 @@ export class ReplicaSource {
     const view = this.#replicas.deps.view.current()
     const known = this.#left.filter(shard => view.has(shard))
     const facts = known.map(shard => this.#replicas.facts(this.#blob, shard, this.#role))
-    const replica = facts[chooseReplica(facts, this.#replicas.deps.random)]
+    const chosen = chooseReplica(facts, this.#replicas.deps.random)
+    const replica = facts[chosen]
     if (replica === undefined) return undefined
+    const slow = passedOver(facts, chosen)
+    this.#slow = slow.length === 0 ? nobody : slow.flatMap(index => facts[index] ?? [])
     for (const { client } of facts) this.#expectedMs = Math.min(this.#expectedMs, client.reader.latency.p95Ms)
     this.#left = known.filter(shard => shard !== replica.id)
     this.#seen.add(replica.id)
@@ -192,6 +198,11 @@ export class ReplicaSource {
   /** Within so many ms one of the replicas that were to be had would answer, 19 times of 20: the quickest of them. */
   get expectedMs(): number {
     return this.#expectedMs
+  }
+
+  /** Those that the last one was preferred to for being slow. */
+  get slow(): readonly Replica[] {
+    return this.#slow
   }
 
   /** It was asked, and its copy is not to blame: another one was quicker, or its node failed a while ago. It may be asked again, behind those not asked yet. */

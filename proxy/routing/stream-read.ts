@@ -9,6 +9,7 @@ import type { HoldfastError } from '../../shared/errors.ts'
 import { PatientTimer } from '../../shared/patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
+import { probeSlow } from './slow-probe.ts'
 import { StreamAttempt, type StreamOwner } from './stream-attempt.ts'
 import type { BlobLocation, ByteRange, ByteSink } from './types.ts'
 
@@ -88,6 +89,7 @@ export class StreamRead implements StreamOwner {
       }
       signal.addEventListener('abort', this.#leave, { once: true })
       const first = this.#launch()
+      if (this.#source.slow.length > 0) probeSlow(this.#context, this.#blob, this.#source.slow)
       const { times } = this.#context
       this.#arm(first === undefined ? times.stallMs : hedgeDelay(this.#source.expectedMs, times))
       if (first === undefined) this.#lookFurther()

@@ -115,7 +115,10 @@ export interface ReferenceStore {
    * majority of R (I3), with the owners that lack it. QUORUM_NOT_REACHED otherwise. Concurrent calls are batched per node.
    */
   append(record: ReferenceRecord): Promise<{ readonly missing: readonly ShardId[] }>
-  /** Appends to exactly these shards, whoever owns the partition; resolves with those that have it durably. Never rejects for one that has not. */
+  /**
+   * Appends to exactly these shards, whoever owns the partition, as work in the background; resolves with those that have it durably. Never
+   * rejects for one that has not.
+   */
   appendTo(record: ReferenceRecord, shards: readonly ShardId[]): Promise<ReadonlySet<ShardId>>
   /**
    * The newest reference of a path as the shards know it (PostgreSQL down): asks all reachable owners and two handoffs; at

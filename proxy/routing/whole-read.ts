@@ -4,6 +4,7 @@ import type { BlobRead, ReadReceiver } from './node-reader.ts'
 import { PatientTimer } from '../../shared/patient-timer.ts'
 import { digestMismatch, hedgeDelay, noteBadCopy, type ReadContext, startRead, unreachable } from './read-deps.ts'
 import type { Replica, ReplicaSource } from './replica-source.ts'
+import { probeSlow } from './slow-probe.ts'
 import type { BlobLocation } from './types.ts'
 
 /**
@@ -38,6 +39,7 @@ export class WholeRead {
       this.#reject = reject
       this.#startedAt = this.#context.now()
       const first = this.#launch()
+      if (this.#source.slow.length > 0) probeSlow(this.#context, this.#blob, this.#source.slow)
       if (first === undefined) this.#lookFurther()
       else this.#arm(hedgeDelay(this.#source.expectedMs, this.#context.times))
     })

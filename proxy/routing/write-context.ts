@@ -15,6 +15,8 @@ export interface NodeUplink {
   readonly client: NodeClient
   readonly connections: WireConnections
   readonly appender: AppendBatcher
+  /** For records that no client waits for: a node would take who sends them for one. */
+  readonly backgroundAppender: AppendBatcher
 }
 
 /** Only grow; the metrics read them. */
@@ -96,8 +98,14 @@ export class WriteContext {
     const known = this.#uplinks.get(node)
     if (known?.client === client) return known
     known?.appender.close()
+    known?.backgroundAppender.close()
     const connections = new WireConnections(url)
-    const uplink = { client, connections, appender: new AppendBatcher(client, connections, this.now) }
+    const uplink = {
+      client,
+      connections,
+      appender: new AppendBatcher(client, connections, this.now),
+      backgroundAppender: new AppendBatcher(client, connections, this.now, 'usual'),
+    }
     this.#uplinks.set(node, uplink)
     return uplink
   }
@@ -200,8 +208,9 @@ export class WriteContext {
   /** Takes no new records, and cuts connections. Call it when no write is in flight any more. */
   close(): void {
     this.discards.close()
-    for (const { appender, connections } of this.#uplinks.values()) {
+    for (const { appender, backgroundAppender, connections } of this.#uplinks.values()) {
       appender.close()
+      backgroundAppender.close()
       connections.destroy()
     }
     this.#uplinks.clear()

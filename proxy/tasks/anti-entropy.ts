@@ -20,6 +20,7 @@ import type { Metadata, RepairEntry } from '../metadata/types.ts'
 import type { RepairQueue } from '../metadata/repair-queue.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
+import type { Calm } from './calm.ts'
 import {
   behind,
   differingReferences,
@@ -60,6 +61,7 @@ export interface AntiEntropyDeps extends ContentsDeps {
   }
   readonly view: Pick<ClusterView, 'current'>
   readonly health: Pick<HealthTable, 'state' | 'shardState' | 'shardStatus'>
+  readonly calm: Pick<Calm, 'step'>
   readonly log: Logger
   /** Monotonic, ms. */
   readonly now: () => number
@@ -230,7 +232,8 @@ export class AntiEntropy implements PrimaryTask {
     const answers = new Map<ShardId, ShardSummary>()
     await atMost(askedAtOnce, shards, async shard => {
       try {
-        answers.set(shard, await summariesOf(this.#deps, shard, range, signal))
+        const ask = () => summariesOf(this.#deps, shard, range, signal)
+        answers.set(shard, await this.#deps.calm.step([shard], signal, ask))
       } catch (error) {
         this.#unanswered(shard, error)
       }
@@ -289,12 +292,11 @@ export class AntiEntropy implements PrimaryTask {
     // By a newer map than the comparison's a stray may have become an owner, or left the cluster.
     const asked = [...new Set([...owners, ...strays])].filter(shard => view.has(shard) && this.#usable(shard))
     const held = new Map<ShardId, ReadonlySet<string>>()
-    await Promise.all(
-      asked.map(async shard => {
-        const entries = await entriesOf(this.#deps, shard, partition, 'blobs', signal)
-        held.set(shard, new Set(entries.map(({ key }) => key)))
-      }),
-    )
+    const ask = async (shard: ShardId): Promise<void> => {
+      const entries = await entriesOf(this.#deps, shard, partition, 'blobs', signal)
+      held.set(shard, new Set(entries.map(({ key }) => key)))
+    }
+    await Promise.all(asked.map(ask))
     for (const chunk of chunksOf(missingBlobs(owners, held))) {
       const repairs: NewRepair[] = []
       const wanted = new Map(chunk.map(one => [one.key, one]))
@@ -313,12 +315,11 @@ export class AntiEntropy implements PrimaryTask {
   async *#referenceRepairs(partition: number, signal: AbortSignal): AsyncGenerator<readonly NewRepair[]> {
     const owners = this.#deps.view.current().owners(partition).filter(owner => this.#usable(owner)) // prettier-ignore
     const held = new Map<ShardId, ReadonlyMap<string, number>>()
-    await Promise.all(
-      owners.map(async shard => {
-        const entries = await entriesOf(this.#deps, shard, partition, 'references', signal)
-        held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
-      }),
-    )
+    const ask = async (shard: ShardId): Promise<void> => {
+      const entries = await entriesOf(this.#deps, shard, partition, 'references', signal)
+      held.set(shard, new Map(entries.map(({ key, version = 0 }) => [key, version])))
+    }
+    await Promise.all(owners.map(ask))
     for (const chunk of chunksOf(differingReferences(held))) {
       const repairs: NewRepair[] = []
       const known = await this.#deps.metadata.inspectVersions(chunk.map(({ key }) => splitKey(key)))

@@ -3,6 +3,7 @@ import { atMost } from '../../shared/at-most.ts'
 import { isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
+import type { Calm } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Term } from './primary.ts'
 import { summariesOf, type ContentsDeps } from './shard-contents.ts'
@@ -15,6 +16,7 @@ const ageMsMax = 10_000
 const shardsAtOnce = 8
 
 export interface BlockSummariesDeps extends ContentsDeps {
+  readonly calm: Pick<Calm, 'step'>
   readonly view: Pick<ClusterView, 'current'>
   /** Monotonic, ms. */
   readonly now: () => number
@@ -46,11 +48,15 @@ export class BlockSummaries {
     const partitions = block?.partitions ?? [partition]
     const span = (partitions.at(-1) ?? 0) - (partitions[0] ?? 0)
     if (block === undefined || span > spanMax) return this.#ask([partition])
-    if (block.answers === undefined) {
+    // All of the block again: where clients slow the moving down, most of it may still be to come.
+    if (block.answers === undefined || this.#deps.now() - block.at > ageMsMax) {
+      const answers = this.#ask(partitions)
       block.at = this.#deps.now()
-      return (block.answers = this.#ask(partitions))
+      // It counts from when it was told, however long that took.
+      answers.then(() => (block.at = this.#deps.now())).catch(() => {}) // told to those who wait
+      block.answers = answers
     }
-    return this.#deps.now() - block.at > ageMsMax ? this.#ask([partition]) : block.answers
+    return block.answers
   }
 
   async #ask(partitions: readonly number[]): Promise<Answers> {
@@ -61,7 +67,8 @@ export class BlockSummaries {
     const found = new Map<ShardId, ShardSummary>()
     await atMost(shardsAtOnce, shards, async shard => {
       try {
-        found.set(shard, await summariesOf(this.#deps, shard, { from, count }, this.#term.signal))
+        const ask = () => summariesOf(this.#deps, shard, { from, count }, this.#term.signal)
+        found.set(shard, await this.#deps.calm.step([shard], this.#term.signal, ask))
       } catch (error) {
         this.#term.signal.throwIfAborted()
         if (!isHoldfastError(error)) throw error

@@ -3,6 +3,7 @@ import type { PlacementView } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
+import type { Calm } from './calm.ts'
 import type { Term } from './primary.ts'
 import type { Copy } from './unnamed-blobs.ts'
 
@@ -19,6 +20,7 @@ export interface MoveDeps {
   readonly clients: Pick<NodeClients, 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly view: () => PlacementView
+  readonly calm: Pick<Calm, 'step' | 'spent'>
   /** `primary:17` */
   readonly fence: string
   /** Aborts when the run has ended; read before each step. */

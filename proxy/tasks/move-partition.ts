@@ -14,9 +14,11 @@ import {
   type TransferAnswer,
   type TransferRequest,
 } from '../../shared/wire.ts'
+import { copyCostMs } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
+import { namesOfOwners, type Owners } from './owner-names.ts'
 import { moveReferences } from './move-references.ts'
 import { batchesOf, commandLimitMs, type Names, namesInStep, touchAll } from './shard-contents.ts'
 import { stayOf } from './unnamed-blobs.ts'
@@ -53,25 +55,27 @@ export async function movePartition(
     (summaries.get(shard)?.get(partition)?.[kind].count ?? 0) > 0
   const hasBlobs = answering.some(shard => holds(shard, 'blobs'))
   const hasReferences = answering.some(shard => holds(shard, 'references'))
-  const obstacle = hasBlobs ? await moveBlobs(deps, partition, answering, to) : undefined
+  const owners = { from: answering, to, summaries }
+  const obstacle = hasBlobs ? await moveBlobs(deps, partition, owners) : undefined
   if (obstacle !== undefined || !hasReferences) return obstacle
-  return moveReferences(deps, partition, answering, to)
+  return moveReferences(deps, partition, owners)
 }
 
 /** Until a comparison of all of it finds that no owner lacks any. */
 async function moveBlobs(
   deps: MoveDeps,
   partition: number,
-  from: readonly ShardId[],
-  to: readonly ShardId[],
+  owners: Omit<Owners, 'filled'>,
 ): Promise<Obstacle | undefined> {
-  const asked = [...new Set([...from, ...to])]
+  const filled = new Set<ShardId>()
   let lacking = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
     lacking = new Set()
-    for await (const { held } of namesInStep(deps, asked, { partition, of: 'blobs' }, deps.term.signal)) {
-      for (const shard of await fill(deps, partition, held, from, to)) lacking.add(shard)
+    const names = namesOfOwners(deps, { partition, of: 'blobs' }, { ...owners, filled }, deps.term.signal)
+    for await (const { held } of names) {
+      for (const shard of await fill(deps, partition, held, owners.from, owners.to)) lacking.add(shard)
     }
+    for (const shard of lacking) filled.add(shard)
     if (lacking.size === 0) return undefined
   }
   return { reason: 'new owners still lack blobs after copying', shards: [...lacking] }
@@ -119,7 +123,8 @@ async function withoutUnwanted(
     const told = [...held.values()].flatMap(names => names.get(key) ?? [])
     return { key, ...blobOf(partition, key, entry), ...stayOf(told) }
   })
-  const { unnamed, purging } = await deps.unwanted(copies)
+  if (copies.length === 0) return wanted
+  const { unnamed, purging } = await deps.calm.step(to, deps.term.signal, () => deps.unwanted(copies))
   for (const { key } of [...unnamed, ...purging]) wanted.delete(key)
   for (const [shard, names] of held) {
     await drop(deps, shard, unnamed.filter(({ key }) => names.has(key)), 'deleted') // prettier-ignore
@@ -138,7 +143,9 @@ async function drop(
   const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
   const options = { fence: deps.fence, timeoutMs: commandLimitMs(), signal: deps.term.signal }
   const request: DropRequest = { shard, reason, blobs: keys }
-  await deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options)
+  await deps.calm.step([shard], deps.term.signal, () =>
+    deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options),
+  )
 }
 
 async function pull(
@@ -168,6 +175,8 @@ async function pull(
       })
     const copied = batch.filter((_, index) => results[index] === 'copied')
     const copiedBytes = copied.reduce((sum, blob) => sum + blob.bytes, 0)
+    // Not a step: a node that holds back takes its time, and the others need not wait for it.
+    deps.calm.spent([shard], copyCostMs({ blobs: copied.length, bytes: copiedBytes }))
     await deps.onCopied({ blobs: copied.length, bytes: copiedBytes, references: 0 })
     // A source may have lost it just now (deleted, or corrupt): the next comparison knows. A target that takes nothing is another matter.
     const refusal = results.find(result => typeof result === 'object' && result.code !== 'REPLICAS_UNREACHABLE')
@@ -202,7 +211,8 @@ async function release(
   blobs: readonly SizedBlob[],
 ): Promise<number> {
   deps.term.signal.throwIfAborted()
-  const words = await Promise.all(owners.map(owner => touchAll(deps, owner, blobs, deps.term.signal)))
+  const ask = () => Promise.all(owners.map(owner => touchAll(deps, owner, blobs, deps.term.signal)))
+  const words = await deps.calm.step(owners, deps.term.signal, ask)
   const safe = blobs.filter((_, index) => words.every(results => results[index] === 'held'))
   await drop(deps, shard, safe, 'moved')
   return safe.length

@@ -8,7 +8,8 @@ import { inKeyOrder } from '../../shared/key-order.ts'
 import { wirePath, type Entry, type ReferenceAnswer, type ReferenceListing } from '../../shared/wire.ts'
 import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
-import { type NamesStretch, namesInStep } from './shard-contents.ts'
+import { namesOfOwners, type Owners } from './owner-names.ts'
+import type { NamesStretch } from './shard-contents.ts'
 
 /** Of one partition; records of several partitions on their way to a node share its batches with those of clients. */
 const appendsAtOnce = 64
@@ -30,16 +31,18 @@ interface Lack {
 export async function moveReferences(
   deps: MoveDeps,
   partition: number,
-  from: readonly ShardId[],
-  to: readonly ShardId[],
+  owners: Omit<Owners, 'filled'>,
 ): Promise<Obstacle | undefined> {
-  const asked = [...new Set([...from, ...to])]
+  const { from, to } = owners
+  const filled = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
     let isComplete = true
-    for await (const stretch of namesInStep(deps, asked, { partition, of: 'references' }, deps.term.signal)) {
+    const names = namesOfOwners(deps, { partition, of: 'references' }, { ...owners, filled }, deps.term.signal)
+    for await (const stretch of names) {
       const lacks = lacksOf(stretch, rotated(from, partition), to)
       if (lacks.length === 0) continue
       isComplete = false
+      for (const { targets } of lacks) for (const shard of targets) filled.add(shard)
       const behind = await supply(deps, partition, stretch, lacks)
       // What is behind it would only meet the same shard in the same trouble.
       if (behind.size > 0) return { reason: 'new owners did not take references', shards: [...behind] }
@@ -98,7 +101,8 @@ async function* pagesOf(
     const query = new URLSearchParams({ limit: String(pageMax), ...(at === undefined ? {} : { after: at }) })
     const path = `${wirePath.references(source, partition)}?${query.toString()}`
     const options = { signal: deps.term.signal, timeoutMs: pageTimeoutMs }
-    const page = await deps.clients.ofShard(source).requestJson<ReferenceListing>('GET', path, undefined, options)
+    const ask = () => deps.clients.ofShard(source).requestJson<ReferenceListing>('GET', path, undefined, options)
+    const page = await deps.calm.step([source], deps.term.signal, ask)
     yield page.references
     if (page.next === undefined) return
     at = page.next
@@ -125,13 +129,16 @@ async function bringEach(
 ): Promise<void> {
   for (let start = 0; start < lacks.length; start += readsAtOnce) {
     deps.term.signal.throwIfAborted()
-    const found = lacks.slice(start, start + readsAtOnce).map(async lack => {
+    const some = lacks.slice(start, start + readsAtOnce)
+    const find = async (lack: Lack): Promise<Delivery> => {
       const path = `${wirePath.references(lack.source, partition)}?key=${encodeURIComponent(lack.key)}`
-      const client = deps.clients.ofShard(lack.source)
-      const record = await client.requestJson<ReferenceAnswer>('GET', path, undefined, { signal: deps.term.signal })
+      const options = { signal: deps.term.signal, background: 'usual' } as const
+      const record = await deps.clients.ofShard(lack.source).requestJson<ReferenceAnswer>('GET', path, undefined, options) // prettier-ignore
       return { ...lack, record }
-    })
-    await give(deps, await Promise.all(found), behind)
+    }
+    const sources = some.map(({ source }) => source)
+    const found = await deps.calm.step(sources, deps.term.signal, () => Promise.all(some.map(find)))
+    await give(deps, found, behind)
   }
 }
 
@@ -140,7 +147,8 @@ async function give(deps: MoveDeps, deliveries: readonly Delivery[], behind: Set
   for (let start = 0; start < deliveries.length; start += appendsAtOnce) {
     deps.term.signal.throwIfAborted()
     const batch = deliveries.slice(start, start + appendsAtOnce)
-    const done = await Promise.all(batch.map(({ record, targets }) => deps.references.appendTo(record, targets)))
+    const append = () => Promise.all(batch.map(({ record, targets }) => deps.references.appendTo(record, targets)))
+    const done = await deps.calm.step([...new Set(batch.flatMap(one => one.targets))], deps.term.signal, append)
     let references = 0
     for (const [index, { targets }] of batch.entries()) {
       const refused = targets.filter(shard => done[index]?.has(shard) !== true)

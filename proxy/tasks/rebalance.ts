@@ -20,6 +20,7 @@ import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { planApart } from '../topology/plan-apart.ts'
 import { BlockSummaries } from './block-summaries.ts'
+import type { Calm } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Job, JobContext } from './job.ts'
 import type { MoveDeps } from './move-deps.ts'
@@ -44,6 +45,10 @@ const nodesAtOnce = 8
 /** A new map goes to every process: with so many settled partitions, or so seldom. */
 const settledAtOnce = 512
 const settleMs = 3_000
+/** Where clients are there, as much more seldom as steps are; but reads still ask the old owners until then. */
+const settleMsMax = 6_000
+/** What a new map costs each process that decodes it, about. */
+const mapCostMs = 10
 const retryMs = 2_000
 /** What everybody waits for is said again so often, while it stays the same but for its numbers. */
 const toldAgainMs = 60_000
@@ -55,6 +60,7 @@ export interface RebalanceDeps {
   readonly view: Pick<ClusterView, 'current' | 'replace'>
   readonly clients: Pick<NodeClients, 'get' | 'ofShard'>
   readonly references: Pick<ReferenceStore, 'appendTo'>
+  readonly calm: Pick<Calm, 'share' | 'step' | 'spent'>
   /** Monotonic, ms. */
   readonly now: () => number
   /** Copies without a row that are younger may still get it, in ms. */
@@ -115,6 +121,7 @@ class Rebalance {
       clients: deps.clients,
       references: deps.references,
       view: () => deps.view.current(),
+      calm: deps.calm,
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
       unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),
@@ -284,7 +291,9 @@ class Rebalance {
 
   /** Not after each partition, for the map goes to every process; the copying goes on meanwhile. */
   async #settleInTime(): Promise<void> {
-    const isDue = this.#settled.length >= settledAtOnce || this.#deps.now() - this.#settledAt > settleMs
+    const { calm, now, view } = this.#deps
+    const waitMs = Math.min(settleMsMax, settleMs / calm.share(view.current().map.shards.map(({ id }) => id)))
+    const isDue = this.#settled.length >= settledAtOnce || now() - this.#settledAt > waitMs
     if (isDue && !this.#isSettling) await this.#settle()
   }
 
@@ -341,6 +350,7 @@ class Rebalance {
       if (next !== map) await prepare(map, next)
       if (next === map || (await metadata.publishClusterMap(next, this.#context.term.token))) {
         view.replace(next)
+        if (next !== map) this.#deps.calm.spent([], mapCostMs)
         return next
       }
     }

@@ -13,6 +13,7 @@ import {
   type VersionsRequest,
 } from '../../shared/wire.ts'
 import type { NodeClient } from '../routing/node-client.ts'
+import type { Calm } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
 
 const pageSize = 2_000
@@ -31,6 +32,8 @@ const pulledMax = 1_000
 
 export interface ContentsDeps {
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
+  /** Holds back what is asked page by page in the background; without it nothing does. */
+  readonly calm?: Pick<Calm, 'step'>
 }
 
 /** How long a shard may take for a command that moves so many bytes. */
@@ -74,7 +77,8 @@ export async function entriesOf(
   const found: Entry[] = []
   for (let after: string | undefined, more = true; more;) {
     const page = { partition, of, limit: pageSize, ...(after === undefined ? {} : { after }) }
-    const { entries, next } = await entriesPage(deps, shard, page, signal)
+    const ask = () => entriesPage(deps, shard, page, signal)
+    const { entries, next } = deps.calm === undefined ? await ask() : await deps.calm.step([shard], signal, ask)
     found.push(...entries)
     after = next
     more = next !== undefined
@@ -104,9 +108,9 @@ export async function* namesInStep(
   for (let after: string | undefined, more = true; more;) {
     signal.throwIfAborted()
     const page = { partition, of, limit, ...(after === undefined ? {} : { after }) }
-    const pages = await Promise.all(
-      shards.map(async shard => ({ shard, ...(await entriesPage(deps, shard, page, signal)) })),
-    )
+    const ask = () =>
+      Promise.all(shards.map(async shard => ({ shard, ...(await entriesPage(deps, shard, page, signal)) })))
+    const pages = deps.calm === undefined ? await ask() : await deps.calm.step(shards, signal, ask)
     // As far as the shortest of the pages goes: behind that, a name that is not in it may be on its shard all the same.
     const ends = pages.flatMap(({ next }) => next ?? [])
     const end = ends.length === 0 ? undefined : ends.reduce((least, one) => (inKeyOrder(one, least) < 0 ? one : least))

@@ -38,7 +38,7 @@ t.test(
     // The one that is killed serves nobody: its clients would have to repeat what it had in hand.
     const client = cluster.client({ proxy: other, history, timeoutMs: 30_000 })
     const load = new Load(t, { random, clients: [client], concurrency: 6, smallPaths: 150, largePaths: 12 })
-    await load.progress(100, 100)
+    await load.progress(300, 150)
     const tell = (change: string): void => {
       const { readTimes, writeTimes } = load.current
       figure(t, `topology.read-p99-${change}`, percentile(readTimes, 99), 'ms')
@@ -46,16 +46,20 @@ t.test(
     }
     tell('before')
 
+    // The restart that it takes is told apart from the adding: what it costs clients is another promise.
     load.phase('a node with another shard')
     const added = await cluster.giveShard('node-a1')
     await eventually('the new shard is seen', async () =>
       (await view(cluster, other)).unassigned.some(one => one.shard === added.id),
     )
+    tell('restarting')
+    load.phase('a shard added')
     const plan = await run(cluster, other, shard, 'add', added.id, '--plan')
     t.match(plan, { code: 0, json: { partitions: Number, copies: Number, problems: [] } })
     t.ok((plan.json as { copies: number }).copies > 0)
     const apply = await run(cluster, other, shard, 'add', added.id, '--rate', '1000000')
     t.equal(apply.code, 0, apply.text)
+    await load.progress(300, 150)
     await eventually('copies move', async () => {
       const { change, run } = await view(cluster, other)
       return change !== null && change.unsettled > 0 && (run?.progress?.done ?? 0) > 0

@@ -79,9 +79,11 @@ export const goals: readonly Goal[] = [
     run: topology,
     figures: {
       'topology.read-p99-before': 'p99 of reads $ before',
+      'topology.read-p99-restarting': '$ beside the restart of a node',
       'topology.read-p99-adding': '$ adding',
       'topology.read-p99-draining': '$ draining',
       'topology.write-p99-before': 'of writes $ before',
+      'topology.write-p99-restarting': '$ beside the restart',
       'topology.write-p99-adding': '$ adding',
       'topology.write-p99-draining': '$ draining',
     },

@@ -15,7 +15,7 @@ import {
 } from '../../storage-node/background.ts'
 import { defaultLimits } from '../../storage-node/config.ts'
 import { DiskUse } from '../../storage-node/disk-use.ts'
-import { busyPart, parseStat, ProcessorLoad } from '../../storage-node/processor-load.ts'
+import { busyPart, parseStat, ProcessorLoad } from '../../shared/processor-load.ts'
 import { eventually } from '../support/eventually.ts'
 import { shardA, startNode, testBlob } from './fixtures.ts'
 

@@ -6,7 +6,9 @@ import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { Digest, ShardId } from '../../../shared/ids.ts'
-import { wirePath } from '../../../shared/wire.ts'
+import { partitionOf } from '../../../shared/partition.ts'
+import type { ReferenceRecord } from '../../../shared/record.ts'
+import { type NodeStatus, wirePath } from '../../../shared/wire.ts'
 import { HealthChecker } from '../../../proxy/routing/health-checker.ts'
 import type { WrittenBlob } from '../../../proxy/routing/types.ts'
 import { testSecret } from '../../support/fake-write-node.ts'
@@ -193,4 +195,28 @@ t.test('small blobs, references and touches on real nodes; a second commit under
   t.same(again.missing, [])
   t.same(await readable(cluster, cluster.view.current().owners(10), again), cluster.view.current().owners(10))
   t.ok(await nothingStaysStaged(cluster))
+})
+
+t.test('I34: records that the primary copies make nobody a client of the node, those of a write do', async t => {
+  const cluster = await startCluster(t, ['a', 'b', 'c'], 3)
+  const shares = async (): Promise<readonly (number | undefined)[]> => {
+    const found = await Promise.all(
+      cluster.map.nodes.map(
+        async node => (await cluster.clients.get(node).probe(wirePath.status, 5_000)) as NodeStatus,
+      ),
+    )
+    return found.flatMap(({ shards }) => shards.map(({ background }) => background?.share))
+  }
+  const partition = partitionOf('raw', 'copied')
+  const owners = cluster.view.current().owners(partition)
+  const record: ReferenceRecord = {
+    kind: 'reference', partition, repository: 'raw', path: 'copied', version: 1, op: 'delete', incarnation: 'one', time: 1, user: 'admin',
+  } // prettier-ignore
+  t.equal((await cluster.references.appendTo(record, owners)).size, 3)
+  const path = `${wirePath.references(owners[0]!, partition)}?key=${encodeURIComponent('raw/copied')}`
+  await cluster.clients.ofShard(owners[0]!).requestJson('GET', path, undefined, { background: 'usual' })
+  t.same(await shares(), [1, 1, 1, 1, 1, 1])
+  await cluster.references.append({ ...record, version: 2 })
+  // More of them where the processors are busy.
+  t.ok((await shares()).filter(share => (share ?? 1) < 1).length >= 3)
 })

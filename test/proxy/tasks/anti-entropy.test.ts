@@ -2,6 +2,7 @@
 import t from 'tap'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { AntiEntropy } from '../../../proxy/tasks/anti-entropy.ts'
+import { unhindered } from '../../../proxy/tasks/calm.ts'
 import type { ClusterMap } from '../../../shared/cluster-map.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { partitionCount } from '../../../shared/partition.ts'
@@ -48,6 +49,7 @@ function world(partition: number, holders: readonly ShardId[]) {
     },
     view,
     health: { state: () => 'up', shardState: () => 'ok', shardStatus: () => undefined },
+    calm: unhindered,
     log: silent,
     now: () => 0,
     roundMs: 600_000,

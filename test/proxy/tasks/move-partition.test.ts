@@ -1,6 +1,7 @@
 /** One partition moved between shards that are maps in memory: names in pages, references in bulk, the newest version of each. */
 import fc from 'fast-check'
 import t from 'tap'
+import { unhindered } from '../../../proxy/tasks/calm.ts'
 import type { MoveDeps } from '../../../proxy/tasks/move-deps.ts'
 import { movePartition } from '../../../proxy/tasks/move-partition.ts'
 import type { Copy } from '../../../proxy/tasks/unnamed-blobs.ts'
@@ -15,6 +16,7 @@ import { buildClusterMap } from '../../../shared/placement.ts'
 import { planChanges } from '../../../shared/placement/changes.ts'
 import { movesOf } from '../../../shared/placement/transition.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
+import { SetDigest } from '../../../shared/set-digest.ts'
 import type {
   DropAnswer,
   DropRequest,
@@ -57,6 +59,13 @@ class MemoryShards {
     const own = this.referencesOf(shard)
     const key = `${record.repository}/${record.path}`
     if ((own.get(key)?.version ?? 0) < record.version) own.set(key, record)
+  }
+
+  summaryOf(shard: ShardId, partition: number): ShardSummary {
+    const [blobs, references] = [new SetDigest(), new SetDigest()]
+    for (const key of this.blobsOf(shard).keys()) blobs.add(key)
+    for (const [key, { version }] of this.referencesOf(shard)) references.add(`${key}@${version}`)
+    return new Map([[partition, { partition, blobs: blobs.finish(), references: references.finish() }]])
   }
 
   ofShard(shard: ShardId) {
@@ -145,8 +154,6 @@ function moving() {
   const from = view.previousOwners(partition)!
   const to = view.owners(partition)
   const shards = new MemoryShards()
-  const full = { partition, blobs: { count: 1, hash: '1' }, references: { count: 1, hash: '1' } }
-  const summaries = new Map<ShardId, ShardSummary>(view.allOwners(partition).map(shard => [shard, new Map([[partition, full]])])) // prettier-ignore
   const turns: number[] = []
   let references = 0
   const deps: MoveDeps = {
@@ -160,13 +167,16 @@ function moving() {
     },
     view: () => view,
     fence: 'primary:1',
+    calm: unhindered,
     term: { signal },
     unwanted: async copies => Promise.resolve(shards.judge(copies)),
     turn: async (_shard, bytes) => Promise.resolve(void turns.push(bytes)),
     onCopied: async copied => Promise.resolve(void (references += copied.references)),
   }
-  const move = () => movePartition(deps, partition, summaries)
-  return { shards, deps, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, move } // prettier-ignore
+  const summaries = () => new Map(view.allOwners(partition).map(shard => [shard, shards.summaryOf(shard, partition)]))
+  const moveAfter = (said: ReadonlyMap<ShardId, ShardSummary>) => movePartition(deps, partition, said)
+  const move = () => moveAfter(summaries())
+  return { shards, deps, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, summaries, move, moveAfter } // prettier-ignore
 }
 
 const blobKeyAt = (index: number): string =>
@@ -261,10 +271,7 @@ t.test('I29: how old a copy is says the shard that has had it longest, new owner
     told.push(...copies.map(({ heldMs }) => heldMs))
     return Promise.resolve(shards.judge(copies))
   }
-  const summary = new Map([
-    [partition, { partition, blobs: { count: 1, hash: '1' }, references: { count: 0, hash: '' } }],
-  ])
-  const summaries = new Map<ShardId, ShardSummary>([...from, added].map(shard => [shard, summary]))
+  const summaries = new Map([...from, added].map(shard => [shard, shards.summaryOf(shard, partition)]))
   t.equal(await movePartition({ ...deps, unwanted }, partition, summaries), undefined)
   t.same(told, [5 + from.length])
   t.ok(shards.blobsOf(lacking).has(blobKeyAt(0)))
@@ -327,6 +334,56 @@ t.test('I20: whatever the old owners hold, the new ones end with no older versio
       { seed, numRuns: 200 },
     ),
   )
+})
+
+t.test('I20: of blobs, too, the new owners end with all that the old ones hold, in whatever they differ', async t => {
+  const has = fc.boolean()
+  const rows = fc.oneof(
+    fc.array(fc.tuple(has, has, has, has), { maxLength: 30 }),
+    // Mostly they do not differ.
+    fc.array(has.map(added => [true, true, true, added] as const), { maxLength: 30 }), // prettier-ignore
+  )
+  await t.resolves(
+    fc.assert(
+      fc.asyncProperty(rows, async held => {
+        const { shards, from, to, added, move } = moving()
+        for (const [index, row] of held.entries()) {
+          for (const [at, shard] of [...from, added].entries()) {
+            if (row[at] === true) shards.blobsOf(shard).set(blobKeyAt(index), 10)
+          }
+        }
+        if ((await move()) !== undefined) return false
+        const wanted = held.flatMap((row, index) => (row[0] || row[1] || row[2] ? [blobKeyAt(index)] : []))
+        return to.every(shard => wanted.every(key => shards.blobsOf(shard).has(key)))
+      }),
+      { seed, numRuns: 200 },
+    ),
+  )
+})
+
+t.test('I34: where the old owners hold the same, one speaks for all, unless it has lost something since', async t => {
+  const { shards, partition, from, to, added, copiedReferences, summaries, move, moveAfter } = moving()
+  for (const shard of from) {
+    shards.blobsOf(shard).set(blobKeyAt(0), 10)
+    shards.append(shard, recordAt(partition, 'p/0', 1))
+  }
+  t.equal(await move(), undefined)
+  t.equal(shards.counts.entries, 6, 'of both kinds: it, and then it and the new owner')
+  t.ok(shards.blobsOf(added).has(blobKeyAt(0)))
+  t.equal(copiedReferences(), 1)
+
+  for (const shard of from) {
+    shards.blobsOf(shard).set(blobKeyAt(1), 10)
+    shards.append(shard, recordAt(partition, 'p/1', 1))
+  }
+  const said = summaries()
+  shards.blobsOf(from[0]!).clear()
+  shards.referencesOf(from[0]!).clear()
+  t.equal(await moveAfter(said), undefined)
+  for (const shard of to) {
+    t.ok(shards.blobsOf(shard).has(blobKeyAt(1)))
+    t.ok(shards.referencesOf(shard).has('raw/p/1'))
+  }
 })
 
 t.test('I20: what a new owner said it took, and has not, is found by the comparison and brought again', async t => {

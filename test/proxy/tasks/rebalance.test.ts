@@ -9,6 +9,7 @@ import { HealthTable } from '../../../proxy/routing/health.ts'
 import { ShardReferences } from '../../../proxy/routing/reference-store.ts'
 import { WriteContext } from '../../../proxy/routing/write-context.ts'
 import type { WrittenBlob } from '../../../proxy/routing/types.ts'
+import { unhindered } from '../../../proxy/tasks/calm.ts'
 import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
 import { movePartition } from '../../../proxy/tasks/move-partition.ts'
 import { tallyOf, waitingText } from '../../../proxy/tasks/obstacles.ts'
@@ -79,7 +80,7 @@ async function startWorld(t: Test) {
     const words = await Promise.all(shards.map(shard => touchAll(side, shard, [blob], signal)))
     return shards.filter((_, index) => words[index]?.[0] === 'held')
   }
-  return Object.assign(world, { ...side, metadata, holders })
+  return Object.assign(world, { ...side, metadata, holders, calm: unhindered })
 }
 
 type World = Awaited<ReturnType<typeof startWorld>>

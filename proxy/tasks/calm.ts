@@ -1,0 +1,193 @@
+/**
+ * How fast the primary's own work in the background goes while clients are there (I34): comparing what shards hold, moving partitions, letting
+ * copies go. Nodes hold back what their disks read and write for it; here it is the talk, which costs processors on both sides, and of
+ * nearly empty partitions is most of it.
+ *
+ *   nobody there           as fast as it goes, as many steps at once as there are
+ *   clients                few steps at once, and after each a rest in proportion to how long it took
+ *
+ * How much of their time nodes leave to work in the background they say with their status, once a second: all of it when no client has been
+ * there for 5 s. What is busy besides is the machine of the primary, which takes part in every step. Nothing starves: a rest has an end,
+ * whatever the step took.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { ShardId } from '../../shared/ids.ts'
+import type { HealthTable } from '../routing/health.ts'
+
+export interface Surroundings {
+  /** What the shards that a step is about leave to work in the background, 0 to 1 each. */
+  readonly shares: readonly number[]
+  /** Of any node. */
+  readonly hasClients: boolean
+  /** How busy the processors here are, 0 to 1. */
+  readonly load: number
+}
+
+/** With clients, never more than this: what they need of a processor comes in bursts, which a mean over a quarter of a second does not show. */
+const mostShare = 0.5
+const leastShare = 0.1
+const idleLoad = 0.2
+const busyLoad = 0.4
+const restMsMax = 250
+/** Nodes are asked for their status once a second. */
+const lookMs = 250
+/** Shorter rests are gathered: a timer costs more than it slows down. */
+const restMsMin = 5
+/** One step at once for so many nodes: what it costs is spread over more of them in a larger cluster. */
+const nodesPerStep = 4
+/** What a command costs the processors of those that carry it out, beside the disk's time: for each blob, and by bytes. */
+const blobMs = 5
+const bytesPerMs = 100_000
+
+/** The part of the time that steps may take now. */
+export function stepShare({ shares, hasClients, load }: Surroundings): number {
+  if (!hasClients) return 1
+  const part = Math.min(1, Math.max(0, (load - idleLoad) / (busyLoad - idleLoad)))
+  const here = mostShare + part * (leastShare - mostShare)
+  return Math.max(leastShare, Math.min(here, ...shares))
+}
+
+/** How long nothing is begun after a step, ms. */
+export function stepRestMs(tookMs: number, share: number): number {
+  return Math.min(restMsMax, tookMs * (1 / share - 1))
+}
+
+/** Steps under way at once where not all of the time is theirs. */
+export function stepsAtOnce(nodes: number, share: number): number {
+  return Math.max(1, Math.floor((nodes / nodesPerStep) * share))
+}
+
+/** What copies cost beside the disks' time, ms. */
+export function copyCostMs({ blobs, bytes }: { readonly blobs: number; readonly bytes: number }): number {
+  return blobs * blobMs + bytes / bytesPerMs
+}
+
+export interface CalmDeps {
+  readonly health: Pick<HealthTable, 'nodes' | 'shardStatus'>
+  /** How busy the processors here are, 0 to 1. */
+  readonly load: () => number
+  /** Monotonic, ms. */
+  readonly now: () => number
+}
+
+interface Waiter {
+  readonly shards: readonly ShardId[]
+  readonly go: () => void
+}
+
+export class Calm {
+  readonly #deps: CalmDeps
+  /** Who came first goes first. */
+  readonly #waiting: Waiter[] = []
+  #underWay = 0
+  #restsUntil = -Infinity
+  #isResting = false
+  #seen = { hasClients: false, nodes: 0, at: -Infinity }
+
+  constructor(deps: CalmDeps) {
+    this.#deps = deps
+  }
+
+  /** The part of the time that a step with these shards may take now: 1 while no client is there. */
+  share(shards: readonly ShardId[]): number {
+    const { health, load } = this.#deps
+    // A node of an older release does not tell, and counts as one without clients.
+    const shareOf = (shard: ShardId): number => health.shardStatus(shard)?.background?.share ?? 1
+    return stepShare({ shares: shards.map(shareOf), hasClients: this.#cluster.hasClients, load: load() })
+  }
+
+  /** One short step, about these shards, that waits for no other one. Rejects as it does, or before it with the signal's reason. */
+  async step<Result>(shards: readonly ShardId[], signal: AbortSignal, work: () => Promise<Result>): Promise<Result> {
+    await this.#turn(shards, signal)
+    const startedAt = this.#deps.now()
+    try {
+      return await work()
+    } finally {
+      this.#underWay -= 1
+      this.spent(shards, this.#deps.now() - startedAt)
+    }
+  }
+
+  /** Something has cost so much, ms, that was no step: the next one begins later. */
+  spent(shards: readonly ShardId[], costMs: number): void {
+    const share = this.share(shards)
+    const now = this.#deps.now()
+    // Several side by side rest for each other.
+    const restMs = stepRestMs(costMs, share) / this.#atOnce(share)
+    this.#restsUntil = share < 1 ? Math.max(this.#restsUntil, now) + restMs : now
+    this.#next()
+  }
+
+  #atOnce(share: number): number {
+    return stepsAtOnce(this.#cluster.nodes, share)
+  }
+
+  /** Not looked at for each step: there may be thousands of shards. */
+  get #cluster(): { readonly hasClients: boolean; readonly nodes: number } {
+    const { health, now } = this.#deps
+    if (now() - this.#seen.at >= lookMs) {
+      const nodes = health.nodes()
+      const shards = nodes.flatMap(({ status }) => status?.shards ?? [])
+      const hasClients = shards.some(({ background }) => background !== undefined && background.share < 1)
+      this.#seen = { hasClients, nodes: nodes.length, at: now() }
+    }
+    return this.#seen
+  }
+
+  #turn(shards: readonly ShardId[], signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(signal.reason as Error)
+        return
+      }
+      const onAbort = (): void => {
+        this.#waiting.splice(this.#waiting.indexOf(waiter), 1)
+        reject(signal.reason as Error)
+        this.#next()
+      }
+      const waiter: Waiter = {
+        shards,
+        go: () => {
+          signal.removeEventListener('abort', onAbort)
+          resolve()
+        },
+      }
+      signal.addEventListener('abort', onAbort, { once: true })
+      this.#waiting.push(waiter)
+      this.#next()
+    })
+  }
+
+  /** Lets begin who may. */
+  #next(): void {
+    for (let first = this.#waiting[0]; first !== undefined && !this.#isResting; first = this.#waiting[0]) {
+      const share = this.share(first.shards)
+      if (share < 1) {
+        if (this.#underWay >= this.#atOnce(share)) return
+        const waitMs = this.#restsUntil - this.#deps.now()
+        if (waitMs >= restMsMin) {
+          this.#rest(waitMs)
+          return
+        }
+      }
+      this.#waiting.shift()
+      this.#underWay += 1
+      first.go()
+    }
+  }
+
+  #rest(ms: number): void {
+    this.#isResting = true
+    void sleep(Math.min(ms, restMsMax)).then(() => {
+      this.#isResting = false
+      this.#next()
+    })
+  }
+}
+
+/** For who works where no client can be. */
+export const unhindered: Pick<Calm, 'share' | 'step' | 'spent'> = {
+  share: () => 1,
+  step: (_shards, _signal, work) => work(),
+  spent: () => {},
+}
