@@ -3,7 +3,7 @@
  * change (shared/placement.ts), stored, and shipped; readers look owners up in O(1) and never compute them.
  *
  *     { format, hash, partitions, clusterId, epoch, replicas, spread, copies, nodes, shards, table,
- *       writesFrom?, previous?: { since, copies, table }, checksum }
+ *       writesFrom?, previous?: { since, copies, replicas?, table }, checksum }
  *
  * `table` is base64 of little-endian u16: entry `partition * copies + i` is the index in `shards` of the i-th owner.
  * `checksum` is sha256 over the document without it, in the field order above, so a store that reorders JSON fields
@@ -75,6 +75,8 @@ export interface PreviousOwners {
   /** Epoch in which the change began. */
   readonly since: number
   readonly copies: number
+  /** Copies wanted then, if the change is to another number of copies and there were fewer than wanted: an abort goes back to it. */
+  readonly replicas?: number
   /** As `ClusterMap.table`, by `copies` of its own; a partition that is settled has `settledEntry` in all its places. */
   readonly table: Uint16Array
 }
@@ -206,8 +208,9 @@ export function tableProblem(map: Pick<ClusterMap, 'replicas' | 'copies' | 'shar
 /** What makes the list of previous owners unusable; undefined when nothing does. */
 export function previousProblem({ shards, epoch, previous }: Pick<ClusterMap, 'shards' | 'epoch' | 'previous'>) {
   if (previous === undefined) return undefined
-  const { copies, table, since } = previous
+  const { copies, replicas = copies, table, since } = previous
   if (since > epoch) return 'the change of topology began in a later epoch'
+  if (replicas < copies) return `${copies} previous owners where ${replicas} were wanted`
   if (table.length !== partitionCount * copies) return `the previous table has ${table.length} entries`
   let unsettled = 0
   for (let partition = 0; partition < partitionCount; partition += 1) {
@@ -252,15 +255,17 @@ function document(map: Omit<ClusterMap, 'checksum'>): Record<string, unknown> {
   }
 }
 
-function previousDocument({ since, copies, table }: PreviousOwners): Record<string, unknown> {
-  return { since, copies, table: encodeTable(table) }
+function previousDocument({ since, copies, replicas, table }: PreviousOwners): Record<string, unknown> {
+  return { since, copies, ...(replicas === undefined ? {} : { replicas }), table: encodeTable(table) }
 }
 
 function decodePrevious(value: unknown): PreviousOwners {
-  const fields = record(value, ['since', 'copies', 'table'], 'previous')
+  const fields = record(value, ['since', 'copies', 'table'], 'previous', ['replicas'])
+  const { replicas } = fields
   return {
     since: epoch(fields['since'], 'since'),
     copies: integer(fields['copies'], 1, replicasMax, 'previous copies'),
+    ...(replicas === undefined ? {} : { replicas: integer(replicas, 1, replicasMax, 'previous replicas') }),
     table: decodeTable(fields['table']),
   }
 }

@@ -8,13 +8,13 @@
  * the quotas (placement/flow.ts). The table is verified from scratch before anyone gets to see it (I18, I19). Equal
  * inputs give equal tables on every machine (I17).
  */
-import { type ClusterMap, sealClusterMap, tableProblem, topologyProblems } from './cluster-map.ts'
+import { type ClusterMap, sealClusterMap, settledEntry, tableProblem, topologyProblems } from './cluster-map.ts'
 import { HoldfastError } from './errors.ts'
 import { partitionCount } from './partition.ts'
-import { adopt, countHeld, heldBefore, placeInRingOrder } from './placement/fill.ts'
+import { adopt, countHeld, heldBefore, type Holders, placeInRingOrder } from './placement/fill.ts'
 import { PlacementFlow } from './placement/flow.ts'
 import { type Model, modelOf, sortTopology, type Topology } from './placement/model.ts'
-import { type Bounds, evenSpread, type Quotas, quotasOf } from './placement/quotas.ts'
+import { type Bounds, evenSpread, type Pins, type Quotas, quotasOf, withoutPins } from './placement/quotas.ts'
 import { Ring } from './ring.ts'
 
 export type { Topology } from './placement/model.ts'
@@ -33,7 +33,7 @@ export interface PlacementReport {
   readonly nodeMovesMin: number
   /** Partitions of which more than one copy moves. */
   readonly partitionsMovedTwice: number
-  /** Partitions spread over the zones less evenly than they could be. Always 0 with `strict`. */
+  /** Partitions spread over the zones less evenly than they could be, but for pinned ones. Always 0 with `strict`. */
   readonly spreadBroken: number
   /** Fullest and emptiest member relative to its share by weight; 1 is exact. */
   readonly nodeBalance: Balance
@@ -51,23 +51,55 @@ export interface TablePlan {
   readonly report: PlacementReport
 }
 
+const nothing: ReadonlySet<number> = new Set()
+
 /**
- * The table for a topology, with the fewest moves from `previous`. Throws TOPOLOGY_INVALID with `data.problems` when the
- * topology cannot be a map, or when the table fails its own verification.
+ * The table for a topology, with the fewest moves from `previous`. Partitions that are `pinned` keep the owners they have there, also where
+ * a plan would have moved them; the others even out what can be. Throws TOPOLOGY_INVALID with `data.problems` when the topology cannot be a
+ * map, or when the table fails its own verification.
  */
-export function planTable(topology: Topology, previous: ClusterMap | undefined): TablePlan {
+export function planTable(topology: Topology, previous: Holders | undefined, pinned = nothing): TablePlan {
   const sorted = sortTopology(topology)
   refuse(topologyProblems(sorted))
   const model = modelOf(sorted)
   const held = heldBefore(model, previous)
-  const counts = countHeld(model, held)
-  const quotas = quotasOf(model, counts)
+  const pins = pinsOf(model, held, pinned)
+  const quotas = withoutPins(model, quotasOf(model, countHeld(model, held), pins), pins)
   const flow = new PlacementFlow(model, quotas)
   const ring = new Ring(model.nodes)
-  adopt(model, quotas, held, counts, flow)
+  adopt(model, quotas, held, pinned, flow)
   flow.settle(() => placeInRingOrder(model, ring, flow))
   const table = tableOf(model, ring, assignShards(model, quotas, flow))
-  return { table, copies: model.copies, report: verifyTable(sorted, table, previous) }
+  for (const [partition, row] of pinnedRows(sorted, model.copies, previous, pinned)) {
+    table.set(row, partition * model.copies)
+  }
+  return { table, copies: model.copies, report: verifyTable(sorted, table, previous, pinned) }
+}
+
+function pinsOf(model: Model, held: readonly (readonly number[])[], pinned: ReadonlySet<number>): Pins {
+  const shards = countHeld(model, held.filter((_, partition) => pinned.has(partition))) // prettier-ignore
+  return { partitions: pinned.size, shards }
+}
+
+/** The owners that the pinned partitions have, as places in the topology's list of shards. */
+function pinnedRows(
+  { shards }: Topology,
+  copies: number,
+  previous: Holders | undefined,
+  pinned: ReadonlySet<number>,
+): [number, number[]][] {
+  const places = new Map<string, number>(shards.map(({ id }, place) => [id, place]))
+  return [...pinned].map(partition => {
+    const width = previous?.copies ?? 0
+    const entries = previous?.table.subarray(partition * width, (partition + 1) * width) ?? []
+    const row = Array.from(entries).filter(entry => entry !== settledEntry)
+    if (row.length !== copies) refuse([`partition ${partition} has ${row.length} owners where ${copies} are wanted`])
+    return [partition, row.map(entry => placeOf(previous?.shards[entry]?.id ?? ''))]
+  })
+
+  function placeOf(id: string): number {
+    return places.get(id) ?? refuse([`shard ${id} still owns partitions, and is in the topology no more`])
+  }
 }
 
 /**
@@ -86,27 +118,38 @@ export function buildClusterMap(topology: Topology, previous?: ClusterMap): Clus
 
 /**
  * Checks a table against the rules without trusting how it was made: as many copies as possible on distinct nodes,
- * zone spread, exact quotas, nothing on shards of weight 0. Throws TOPOLOGY_INVALID with `data.problems`; what it
- * returns describes a table fit to publish.
+ * zone spread, exact quotas, nothing on shards of weight 0; of partitions that are `pinned`, that they are where they were. Throws
+ * TOPOLOGY_INVALID with `data.problems`; what it returns describes a table fit to publish.
  */
-export function verifyTable(topology: Topology, table: Uint16Array, previous: ClusterMap | undefined): PlacementReport {
+export function verifyTable(
+  topology: Topology,
+  table: Uint16Array,
+  previous: Holders | undefined,
+  pinned = nothing,
+): PlacementReport {
   const sorted = sortTopology(topology)
   refuse(topologyProblems(sorted))
   const model = modelOf(sorted)
   const problem = tableProblem({ ...sorted, copies: model.copies, table })
   if (problem !== undefined) refuse([problem])
 
+  const rowOf = (partition: number) => table.subarray(partition * model.copies, (partition + 1) * model.copies)
+  for (const [partition, row] of pinnedRows(sorted, model.copies, previous, pinned)) {
+    if (row.join() !== rowOf(partition).join()) refuse([`partition ${partition} must stay where it is`])
+  }
+
   const held = heldBefore(model, previous)
-  const quotas = quotasOf(model, countHeld(model, held))
+  const quotas = quotasOf(model, countHeld(model, held), pinsOf(model, held, pinned))
   const modelShard = new Map(model.shards.map((shard, index) => [shard.index, index]))
   const owners = Array.from({ length: partitionCount }, (_, partition) =>
-    Array.from(table.subarray(partition * model.copies, (partition + 1) * model.copies), entry => {
+    Array.from(rowOf(partition)).flatMap(entry => {
       const shard = modelShard.get(entry)
+      if (shard === undefined && pinned.has(partition)) return []
       return shard ?? refuse([`partition ${partition} is on a shard of weight 0`])
     }),
   )
   const counts = countHeld(model, owners)
-  const report = describe(model, quotas, held, owners)
+  const report = describe(model, quotas, held, owners, pinned)
   const problems = model.shards
     .filter((_, shard) => counts[shard] !== quotas.shards[shard])
     .map(({ id }) => `shard ${id} does not meet its quota`)
@@ -165,6 +208,7 @@ function describe(
   quotas: Quotas,
   held: readonly (readonly number[])[],
   owners: readonly (readonly number[])[],
+  pinned: ReadonlySet<number>,
 ): PlacementReport {
   const nodeOf = (shard: number) => model.shards[shard]?.node ?? -1
   const shardMoves = owners.map((shards, partition) => newIn(shards, held[partition] ?? []))
@@ -180,7 +224,7 @@ function describe(
     nodeMoves: sum(nodeMoves),
     nodeMovesMin: missing(quotas.nodes, onNodes(heldOnShards)),
     partitionsMovedTwice: shardMoves.filter(moves => moves > 1).length,
-    spreadBroken: owners.filter(shards => !isWithin(model, even, shards)).length,
+    spreadBroken: owners.filter((shards, partition) => !pinned.has(partition) && !isWithin(model, even, shards)).length,
     nodeBalance: balance(model.nodes, onNodes(counts)),
     shardBalance: balance(model.shards, counts),
   }

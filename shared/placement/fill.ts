@@ -9,8 +9,11 @@ import type { Quotas } from './quotas.ts'
 /** Candidates asked of the ring per partition; with quotas and zones nearly all copies find a place among them. */
 const candidateCount = 16
 
+/** Who held what. A partition may have fewer owners than `copies`: what is left of its places are `settledEntry`. */
+export type Holders = Pick<ClusterMap, 'shards' | 'copies' | 'table'>
+
 /** By partition: the model's shards that held it before, one per node. */
-export function heldBefore(model: Model, previous: ClusterMap | undefined): number[][] {
+export function heldBefore(model: Model, previous: Holders | undefined): number[][] {
   if (previous === undefined) return Array.from({ length: partitionCount }, () => [])
   const shardIndex = new Map<string, number>(model.shards.map((shard, index) => [shard.id, index]))
   const now = previous.shards.map(shard => shardIndex.get(shard.id))
@@ -33,16 +36,21 @@ export function countHeld(model: Model, held: readonly (readonly number[])[]): n
   return counts
 }
 
-/** Takes the old copies over into the flow, dropping those that break the rules of spread, from the fullest shards. */
+/**
+ * Takes the old copies over into the flow, dropping those that break the rules of spread, from the fullest shards. Partitions that are
+ * `pinned` stay out of it: nothing can be placed for them.
+ */
 export function adopt(
   model: Model,
   quotas: Quotas,
   held: readonly (readonly number[])[],
-  counts: readonly number[],
+  pinned: ReadonlySet<number>,
   flow: PlacementFlow,
 ): void {
+  const counts = countHeld(model, held.filter((_, partition) => !pinned.has(partition))) // prettier-ignore
   const excess = model.shards.map((_, shard) => (counts[shard] ?? 0) - (quotas.shards[shard] ?? 0))
   held.forEach((shards, partition) => {
+    if (pinned.has(partition)) return
     const byRoom = [...shards].sort((a, b) => (excess[a] ?? 0) - (excess[b] ?? 0) || a - b)
     flow.adopt(partition, shards, legal(model, quotas, byRoom))
   })

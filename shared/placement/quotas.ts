@@ -8,6 +8,7 @@
  *
  * Whatever these functions return can be met exactly: every bound holds for the fractional placement that gives each
  * partition quota / P of each node, and the constraints are nested (partition, zone, node), so a whole one exists too.
+ * Where some partitions have their owners already (`Pins`), the same holds for the others and what is left of the quotas.
  */
 import assert from 'node:assert/strict'
 import { partitionCount } from '../partition.ts'
@@ -25,33 +26,70 @@ export interface Quotas {
   readonly shards: readonly number[]
 }
 
-/** Quotas of zones, nodes and shards. `held` counts what each shard of the model holds now. */
-export function quotasOf(model: Model, held: readonly number[]): Quotas {
-  const heldBy = (shards: readonly number[]) => shards.reduce((sum, shard) => sum + (held[shard] ?? 0), 0)
-  const heldByNode = model.nodes.map(node => heldBy(node.shards))
+/** Partitions whose owners are given, whatever quotas would say. */
+export interface Pins {
+  readonly partitions: number
+  /** Copies of them that each shard of the model holds; others are on shards of weight 0. */
+  readonly shards: readonly number[]
+}
+
+/**
+ * Quotas of zones, nodes and shards, `pins` included. `held` counts what each shard of the model holds now. Nobody gets less than what is
+ * pinned to it, nor more than that and a copy of every other partition; within these bounds shares follow the weights.
+ */
+export function quotasOf(
+  model: Model,
+  held: readonly number[],
+  pins: Pins = { partitions: 0, shards: model.shards.map(() => 0) },
+): Quotas {
+  const free = partitionCount - pins.partitions
+  const onNodes = (counts: readonly number[]) => model.nodes.map(({ shards }) => sum(pick(counts, shards)))
+  const onZones = (counts: readonly number[]) => {
+    const byNode = onNodes(counts)
+    return model.zones.map(({ nodes }) => sum(pick(byNode, nodes)))
+  }
+  const around = (pinned: number, { min, max }: Bounds) => ({ min: pinned + min * free, max: pinned + max * free })
+  const nodeLimits = onNodes(pins.shards).map(pinned => around(pinned, { min: 0, max: 1 }))
+
   const strict = evenSpread(model)
   const capacity = model.zones.map(zone => ({ min: 0, max: zone.nodes.length }))
-  const total = partitionCount * model.copies
-  const zoneLimits = (model.spread === 'strict' ? strict : capacity).map(scale)
+  const total = sum(pins.shards) + free * model.copies
+  const pinnedInZones = onZones(pins.shards)
+  const zoneLimits = (model.spread === 'strict' ? strict : capacity).map((bounds, zone) =>
+    around(pinnedInZones[zone] ?? 0, bounds),
+  )
   const zoneQuotas = roundShares({
-    shares: zoneShares(model, zoneLimits, total),
+    shares: zoneShares(model, zoneLimits, nodeLimits, total),
     limits: zoneLimits,
     total,
-    held: model.zones.map(zone => zone.nodes.reduce((sum, node) => sum + (heldByNode[node] ?? 0), 0)),
+    held: onZones(held),
   })
 
   const nodes = model.nodes.map(() => 0)
+  const heldByNode = onNodes(held)
   model.zones.forEach((zone, index) => {
     const weights = zone.nodes.map(node => model.nodes[node]?.weight ?? 0)
-    spreadOver(zone.nodes, weights, zoneQuotas[index] ?? 0, partitionCount, heldByNode, nodes)
+    const limits = zone.nodes.map(node => nodeLimits[node] ?? { min: 0, max: 0 })
+    spreadOver(zone.nodes, { weights, limits, total: zoneQuotas[index] ?? 0, held: heldByNode }, nodes)
   })
   const shards = model.shards.map(() => 0)
   model.nodes.forEach((node, index) => {
     const weights = node.shards.map(shard => model.shards[shard]?.weight ?? 0)
     const total = nodes[index] ?? 0
-    spreadOver(node.shards, weights, total, total, held, shards)
+    const limits = node.shards.map(shard => ({ min: pins.shards[shard] ?? 0, max: total }))
+    spreadOver(node.shards, { weights, limits, total, held }, shards)
   })
-  return { bounds: strict.map((bounds, zone) => loosened(bounds, zoneQuotas[zone] ?? 0)), nodes, shards }
+  const bounds = strict.map((own, zone) => loosened(own, (zoneQuotas[zone] ?? 0) - (pinnedInZones[zone] ?? 0), free))
+  return { bounds, nodes, shards }
+}
+
+/** What is left of the quotas for the partitions that are not pinned. */
+export function withoutPins(model: Model, { bounds, nodes, shards }: Quotas, pins: Pins): Quotas {
+  return {
+    bounds,
+    nodes: nodes.map((quota, node) => quota - sum(pick(pins.shards, model.nodes[node]?.shards ?? []))),
+    shards: shards.map((quota, shard) => quota - (pins.shards[shard] ?? 0)),
+  }
 }
 
 /** The most even spread of a partition's copies over the zones that their numbers of nodes allow. */
@@ -66,26 +104,30 @@ export function evenSpread(model: Model): Bounds[] {
  * The bounds, widened as little as the zone's quota needs: a zone with 1.1 copies per partition gets one or two, never
  * none, so that as few partitions as possible lose a zone. Widens nothing when the quota was made within the bounds.
  */
-function loosened(bounds: Bounds, quota: number): Bounds {
-  const floor = Math.floor(quota / partitionCount)
-  const ceiling = Math.ceil(quota / partitionCount)
+function loosened(bounds: Bounds, quota: number, partitions: number): Bounds {
+  if (partitions === 0) return bounds
+  const floor = Math.floor(quota / partitions)
+  const ceiling = Math.ceil(quota / partitions)
   if (floor >= bounds.min && ceiling <= bounds.max) return bounds
   return { min: floor, max: ceiling }
 }
 
-const scale = ({ min, max }: Bounds): Bounds => ({ min: min * partitionCount, max: max * partitionCount })
+const clamped = (share: number, { min, max }: Bounds): number => Math.min(max, Math.max(min, share))
 
-/** Weighted shares of the zones, sum `total`: one water level for all, each zone clamped to its limits. */
-function zoneShares(model: Model, limits: readonly Bounds[], total: number): number[] {
-  const weights = model.zones.map(zone => zone.nodes.map(node => model.nodes[node]?.weight ?? 0))
+/** Weighted shares of the zones, sum `total`: one water level for all, each node and each zone clamped to its limits. */
+function zoneShares(model: Model, limits: readonly Bounds[], nodeLimits: readonly Bounds[], total: number): number[] {
+  const weightOf = (node: number) => model.nodes[node]?.weight ?? 0
   const sharesAt = (level: number) =>
-    weights.map((zone, index) => {
-      const { min, max } = limits[index] ?? { min: 0, max: 0 }
-      const share = zone.reduce((sum, weight) => sum + Math.min(level * weight, partitionCount), 0)
-      return Math.min(max, Math.max(min, share))
+    model.zones.map((zone, index) => {
+      const shares = zone.nodes.map(node => clamped(level * weightOf(node), nodeLimits[node] ?? none))
+      return clamped(sum(shares), limits[index] ?? none)
     })
+  return levelled(sharesAt, partitionCount / Math.min(...model.nodes.map(({ weight }) => weight)), total)
+}
+
+/** The shares at the lowest level at which they add up to the total; at `high` they do. */
+function levelled(sharesAt: (level: number) => number[], high: number, total: number): number[] {
   let low = 0
-  let high = partitionCount / Math.min(...weights.flat())
   for (let i = 0; i < 200 && low < high; i += 1) {
     const middle = (low + high) / 2
     if (sum(sharesAt(middle)) < total) low = middle
@@ -94,20 +136,25 @@ function zoneShares(model: Model, limits: readonly Bounds[], total: number): num
   return sharesAt(high)
 }
 
-/** Splits `total` over `members` by weight, none above `max`, and writes the parts into `quotas`. */
-function spreadOver(
-  members: readonly number[],
-  weights: readonly number[],
-  total: number,
-  max: number,
-  held: readonly number[],
-  quotas: number[],
-): void {
+interface Division {
+  readonly weights: readonly number[]
+  /** The same for all where none has a minimum. */
+  readonly limits: readonly Bounds[]
+  readonly total: number
+  /** By member, whereas weights and limits stand in the order of the members to be divided among. */
+  readonly held: readonly number[]
+}
+
+/** Splits `total` over `members` by weight within their limits, and writes the parts into `quotas`. */
+function spreadOver(members: readonly number[], { weights, limits, total, held }: Division, quotas: number[]): void {
+  const isFree = limits.every(({ min }) => min === 0)
+  const sharesAt = (level: number) => weights.map((weight, index) => clamped(level * weight, limits[index] ?? none))
+  const highest = Math.max(...weights.map((weight, index) => (limits[index]?.max ?? 0) / weight))
   const rounded = roundShares({
-    shares: waterFill(weights, total, max),
-    limits: members.map(() => ({ min: 0, max })),
+    shares: isFree ? waterFill(weights, total, limits[0]?.max ?? 0) : levelled(sharesAt, highest, total),
+    limits,
     total,
-    held: members.map(member => held[member] ?? 0),
+    held: pick(held, members),
   })
   members.forEach((member, index) => (quotas[member] = rounded[index] ?? 0))
 }
@@ -154,4 +201,7 @@ function roundShares({ shares, limits, total, held }: Rounding): number[] {
   return rounded
 }
 
+const none: Bounds = { min: 0, max: 0 }
+const pick = (counts: readonly number[], members: readonly number[]): number[] =>
+  members.map(member => counts[member] ?? 0)
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, number) => total + number, 0)

@@ -2,14 +2,15 @@
  * A change of topology as a sequence of cluster maps. Pure.
  *
  *     E ──begin──▶ E+1: new table, old owners in `previous` ──settle, settle…──▶ no `previous`
- *                       └──abort──▶ the old owners own again what is not settled, the new ones are `previous`
+ *                       └──abort──▶ the old owners own again what is not settled, the new ones are `previous`;
+ *                                   where the number of copies changed, what is settled goes back to the old number
  *
  * A partition is settled once every new owner holds what the old ones hold; until then both count.
  */
-import { type ClusterMap, type PreviousOwners, sealClusterMap, settledEntry } from '../cluster-map.ts'
+import { type ClusterMap, copiesOf, type PreviousOwners, sealClusterMap, settledEntry } from '../cluster-map.ts'
 import { HoldfastError } from '../errors.ts'
 import { partitionCount } from '../partition.ts'
-import { buildClusterMap } from '../placement.ts'
+import { buildClusterMap, planTable } from '../placement.ts'
 import type { Topology } from './model.ts'
 import { type Swap, swappedTable } from './swaps.ts'
 
@@ -55,12 +56,18 @@ function sealTransition(map: ClusterMap, next: ClusterMap): ClusterMap {
       table[partition * map.copies + copy] = place
     })
   }
-  const previous: PreviousOwners = { since: next.epoch, copies: map.copies, table }
+  const previous: PreviousOwners = { since: next.epoch, ...copiesBefore(map, next), table }
   return sealClusterMap({
     ...next,
     ...(map.writesFrom === undefined ? {} : { writesFrom: map.writesFrom }),
     ...(unsettled === 0 ? {} : { previous }),
   })
+}
+
+/** How many owners the partitions had, and how many were wanted where an abort could not tell otherwise. */
+function copiesBefore(map: Pick<ClusterMap, 'copies' | 'replicas'>, next: Pick<ClusterMap, 'copies'>) {
+  const { copies, replicas } = map
+  return copies === next.copies || copies === replicas ? { copies } : { copies, replicas }
 }
 
 /** The next map, in which these partitions belong to their new owners alone. */
@@ -84,16 +91,14 @@ export function refuseOlderWrites(map: ClusterMap): ClusterMap {
 
 /**
  * The next map, by which the old owners own again whatever is not settled, and the new ones, which may have got blobs meanwhile, are
- * the previous ones: the way back is a change like any other. What is settled stays where it is. CONFLICT when no change is under
- * way, or when the number of copies changed, so that one table cannot hold both.
+ * the previous ones: the way back is a change like any other. What is settled stays where it is, but for a change of the number of
+ * copies (`abortCopies`). CONFLICT when no change is under way.
  */
 export function abortTransition(map: ClusterMap): ClusterMap {
   const { previous } = map
   if (previous === undefined) throw new HoldfastError('CONFLICT', 'no change of topology is under way')
-  if (previous.copies !== map.copies) {
-    throw new HoldfastError('CONFLICT', 'a change of the number of copies cannot be aborted, only finished')
-  }
   const { copies } = map
+  if (previous.copies !== copies) return abortCopies(map, previous)
   const table = Uint16Array.from(map.table)
   const before = Uint16Array.from(previous.table)
   for (let entry = 0; entry < table.length; entry += 1) {
@@ -103,6 +108,39 @@ export function abortTransition(map: ClusterMap): ClusterMap {
   }
   const epoch = map.epoch + 1
   return sealClusterMap({ ...map, epoch, table, previous: { since: epoch, copies, table: before } })
+}
+
+/**
+ * Back to the number of copies before the change. What is not settled has its old owners again, and no others, whatever a plan would say:
+ * what was written before the change is on them alone, what was written since is on the new ones, and `previous` has place for one list.
+ * What is settled gets the old number of owners with the fewest moves, and its present ones, who have everything, are the previous ones.
+ * TOPOLOGY_INVALID where the shards of the map do not give that number.
+ */
+function abortCopies(map: ClusterMap, previous: PreviousOwners): ClusterMap {
+  const { copies, replicas = copies } = previous
+  mustGive(copies, replicas, copiesOf(replicas, map.shards))
+  const width = Math.max(copies, map.copies)
+  const held = new Uint16Array(partitionCount * width).fill(settledEntry)
+  const unsettled = new Set<number>()
+  for (let partition = 0; partition < partitionCount; partition += 1) {
+    const old = previous.table.subarray(partition * copies, (partition + 1) * copies)
+    const isUnsettled = old[0] !== settledEntry
+    if (isUnsettled) unsettled.add(partition)
+    held.set(isUnsettled ? old : map.table.subarray(partition * map.copies, (partition + 1) * map.copies), partition * width) // prettier-ignore
+  }
+  const { table } = planTable({ ...map, replicas }, { shards: map.shards, copies: width, table: held }, unsettled)
+  const epoch = map.epoch + 1
+  const since = { since: epoch, ...copiesBefore(map, previous) }
+  return sealClusterMap({ ...map, epoch, replicas, copies, table, previous: { ...since, table: map.table } })
+}
+
+function mustGive(copies: number, replicas: number, possible: number): void {
+  if (possible === copies) return
+  const text =
+    possible < copies
+      ? `${copies} copies need ${copies} nodes with a shard that is not drained: there are ${possible}`
+      : `with ${replicas} wanted there were ${copies} copies for want of nodes, and now there would be ${possible}`
+  throw new HoldfastError('TOPOLOGY_INVALID', `this change can only be finished, not aborted: ${text}`, { copies, replicas, possible }) // prettier-ignore
 }
 
 /** The partitions that are not settled, with their owners before and after. */

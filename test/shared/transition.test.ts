@@ -1,6 +1,14 @@
 import fc from 'fast-check'
 import t from 'tap'
-import { type ClusterMap, decodeClusterMap, encodeClusterMap, PlacementView } from '../../shared/cluster-map.ts'
+import {
+  type ClusterMap,
+  copiesOf,
+  decodeClusterMap,
+  encodeClusterMap,
+  PlacementView,
+  sealClusterMap,
+} from '../../shared/cluster-map.ts'
+import { isHoldfastError } from '../../shared/errors.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { buildClusterMap, verifyTable } from '../../shared/placement.ts'
 import { changedTopology, planChanges } from '../../shared/placement/changes.ts'
@@ -37,6 +45,20 @@ function check(map: ClusterMap, disks: Disks, aborted = false): void {
   })
 }
 
+/** Undefined where the number of copies changed, and the shards there are now do not give the old one. */
+function abortIfPossible(map: ClusterMap): ClusterMap | undefined {
+  const { copies = 0, replicas = copies } = map.previous ?? {}
+  const isPossible = copies === map.copies || copiesOf(replicas, map.shards) === copies
+  try {
+    const back = abortTransition(map)
+    if (!isPossible) throw new Error('aborted, although the shards do not give so many copies')
+    return back
+  } catch (error) {
+    if (isPossible || !isHoldfastError(error, 'TOPOLOGY_INVALID')) throw error
+    return undefined
+  }
+}
+
 /** Drains before it removes, as operators have to. */
 function withoutRemovals(before: Spec, after: Spec): Spec {
   const nodes = before.nodes.map(node => {
@@ -70,8 +92,10 @@ t.test('I20, I21: any sequence of changes, settled or aborted anywhere, keeps W 
           let aborted = false
           for (let step = 0; map.previous !== undefined; step += 1) {
             const roll = dice[die++ % dice.length] ?? 0
-            if (roll === 4 && step < 3 && map.previous.copies === map.copies) {
-              map = abortTransition(map)
+            const back = roll === 4 && step < 3 ? abortIfPossible(map) : undefined
+            if (back !== undefined) {
+              map = back
+              current = { ...current, replicas: map.replicas }
               aborted = !aborted
             }
             const moves = movesOf(map)
@@ -199,7 +223,33 @@ t.test('what went to the owners of before counts by their own number while it ch
   const view = new PlacementView(next)
   t.same([view.map.replicas, view.before().map.replicas], [4, 3])
   t.same([view.owners(0).length, view.before().owners(0).length], [4, 3])
-  t.throws(() => abortTransition(next), { code: 'CONFLICT' })
+  const aborted = new PlacementView(abortTransition(next))
+  t.same([aborted.map.replicas, aborted.before().map.replicas], [3, 4])
+  t.same([aborted.owners(0), aborted.before().owners(0)], [view.before().owners(0), view.owners(0)])
+})
+
+t.test('an abort goes back to what was wanted, and is refused where the nodes do not give what there was', async t => {
+  const wanting = buildClusterMap(topologyOf(evenSpec(3, 3, 5)))
+  t.same([wanting.copies, wanting.replicas], [3, 5])
+  const { next } = planChanges(wanting, [{ op: 'replicas', replicas: 2 }])
+  t.match(next.previous, { copies: 3, replicas: 5 })
+  const text = encodeClusterMap(next)
+  t.strictSame(decodeClusterMap(text), next)
+  t.throws(() => decodeClusterMap(text.replace('"replicas":5', '"replicas":6')), { code: 'CLUSTER_MAP_INVALID' })
+  const fewer = { ...next, previous: { ...next.previous!, replicas: 2 } }
+  t.throws(() => decodeClusterMap(encodeClusterMap(sealClusterMap(fewer))), { code: 'CLUSTER_MAP_INVALID', message: /3 previous owners where 2/ }) // prettier-ignore
+  const back = abortTransition(next)
+  t.match(back, { copies: 3, replicas: 5, previous: { copies: 2, replicas: undefined }, table: wanting.table })
+  t.match(abortTransition(back), { copies: 2, replicas: 2, previous: { copies: 3, replicas: 5 } })
+
+  const more = beginTransition(wanting, topologyOf(evenSpec(4, 3, 5)))
+  t.same([more.copies, more.replicas], [4, 5])
+  t.throws(() => abortTransition(more), { code: 'TOPOLOGY_INVALID', message: /with 5 wanted there were 3 copies/ })
+  const drained = planChanges(buildClusterMap(topologyOf(evenSpec(3, 3))), [
+    { op: 'replicas', replicas: 2 },
+    { op: 'weight', shard: 'n0-s0', weight: 0 },
+  ])
+  t.throws(() => abortTransition(drained.next), { code: 'TOPOLOGY_INVALID', message: /3 copies need 3 nodes .* there are 2/ }) // prettier-ignore
 })
 
 t.test('a plan counts for each shard what it has, gets and gives, also one that is added or removed', async t => {
