@@ -12,7 +12,7 @@ holdfast topology plan <change>...    (what would move; changes nothing)
 holdfast topology apply <change>...   (one at a time; several changes in one go move less)
 holdfast topology plan | apply --replicas <number>   (copies of everything; with other changes or alone)
 holdfast topology plan | apply --by-bytes   (where counts are even and bytes are not: swaps within a zone, 5 % of all bytes at most)
-holdfast topology pause | resume | abort
+holdfast topology pause | resume | abort   (abort, when it is paused: unsettled partitions go back to their old owners, a number of copies to the old one)
 holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
 holdfast shard drain | remove | out | in <shard>
 holdfast shard reweight <shard> --weight <number>

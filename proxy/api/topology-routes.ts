@@ -197,7 +197,7 @@ export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
   } as const
   for (const [verb, summary] of Object.entries({
     ...verbs,
-    abort: 'Give back what is not settled to its old owners',
+    abort: 'Give back what is not settled to its old owners, and everything its old number of copies',
   })) {
     app.post(
       `/topology/${verb}`,
@@ -212,7 +212,7 @@ export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
             ? topology.pause(name)
             : verb === 'resume'
               ? topology.resume(name, request.body.bytesPerSecond)
-              : topology.abort(name)
+              : topology.abort(name, request.body.bytesPerSecond)
         return reply.code(202).send(await done)
       },
     )

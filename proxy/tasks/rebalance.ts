@@ -12,13 +12,13 @@ import { encodeClusterMap, replicasBefore, type ClusterMap } from '../../shared/
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import type { TopologyChange } from '../../shared/placement/changes.ts'
-import { abortTransition, refuseOlderWrites, settlePartitions } from '../../shared/placement/transition.ts'
+import { refuseOlderWrites, settlePartitions } from '../../shared/placement/transition.ts'
 import { wirePath } from '../../shared/wire.ts'
 import type { Metadata } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
-import { planApart } from '../topology/plan-apart.ts'
+import { abortApart, planApart } from '../topology/plan-apart.ts'
 import { BlockSummaries } from './block-summaries.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Job, JobContext } from './job.ts'
@@ -173,13 +173,13 @@ class Rebalance {
             found: newest.epoch,
           })
         }
-        if (abort) return abortTransition(newest)
+        if (abort) return abortApart(newest)
         const { next, problems } = await planApart(newest, changes)
         if (problems.length > 0 && !force)
           throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
         return next
       }, prepare)
-      log(`epoch ${map.epoch}: ${abort ? 'aborted, the old owners own again what was not settled' : changes.map(textOf).join(', ')}`) // prettier-ignore
+      log(`epoch ${map.epoch}: ${abort ? abortText(map) : changes.map(textOf).join(', ')}`)
     }
     this.#at = { ...this.#at, begun: true, total: this.#deps.view.current().unsettled().length }
     await this.#context.save(this.#at)
@@ -370,6 +370,11 @@ class Rebalance {
     if (this.#failure !== undefined) throw this.#failure.error
     this.#context.term.signal.throwIfAborted()
   }
+}
+
+function abortText({ replicas, copies, previous }: ClusterMap): string {
+  const text = 'aborted, the old owners own again what was not settled'
+  return previous === undefined || previous.copies === copies ? text : `${text}; ${replicas} copies of everything again`
 }
 
 /**

@@ -9,15 +9,19 @@ import { type ErrorCode, HoldfastError } from '../../shared/errors.ts'
 import type { TopologyChange, TopologyPlan } from '../../shared/placement/changes.ts'
 import type { Swap } from '../../shared/placement/swaps.ts'
 
-export interface PlanningTask {
-  readonly map: ClusterMap
-  readonly changes: readonly TopologyChange[]
-  /** Of one copy of each partition: swaps are wanted that spread these best, on top of the changes. */
-  readonly bytes?: Float64Array
-}
+export type PlanningTask =
+  | {
+      readonly map: ClusterMap
+      readonly changes: readonly TopologyChange[]
+      /** Of one copy of each partition: swaps are wanted that spread these best, on top of the changes. */
+      readonly bytes?: Float64Array
+    }
+  /** The change under way is to be aborted. */
+  | { readonly map: ClusterMap; readonly changes?: undefined }
 
 export type PlanningAnswer =
   | { readonly plan: TopologyPlan }
+  | { readonly aborted: ClusterMap }
   | { readonly swaps: readonly Swap[] }
   | { readonly refused: { readonly code: ErrorCode; readonly message: string; readonly data: Record<string, unknown> } }
 
@@ -26,6 +30,13 @@ export async function planApart(map: ClusterMap, changes: readonly TopologyChang
   const answer = await ask({ map, changes })
   if (!('plan' in answer)) throw new HoldfastError('INTERNAL', 'no plan came of planning')
   return answer.plan
+}
+
+/** `abortTransition`, with the same errors. */
+export async function abortApart(map: ClusterMap): Promise<ClusterMap> {
+  const answer = await ask({ map })
+  if (!('aborted' in answer)) throw new HoldfastError('INTERNAL', 'no map came of planning')
+  return answer.aborted
 }
 
 /** `proposeSwaps` for the map that comes of the changes, leaving partitions alone that move anyway. Rejects like `planApart`. */

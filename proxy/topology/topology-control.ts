@@ -17,7 +17,7 @@ import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
 import { bytesOfShards, heldBytes, swapsView, withSwaps, type Held, type SwapsView } from './by-bytes.ts'
 import { estimateMoves, nodesOf, type Estimate, type MovesEstimate } from './estimate.ts'
-import { planApart } from './plan-apart.ts'
+import { abortApart, planApart } from './plan-apart.ts'
 
 const task = 'rebalance'
 
@@ -193,10 +193,15 @@ export class TopologyControl {
     return this.#deps.jobs.run(task, user, bytesPerSecond === undefined ? {} : { bytesPerSecond })
   }
 
-  /** What is not settled goes back. CONFLICT while the change runs (pause it first), or if none is under way. */
-  async abort(user: string): Promise<JobRun> {
-    const { epoch } = await this.#underWay()
-    return this.#deps.jobs.run(task, user, { abort: true, epoch })
+  /**
+   * What is not settled goes back, and the number of copies as well. CONFLICT while the change runs (pause it first), or if none is under
+   * way; TOPOLOGY_INVALID if there are not the nodes for as many copies as before, or more than that.
+   */
+  async abort(user: string, bytesPerSecond?: number): Promise<JobRun> {
+    const map = await this.#underWay()
+    await abortApart(map)
+    const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
+    return this.#deps.jobs.run(task, user, { abort: true, epoch: map.epoch, ...rate })
   }
 
   /** Another proxy may have published one a moment ago: whichever is asked, the answer is the same. */

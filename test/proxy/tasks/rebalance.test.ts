@@ -17,7 +17,7 @@ import { touchAll } from '../../../proxy/tasks/shard-contents.ts'
 import { type ClusterMap, encodeClusterMap, PlacementView } from '../../../shared/cluster-map.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { type Digest, parseNodeId, parseShardId, parseZone, type ShardId } from '../../../shared/ids.ts'
-import { partitionOf } from '../../../shared/partition.ts'
+import { partitionCount, partitionOf } from '../../../shared/partition.ts'
 import { planChanges, type TopologyChange } from '../../../shared/placement/changes.ts'
 import { movesOf } from '../../../shared/placement/transition.ts'
 import type { ReferenceRecord } from '../../../shared/record.ts'
@@ -243,6 +243,93 @@ t.test('I22: a write by the map from before is refused by the nodes, and repeate
   t.equal(renewed, 1)
   t.match(await world.references.newest('raw', 'c/first'), { version: 3 })
 })
+
+class Paused extends Error {}
+
+for (const replicas of [2, 4]) {
+  t.test(
+    `I20, I21, I22: ${replicas} copies instead of 3 are aborted half-way, and the abort is aborted and that one too, by primaries that die`,
+    async t => {
+      const random = seededRandom(t)
+      const world = await startWorld(t)
+      const written = await Promise.all(Array.from({ length: 40 }, (_, i) => write(world, `r/${i}`, random.int(1, 2_000)))) // prettier-ignore
+      const check = async (): Promise<void> => {
+        const { map } = world.view.current()
+        for (const { blob, record } of random.shuffled(written).slice(0, 10)) {
+          const held = await world.holders(blob)
+          const asked = world.view
+            .current()
+            .allOwners(blob.partition)
+            .filter(shard => held.includes(shard))
+          if (asked.length < 2) throw new Error(`epoch ${map.epoch}: ${blob.digest} is on ${held.join(', ')}`)
+          const found = await world.references.newest('raw', record.path)
+          if (found?.version !== record.version) throw new Error(`epoch ${map.epoch}: ${record.path} is not found`)
+        }
+        written.push(await write(world, `late/${map.epoch}/${random.int(1, 1_000_000)}`, 500))
+      }
+      const isHalf = (): boolean => {
+        const left = world.view.current().unsettled().length
+        return left > 0 && left < partitionCount
+      }
+      const half = async (params: JobParams): Promise<void> => {
+        const pause = async (): Promise<never> => Promise.reject(new Paused('paused'))
+        const from = world.newest.epoch
+        await t.rejects(
+          carryOut(world, params, () => world.newest.epoch > from && isHalf(), pause),
+          { message: 'paused' },
+        )
+        const left = new Set(world.view.current().unsettled())
+        for (const partition of never) if (!left.has(partition)) never.delete(partition)
+        await check()
+      }
+      const never = new Set(Array.from({ length: partitionCount }, (_, partition) => partition))
+      const first = world.newest
+      await half({ changes: [{ op: 'replicas', replicas }], epoch: first.epoch, force: true })
+      t.match(world.newest, { replicas, copies: replicas, writesFrom: first.epoch + 1 })
+      let asleep = world.newest
+      for (const [turn, wanted] of [3, replicas, 3].entries()) {
+        const before = world.view.current()
+        const { epoch } = before.map
+        const abort = { abort: true, epoch }
+        if (turn < 2) await half(abort)
+        else {
+          asleep = before.map
+          let steps = random.int(1, 6)
+          const dies = (): boolean => --steps === 0 || random.next() < 0.1
+          const { takeovers, lines } = await carryOut(world, abort, dies, check)
+          t.comment(`${takeovers} takeovers`, ...lines)
+          t.ok(takeovers > 0, 'somebody died on the way')
+          t.match(lines.join('; '), /aborted, .*; 3 copies of everything again/)
+        }
+        t.match(world.newest, { replicas: wanted, copies: wanted, writesFrom: epoch + 1 })
+      }
+      t.equal(world.newest.previous, undefined)
+      const [old, now] = [new PlacementView(first), world.view.current()]
+      const moved = [...never].filter(partition => now.owners(partition).join() !== old.owners(partition).join())
+      t.same(moved, [], `${never.size} partitions that were never settled are where they were`)
+      for (const { blob, record } of written) {
+        const held = await world.holders(blob)
+        const owners = world.view.current().owners(blob.partition)
+        t.ok(owners.every(shard => held.includes(shard)), `${record.path} is on all its owners`) // prettier-ignore
+        t.strictSame(await world.references.newest('raw', record.path), record)
+        const done = await world.references.appendTo(record, owners)
+        t.equal(done.size, owners.length)
+      }
+      // A proxy that slept since before the last abort.
+      const view = new ClusterView(asleep)
+      const health = new HealthTable({ now: () => performance.now() })
+      const clients = new NodeClients({ clusterSecret: secret, view, health })
+      const context = new WriteContext({ view, health, clients })
+      t.teardown(async () => {
+        context.close()
+        await clients.close()
+      })
+      const { blob, record } = written[0]!
+      const stuck = new ShardReferences({ context, view, health, clients })
+      await t.rejects(stuck.append(referenceTo(record.path, blob, 2)), { code: 'QUORUM_NOT_REACHED' })
+    },
+  )
+}
 
 t.test('a plan that is out of date, or would leave too few copies, is refused before anything moves', async t => {
   const world = await startWorld(t)
