@@ -142,6 +142,8 @@ interface Walk {
 
 /** Settles some, aborts, settles some, aborts that, and so on; in the end all is settled. Returns the number of aborts made. */
 function walk({ random, first, begun, isPure }: Walk): number {
+  // Rounding may give a copy to another shard than before; and where shares change with the number of copies, more than that.
+  const slack = isPure ? begun.shards.length + 4 * apart(first, begun).length : undefined
   const disks = new Disks(random)
   disks.write(first)
   let map = begun
@@ -160,7 +162,7 @@ function walk({ random, first, begun, isPure }: Walk): number {
     try {
       const back = abortTransition(map)
       if (copiesOf(replicas, map.shards) !== copies) throw new Error('aborted, although there are not the nodes for it')
-      checkAborted(map, back, isPure)
+      checkAborted(map, back, slack)
       map = back
       aborts += 1
     } catch (error) {
@@ -179,14 +181,23 @@ function walk({ random, first, begun, isPure }: Walk): number {
 
 let extraMoves = 0
 
-function checkAborted(map: ClusterMap, back: ClusterMap, isPure: boolean): void {
+/** Partitions that have neither only gained owners nor only lost some. */
+function apart(before: ClusterMap, after: ClusterMap): number[] {
+  const [old, view] = [new PlacementView(before), new PlacementView(after)]
+  return everyPartition.filter(partition => {
+    const [then, now] = [old.owners(partition), view.owners(partition)]
+    return !now.every(shard => then.includes(shard)) && !then.every(shard => now.includes(shard))
+  })
+}
+
+/** `slack`: moves and partitions more than the fewest, where nothing but the number of copies changes. */
+function checkAborted(map: ClusterMap, back: ClusterMap, slack: number | undefined): void {
   const [before, after] = [new PlacementView(map), new PlacementView(decodeClusterMap(encodeClusterMap(back)))]
   if (back.copies !== map.previous?.copies) throw new Error(`${back.copies} copies`)
   if (back.epoch !== map.epoch + 1 || back.previous?.since !== back.epoch) throw new Error('not the next epoch')
   if (map.copies === back.copies) return
   let moves = 0
   let settled = 0
-  let others = 0
   const counts = new Map<string, number>()
   for (const partition of everyPartition) {
     const [now, owners] = [after.owners(partition), before.owners(partition)]
@@ -195,19 +206,17 @@ function checkAborted(map: ClusterMap, back: ClusterMap, isPure: boolean): void 
     const old = before.previousOwners(partition)
     const isSettled = old === undefined
     if (old !== undefined && now.join() !== old.join()) throw new Error('not with its old owners again')
-    const isWhole = now.every(shard => owners.includes(shard)) || owners.every(shard => now.includes(shard))
-    if (!isWhole) others += 1
     if (isSettled) moves += now.filter(shard => !owners.includes(shard)).length
     if (isSettled) settled += 1
-    if (isPure || isSettled) checkSpread(back, now)
+    if (slack !== undefined || isSettled) checkSpread(back, now)
   }
   // I19: what is even again, and what it costs. Rounded by zone, node and shard.
-  if (!isPure) return
+  if (slack === undefined) return
   const least = settled * Math.max(0, back.copies - map.copies)
-  if (moves > least + others) throw new Error(`${moves} moves, ${least} are the least`)
-  // One for each place at which rounding may give a copy to another one than before.
-  if (others > back.shards.length) throw new Error(`${others} partitions get other owners than they need`)
-  extraMoves += others
+  if (moves > least + slack) throw new Error(`${moves} moves, ${least} are the least`)
+  const others = apart(map, back).filter(partition => before.previousOwners(partition) === undefined).length
+  if (others > slack) throw new Error(`${others} partitions get other owners than they need`)
+  extraMoves += moves - least
   const fresh = buildClusterMap(back)
   for (const shard of back.shards) {
     const [found, share] = [counts.get(shard.id) ?? 0, fresh.table.filter(place => back.shards[place] === shard).length]

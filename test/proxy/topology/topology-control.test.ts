@@ -185,6 +185,25 @@ t.test('an abort that cannot be is refused before anything is begun, and goes at
   t.match(made.runs, [{ params: { abort: true, epoch: next.epoch + 1, bytesPerSecond: 5_000 } }])
 })
 
+t.test('an abort that cannot be is refused before anything is begun, and goes at the rate it is told', async t => {
+  const { made, control } = world()
+  await t.rejects(control.abort('admin'), { code: 'CONFLICT', message: /no change of topology/ })
+  const fewer = planChanges(map, [
+    { op: 'weight', shard: 'n2-s0', weight: 0 },
+    { op: 'weight', shard: 'n3-s0', weight: 0 },
+  ])
+  made.published = fewer.next
+  await t.rejects(control.abort('admin'), {
+    code: 'TOPOLOGY_INVALID',
+    message: /only be finished, not aborted: 3 copies need 3 nodes with a shard that is not drained: there are 2/,
+  })
+  t.equal(made.runs.length, 0)
+  const { next } = planChanges(map, [{ op: 'replicas', replicas: 2 }])
+  made.published = { ...next, epoch: next.epoch + 1 }
+  await control.abort('admin', 5_000)
+  t.match(made.runs, [{ params: { abort: true, epoch: next.epoch + 1, bytesPerSecond: 5_000 } }])
+})
+
 t.test('a node is taken out by hand as long as enough others are in, and only what is out is taken in', async t => {
   const { made, control } = world()
   const out = { op: 'out-node', node: 'n3' } as const
