@@ -94,9 +94,10 @@ t.test('I20, I21: any sequence of changes, settled or aborted anywhere, keeps W 
             const roll = dice[die++ % dice.length] ?? 0
             const back = roll === 4 && step < 3 ? abortIfPossible(map) : undefined
             if (back !== undefined) {
+              // Of another number of copies settled partitions are moved too: whoever aborts that goes back from targets again.
+              aborted = back.copies !== map.copies || !aborted
               map = back
               current = { ...current, replicas: map.replicas }
-              aborted = !aborted
             }
             const moves = movesOf(map)
             const some = moves.filter((_, index) => step > 4 || index % (roll + 2) === 0)
