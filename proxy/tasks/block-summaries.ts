@@ -8,7 +8,7 @@ import type { ShardSummary } from './compare-sets.ts'
 import type { Term } from './primary.ts'
 import { summariesOf, type ContentsDeps } from './shard-contents.ts'
 
-/** Partitions asked for with one question to each shard, unless they lie further apart than this: for a shard computes the whole range. */
+/** Partitions asked for with one question to each shard, none so far from the first of them: for a shard computes the whole range. */
 const blockSize = 128
 const spanMax = 512
 /** Who answered so long ago may be away by now, and the other way round. */
@@ -36,9 +36,9 @@ export class BlockSummaries {
   constructor(deps: BlockSummariesDeps, partitions: readonly number[], term: Pick<Term, 'signal'>) {
     this.#deps = deps
     this.#term = term
-    for (let start = 0; start < partitions.length; start += blockSize) {
-      const block = { partitions: partitions.slice(start, start + blockSize), at: 0 }
-      for (const partition of block.partitions) this.#blocks.set(partition, block)
+    for (const asked of blocksOf(partitions)) {
+      const block = { partitions: asked, at: 0 }
+      for (const partition of asked) this.#blocks.set(partition, block)
     }
   }
 
@@ -46,8 +46,7 @@ export class BlockSummaries {
   of(partition: number): Promise<Answers> {
     const block = this.#blocks.get(partition)
     const partitions = block?.partitions ?? [partition]
-    const span = (partitions.at(-1) ?? 0) - (partitions[0] ?? 0)
-    if (block === undefined || span > spanMax) return this.#ask([partition])
+    if (block === undefined) return this.#ask([partition])
     // All of the block again: where clients slow the moving down, most of it may still be to come.
     if (block.answers === undefined || this.#deps.now() - block.at > ageMsMax) {
       const answers = this.#ask(partitions)
@@ -76,4 +75,16 @@ export class BlockSummaries {
     })
     return found
   }
+}
+
+/** In their order, each in one block. */
+export function blocksOf(partitions: readonly number[]): readonly (readonly number[])[] {
+  const blocks: number[][] = []
+  for (const partition of partitions) {
+    const block = blocks.at(-1)
+    const first = block?.[0] ?? 0
+    if (block === undefined || block.length >= blockSize || partition - first >= spanMax) blocks.push([partition])
+    else block.push(partition)
+  }
+  return blocks
 }

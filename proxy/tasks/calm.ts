@@ -28,12 +28,15 @@ const mostShare = 0.5
 const leastShare = 0.1
 const idleLoad = 0.2
 const busyLoad = 0.4
-const restMsMax = 250
+/** What a step costs processors is a few ms, however long it took on a machine that has much else to do. */
+const restMsMax = 40
 /** Nodes are asked for their status once a second. */
 const lookMs = 250
 /** Shorter rests are gathered: a timer costs more than it slows down. */
 const restMsMin = 5
-/** One step at once for so many nodes: what it costs is spread over more of them in a larger cluster. */
+/** At least, and mostly the rests leave one: where each takes long because of others, one alone would come to nothing. */
+const stepsAtOnceMin = 4
+/** So many nodes share what a step costs: in a larger cluster more of them go on side by side, and rest for each other. */
 const nodesPerStep = 4
 /** What a command costs the processors of those that carry it out, beside the disk's time: for each blob, and by bytes. */
 const blobMs = 5
@@ -52,8 +55,8 @@ export function stepRestMs(tookMs: number, share: number): number {
   return Math.min(restMsMax, tookMs * (1 / share - 1))
 }
 
-/** Steps under way at once where not all of the time is theirs. */
-export function stepsAtOnce(nodes: number, share: number): number {
+/** How many times the share a cluster of so many nodes has room for. */
+export function roomFor(nodes: number, share: number): number {
   return Math.max(1, Math.floor((nodes / nodesPerStep) * share))
 }
 
@@ -112,14 +115,9 @@ export class Calm {
   spent(shards: readonly ShardId[], costMs: number): void {
     const share = this.share(shards)
     const now = this.#deps.now()
-    // Several side by side rest for each other.
-    const restMs = stepRestMs(costMs, share) / this.#atOnce(share)
+    const restMs = stepRestMs(costMs, share) / roomFor(this.#cluster.nodes, share)
     this.#restsUntil = share < 1 ? Math.max(this.#restsUntil, now) + restMs : now
     this.#next()
-  }
-
-  #atOnce(share: number): number {
-    return stepsAtOnce(this.#cluster.nodes, share)
   }
 
   /** Not looked at for each step: there may be thousands of shards. */
@@ -163,7 +161,7 @@ export class Calm {
     for (let first = this.#waiting[0]; first !== undefined && !this.#isResting; first = this.#waiting[0]) {
       const share = this.share(first.shards)
       if (share < 1) {
-        if (this.#underWay >= this.#atOnce(share)) return
+        if (this.#underWay >= Math.max(stepsAtOnceMin, roomFor(this.#cluster.nodes, share))) return
         const waitMs = this.#restsUntil - this.#deps.now()
         if (waitMs >= restMsMin) {
           this.#rest(waitMs)

@@ -99,6 +99,8 @@ class Rebalance {
   readonly #move: MoveDeps
   #at: Checkpoint
   #settled: number[] = []
+  /** Of these, who may hold what is to go then. */
+  readonly #leaving = new Map<number, readonly ShardId[]>()
   #settledAt: number
   #isSettling = false
   /** Ends the run. */
@@ -236,9 +238,12 @@ class Rebalance {
     const move = async (partition: number): Promise<void> => {
       if (++this.#begunCount % lookEvery === 0) await this.#context.pause(0)
       this.#check()
-      const obstacle = await this.#moveOne(partition, await summaries.of(partition), known)
-      if (obstacle === undefined) this.#settled.push(partition)
-      else obstacles.push(obstacle)
+      const said = await summaries.of(partition)
+      const obstacle = await this.#moveOne(partition, said, known)
+      if (obstacle === undefined) {
+        this.#settled.push(partition)
+        this.#leaving.set(partition, this.#holders(partition, said))
+      } else obstacles.push(obstacle)
       await this.#settleInTime()
     }
     try {
@@ -251,6 +256,15 @@ class Rebalance {
     }
     await this.#releasing
     return obstacles
+  }
+
+  /** The old owners that may hold blobs of it: what has said that it holds none gets none any more. */
+  #holders(partition: number, said: ReadonlyMap<ShardId, ShardSummary>): readonly ShardId[] {
+    const before = this.#deps.view.current().previousOwners(partition) ?? []
+    return before.filter(shard => {
+      const own = said.get(shard)
+      return own === undefined || (own.get(partition)?.blobs.count ?? 0) > 0
+    })
   }
 
   /** Those that get copies. */
@@ -303,8 +317,11 @@ class Rebalance {
     const settled = this.#settled
     if (settled.length === 0) return
     this.#settled = []
-    const before = this.#deps.view.current()
-    const leaving = settled.map(partition => ({ partition, shards: before.previousOwners(partition) ?? [] }))
+    // Most partitions of a small cluster are empty: nothing is asked about these.
+    const leaving = settled
+      .map(partition => ({ partition, shards: this.#leaving.get(partition) ?? [] }))
+      .filter(({ shards }) => shards.length > 0)
+    for (const partition of settled) this.#leaving.delete(partition)
     this.#isSettling = true
     try {
       await this.#publish(map => settlePartitions(map, settled))

@@ -11,6 +11,7 @@ import {
 } from '../../../proxy/tasks/compare-sets.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { emptySet, SetDigest, sameSet, type SetSummary } from '../../../shared/set-digest.ts'
+import { blocksOf } from '../../../proxy/tasks/block-summaries.ts'
 import { batchesOf } from '../../../proxy/tasks/shard-contents.ts'
 import type { PartitionSummary } from '../../../shared/wire.ts'
 
@@ -163,3 +164,19 @@ t.test('a step takes so many suspects that their names are few, but one in any c
   t.match(suspect(7, ['a', 'b'] as ShardId[], answers), { blobs: true, strays: ['c'], names: 10 })
   t.end()
 })
+
+t.test(
+  'summaries are asked for in blocks: each partition in one of them, none long or wide, however far apart they lie',
+  async () => {
+    const some = fc.uniqueArray(fc.nat(4_095), { maxLength: 1_000 }).map(list => list.sort((a, b) => a - b))
+    fc.assert(
+      fc.property(some, partitions => {
+        const blocks = blocksOf(partitions)
+        const isWhole = blocks.flat().join() === partitions.join()
+        const isNarrow = blocks.every(block => block.length <= 128 && (block.at(-1) ?? 0) - (block[0] ?? 0) < 512)
+        // At most one for each 512 of them, and one for each 128 that are asked for.
+        return isWhole && isNarrow && blocks.length <= 9 + partitions.length / 128
+      }),
+    )
+  },
+)

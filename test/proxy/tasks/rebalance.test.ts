@@ -390,6 +390,34 @@ t.test('a partition that cannot settle says why, in the log and in the progress,
   t.ok((await world.holders(blob)).length >= 3)
 })
 
+t.test('I21, I34: old copies go, and of empty partitions nobody is asked for names', async t => {
+  const world = await startWorld(t)
+  const written = await Promise.all(Array.from({ length: 20 }, (_, i) => write(world, `f/${i}`, 100)))
+  let lists = 0
+  const ofShard = (shard: ShardId) => {
+    const client = world.clients.ofShard(shard)
+    const requestJson: typeof client.requestJson = (method, path, ...more) => {
+      if (path.startsWith('/v1/entries/')) lists += 1
+      return client.requestJson(method, path, ...more)
+    }
+    return { requestJson }
+  }
+  const get: World['clients']['get'] = node => world.clients.get(node)
+  const clients = { get, ofShard } as unknown as World['clients']
+  const moving = movesOf(planChanges(world.newest, drain).next).length
+  await carryOut(
+    { ...world, clients },
+    { changes: drain, epoch: 1 },
+    () => false,
+    async () => Promise.resolve(),
+  )
+  t.ok(moving > 1_000 && lists <= written.length * 12, `${lists} lists of names for ${moving} partitions`)
+  const view = new PlacementView(world.newest)
+  for (const { blob } of written) {
+    t.same([...(await world.holders(blob))].sort(), [...view.owners(blob.partition)].sort())
+  }
+})
+
 t.test('a settlement that fails in the middle of the copying ends the run, and the next one goes on', async t => {
   const world = await startWorld(t)
   const written = await Promise.all(Array.from({ length: 30 }, (_, i) => write(world, `e/${i}`, 100)))
