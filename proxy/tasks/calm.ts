@@ -10,7 +10,6 @@
  * there for 5 s. What is busy besides is the machine of the primary, which takes part in every step. Nothing starves: a rest has an end,
  * whatever the step took.
  */
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { ShardId } from '../../shared/ids.ts'
 import type { HealthTable } from '../routing/health.ts'
 
@@ -34,8 +33,9 @@ const restMsMax = 40
 const lookMs = 250
 /** Shorter rests are gathered: a timer costs more than it slows down. */
 const restMsMin = 5
-/** At least, and mostly the rests leave one: where each takes long because of others, one alone would come to nothing. */
+/** Where each takes long because of others, one alone would come to nothing: as many at least, but one after the other, so far apart. */
 const stepsAtOnceMin = 4
+const apartMs = 40
 /** So many nodes share what a step costs: in a larger cluster more of them go on side by side, and rest for each other. */
 const nodesPerStep = 4
 /** What a command costs the processors of those that carry it out, beside the disk's time: for each blob, and by bytes. */
@@ -84,7 +84,9 @@ export class Calm {
   readonly #waiting: Waiter[] = []
   #underWay = 0
   #restsUntil = -Infinity
-  #isResting = false
+  /** Of the last step. */
+  #begunAt = -Infinity
+  #timer: NodeJS.Timeout | undefined
   #seen = { hasClients: false, nodes: 0, at: -Infinity }
 
   constructor(deps: CalmDeps) {
@@ -158,28 +160,28 @@ export class Calm {
 
   /** Lets begin who may. */
   #next(): void {
-    for (let first = this.#waiting[0]; first !== undefined && !this.#isResting; first = this.#waiting[0]) {
-      const share = this.share(first.shards)
-      if (share < 1) {
-        if (this.#underWay >= Math.max(stepsAtOnceMin, roomFor(this.#cluster.nodes, share))) return
-        const waitMs = this.#restsUntil - this.#deps.now()
-        if (waitMs >= restMsMin) {
-          this.#rest(waitMs)
-          return
-        }
+    clearTimeout(this.#timer)
+    for (let first = this.#waiting[0]; first !== undefined; first = this.#waiting[0]) {
+      const waitMs = this.#waitMs(this.share(first.shards))
+      // It ends sooner where a step does.
+      if (waitMs >= restMsMin) {
+        if (waitMs < Infinity) this.#timer = setTimeout(() => this.#next(), waitMs)
+        return
       }
       this.#waiting.shift()
       this.#underWay += 1
+      this.#begunAt = this.#deps.now()
       first.go()
     }
   }
 
-  #rest(ms: number): void {
-    this.#isResting = true
-    void sleep(Math.min(ms, restMsMax)).then(() => {
-      this.#isResting = false
-      this.#next()
-    })
+  /** How long the next step has to wait, ms; Infinity: until one ends. */
+  #waitMs(share: number): number {
+    if (share === 1) return 0
+    const room = roomFor(this.#cluster.nodes, share)
+    if (this.#underWay >= Math.max(room, stepsAtOnceMin)) return Infinity
+    const apartUntil = this.#underWay < room ? -Infinity : this.#begunAt + apartMs
+    return Math.max(this.#restsUntil, apartUntil) - this.#deps.now()
   }
 }
 
