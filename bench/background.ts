@@ -120,7 +120,12 @@ async function background(
   const rate = ((await bytesOf(nodes)) - before) / seconds / 1e6
   const left = await unsettled()
   await api(cluster, 'POST', 'scrub', { action: 'pause' })
-  while (((await api(cluster, 'GET', 'topology')) as { change: unknown }).change !== null) await sleep(200)
+  // Old copies are still let go after the last partition was settled.
+  const isUnderWay = async (): Promise<boolean> => {
+    const { change, run } = (await api(cluster, 'GET', 'topology')) as { change: unknown; run: unknown }
+    return change !== null || run !== null
+  }
+  while (await isUnderWay()) await sleep(200)
   const changing = args.only === 'scrub' ? '' : `; of ${moving} partitions ${left} were left`
   return `${rate.toFixed(1)} MB/s read and written in the background for ${seconds.toFixed(0)} s${changing}`
 }
