@@ -66,7 +66,9 @@ t.test(
       async () => {
         await run(cluster, gc, 'run', '--force')
         const files = await blobFiles(cluster)
-        return files.every(name => live.has(name.split('/').at(-1)!.slice(0, 64)))
+        const left = files.filter(name => !live.has(name.split('/').at(-1)!.slice(0, 64)))
+        if (left.length > 0) throw new Error(`left: ${left.join(' ')}`)
+        return true
       },
       { withinMs: 60_000, everyMs: 500 },
     )
