@@ -41,7 +41,7 @@ async function mapOnDisk(cluster: Cluster, epoch: number): Promise<void> {
 
 t.test(
   'I20, I27: a node killed for good is out and its copies elsewhere, back it is in; a killed zone stays in',
-  { timeout: 290_000 },
+  { timeout: 420_000 },
   async t => {
     const random = seededRandom(t)
     const proxyFlags = ['--out-after-ms', '5s', '--anti-entropy-ms', '5s']

@@ -24,7 +24,7 @@ async function heldBy(cluster: Cluster, handle: ShardHandle): Promise<number[]> 
 
 t.test(
   'I18, I20, I21: two copies instead of three and three again under load: nobody notices, and the copies are there, and no others',
-  { timeout: 200_000 },
+  { timeout: 400_000 },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 2, nodesPerZone: 1, shardsPerNode: 1 })
@@ -76,7 +76,7 @@ t.test(
 
 t.test(
   'I18, I20, I21, I22: a change of the number of copies is aborted under load, before any partition is settled and half-way, and so is an abort: nobody notices',
-  { timeout: 280_000 },
+  { timeout: 400_000 },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 2, nodesPerZone: 1, shardsPerNode: 1 })

@@ -21,7 +21,7 @@ async function blobsOn(cluster: Cluster, handle: ShardHandle): Promise<number> {
 
 t.test(
   'I20, I21, I22: a shard is added, a node drained and removed under load; the primary and a target are killed meanwhile',
-  { timeout: 280_000 },
+  { timeout: 400_000 },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 2, nodesPerZone: 2, shardsPerNode: 1 })
@@ -106,7 +106,7 @@ t.test(
 
 t.test(
   'I20, I21: a change is aborted under load: nobody notices, and the old owners have what had not moved',
-  { timeout: 200_000 },
+  { timeout: 400_000 },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 1, nodesPerZone: 2, shardsPerNode: 1 })
@@ -159,7 +159,7 @@ t.test(
 
 t.test(
   'I20, I21: a node is replaced by another one under load, alive and after it has died',
-  { timeout: 280_000 },
+  { timeout: 400_000 },
   async t => {
     const random = seededRandom(t)
     const cluster = await startCluster(t, { proxies: 1, shardsPerNode: 1 })

@@ -21,11 +21,11 @@ t.test(
       fc.property(shares, part, part, part, (told, load, more, other) => {
         if (stepShare({ shares: told, hasClients: false, load }) !== 1) return false
         const share = stepShare({ shares: told, hasClients: true, load })
-        const isWithin = share >= 0.1 && share <= 0.5
+        const isWithin = share >= 0.25 && share <= 0.5
         const loaded = stepShare({ shares: told, hasClients: true, load: Math.min(1, load + more) })
         const asked = stepShare({ shares: [...told, other], hasClients: true, load })
-        const isBusy = load >= 0.4 || told.some(one => one <= 0.1)
-        return isWithin && loaded <= share && asked <= share && (!isBusy || share === 0.1)
+        const isBusy = load >= 0.6 || told.some(one => one <= 0.25)
+        return isWithin && loaded <= share && asked <= share && (!isBusy || share === 0.25)
       }),
       { seed, numRuns: 2_000 },
     )
