@@ -174,8 +174,9 @@ function skipped(label: string): boolean {
   return args.only !== undefined && !label.includes(args.only)
 }
 
-const startCluster = (env: Record<string, string>): Promise<Cluster> =>
-  startIn(folder, { HOLDFAST_WORKERS: args.workers, ...env })
+function startCluster(env: Record<string, string>): Promise<Cluster> {
+  return startIn(folder, { HOLDFAST_WORKERS: args.workers, ...env })
+}
 
 async function upload(cluster: Cluster, name: string, body: Buffer): Promise<void> {
   const url = `${cluster.url}/repository/raw/${name}`
