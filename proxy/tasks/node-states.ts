@@ -14,6 +14,7 @@ import {
   noAgreement,
   type OutAfter,
   type Refusal,
+  soonestOutMs,
 } from '../../shared/placement/outs.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import type { ShardState } from '../../shared/wire.ts'
@@ -117,7 +118,7 @@ export class NodeStates implements PrimaryTask {
       new Map([...since].map(([id, from]) => [id, at - from]))
     const states = this.#shardStates()
     const failed = ages(this.#failed(states, at))
-    const inAfterMs = Math.min(inAfterMsMax, outAfter.nodeMs)
+    const inAfterMs = Math.min(inAfterMsMax, soonestOutMs(outAfter))
     const ins = decideIns(map, ages(sure.up), id => states.has(id) && !failed.has(id), inAfterMs)
     const away = { nodes: ages(sure.down), shards: failed }
     const outs = decideOuts(map, away, outAfter)
@@ -162,7 +163,7 @@ export class NodeStates implements PrimaryTask {
       const text = "another change of topology is not settled yet: see 'holdfast topology show'"
       return { subject, brake: 'change', text }
     }
-    this.#notBefore = now() + Math.max(this.pauseMs, Math.min(againMsMax, outAfter.nodeMs))
+    this.#notBefore = now() + Math.max(this.pauseMs, Math.min(againMsMax, soonestOutMs(outAfter)))
     const problem = await this.#problem(map, changes, term)
     if (problem !== undefined) return { subject, ...problem }
     term.signal.throwIfAborted()

@@ -87,6 +87,11 @@ export interface OutAfter {
   readonly diskMs: number
 }
 
+/** The sooner of the two, ms; Infinity: nothing is taken out. */
+export function soonestOutMs({ nodeMs, diskMs }: OutAfter): number {
+  return Math.min(...[nodeMs, diskMs].filter(ms => ms > 0))
+}
+
 /** What is away for long enough goes out, the longest first, as far as the brakes allow. */
 export function decideOuts(map: ClusterMap, away: Away, after: OutAfter): OutDecision {
   const candidates = candidatesOf(map, away, after)

@@ -4,11 +4,20 @@ import t from 'tap'
 import { type ClusterMap, copiesOf, decodeClusterMap, encodeClusterMap } from '../../shared/cluster-map.ts'
 import { buildClusterMap } from '../../shared/placement.ts'
 import { planChanges, type TopologyChange } from '../../shared/placement/changes.ts'
-import { agree, decideIns, decideOuts, inShare, inShareMin, noAgreement } from '../../shared/placement/outs.ts'
+import {
+  agree,
+  decideIns,
+  decideOuts,
+  inShare,
+  inShareMin,
+  noAgreement,
+  soonestOutMs,
+} from '../../shared/placement/outs.ts'
 import { settlePartitions } from '../../shared/placement/transition.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { evenSpec, topologyOf } from './topologies.ts'
 
+const six = buildClusterMap(topologyOf(evenSpec(6, 3)))
 const outAfter = { nodeMs: 1_000, diskMs: 999 }
 const seed = Number(process.env['SEED'] ?? Date.now() % 2 ** 31)
 t.comment(`seed ${seed}`)
@@ -78,6 +87,16 @@ t.test('nothing goes out that is not away for long enough, and each that is eith
   t.end()
 })
 
+t.test('0 is never, not at once: with nodes that are never taken out, disks are, and neither decision is rushed', t => {
+  t.equal(soonestOutMs({ nodeMs: 600_000, diskMs: 60_000 }), 60_000)
+  t.equal(soonestOutMs({ nodeMs: 0, diskMs: 60_000 }), 60_000)
+  t.equal(soonestOutMs({ nodeMs: 0, diskMs: 0 }), Infinity)
+  const failed = { nodes: new Map([['n1', 9_000]]), shards: new Map([['n2-s0', 9_000]]) }
+  t.same(decideOuts(six, failed, { nodeMs: 0, diskMs: 1_000 }).shards, ['n2-s0'])
+  t.same(decideOuts(six, failed, { nodeMs: 1_000, diskMs: 0 }).shards, ['n1-s0'])
+  t.end()
+})
+
 t.test('never a whole zone, never below 75 % of nodes and weight, never fewer copies', t => {
   let outs = 0
   const held = { zone: 0, share: 0, copies: 0 }
@@ -105,7 +124,6 @@ t.test('never a whole zone, never below 75 % of nodes and weight, never fewer co
   t.end()
 })
 
-const six = buildClusterMap(topologyOf(evenSpec(6, 3)))
 const away = (...nodes: string[]) => ({ nodes: new Map(nodes.map(node => [node, 1_000])), shards: new Map() })
 
 t.test('of six nodes in three zones one goes out, a zone never, and each refusal names its brake', t => {
