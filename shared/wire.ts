@@ -20,6 +20,8 @@ export const wireHeader = {
   requestId: 'holdfast-request-id',
   /** Request between nodes, or of the primary to copy and compare: work in the background, `usual`, or `urgent` for the last copy of something. */
   background: 'holdfast-background',
+  /** Request between nodes: who takes the blob compares its sha256, so the node need not check the blocks before it sends them. */
+  unverified: 'holdfast-unverified',
   /** Request of an upload whose length is known: bytes the shard must have room for. */
   expectedBytes: 'holdfast-expected-bytes',
 } as const

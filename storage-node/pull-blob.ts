@@ -2,7 +2,7 @@
 import { createHash, hash, randomBytes } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { Dispatcher } from 'undici'
-import { HoldfastError } from '../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
 import { inlineBlobBytesMax } from '../shared/record.ts'
 import { type TransferRequest, wirePath } from '../shared/wire.ts'
 import type { Urgency } from './background.ts'
@@ -30,10 +30,19 @@ export type Source = WantedBlob['sources'][number]
 export async function pullBlob(deps: PullDeps, blob: WantedBlob, { url, shard }: Source): Promise<void> {
   const { partition, digest, generation, bytes } = blob
   const path = wirePath.blob(shard, partition, digest, generation)
-  const pieces = deps.reader.pieces({ url, path, bytes, urgency: deps.urgency }, deps.signal)
-  if (bytes > inlineBlobBytesMax) return keepLarge(deps, blob, pieces)
+  const pieces = (verified: boolean) =>
+    deps.reader.pieces({ url, path, bytes, urgency: deps.urgency, verified }, deps.signal)
+  if (bytes > inlineBlobBytesMax) {
+    try {
+      return await keepLarge(deps, blob, pieces(false))
+    } catch (error) {
+      if (!isHoldfastError(error, 'CHECKSUM_MISMATCH')) throw error
+      // On its way, or on the disk over there: asked to look, the source puts a bad copy into quarantine.
+      return keepLarge(deps, blob, pieces(true))
+    }
+  }
   let payload = Buffer.alloc(0)
-  for await (const piece of pieces) payload = Buffer.from(piece)
+  for await (const piece of pieces(true)) payload = Buffer.from(piece)
   return keepSmall(deps, blob, payload)
 }
 

@@ -158,12 +158,14 @@ export class WireServer {
       this.#onBlobError(response, new HoldfastError('SHARD_UNKNOWN', 'no such shard on this node'))
       return true
     }
+    const background = backgroundOf(request)
     sendBlob({
       shard: served.shard,
       name,
       rangeHeader: headerOf(request, 'range'),
       headOnly: method === 'HEAD',
-      background: backgroundOf(request),
+      background,
+      unverified: background !== undefined && headerOf(request, wireHeader.unverified) !== undefined,
       epoch: String(this.#node.state.epoch),
       response,
       onError: this.#onBlobError,

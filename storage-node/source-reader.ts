@@ -27,6 +27,8 @@ export interface SourceRead {
   readonly path: string
   readonly bytes: number
   readonly urgency: Urgency
+  /** The source checks what it sends; else that is left to who takes it. */
+  readonly verified: boolean
 }
 
 export class SourceReader {
@@ -81,8 +83,13 @@ export class SourceReader {
     for (const connection of this.#open) connection.close()
   }
 
-  #requestText({ url, path, urgency }: SourceRead): string {
-    const headers = { host: new URL(url).host, authorization: this.#authorization, [wireHeader.background]: urgency }
+  #requestText({ url, path, urgency, verified }: SourceRead): string {
+    const headers = {
+      host: new URL(url).host,
+      authorization: this.#authorization,
+      [wireHeader.background]: urgency,
+      ...(verified ? {} : { [wireHeader.unverified]: 'sha256' }),
+    }
     const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
     return `GET ${path} HTTP/1.1\r\n${lines.join('')}\r\n`
   }

@@ -34,7 +34,8 @@ function readerFor(t: Test, silenceMs?: number): SourceReader {
 
 const headOf = (bytes: number, more = ''): string => `HTTP/1.1 200 OK\r\nContent-Length: ${bytes}\r\n${more}\r\n`
 const { signal } = new AbortController()
-const readOf = (url: string, bytes: number) => ({ url, path: '/v1/blobs/x', bytes, urgency: 'usual' as const })
+const readOf = (url: string, bytes: number) =>
+  ({ url, path: '/v1/blobs/x', bytes, urgency: 'usual', verified: false }) as const
 
 async function collected(pieces: AsyncIterable<Buffer>): Promise<{ bytes: Buffer; lengths: number[] }> {
   const copies: Buffer[] = []
@@ -62,7 +63,10 @@ t.test(
     }
     t.equal(sockets.size, 1)
     t.match(requests[0], /^GET \/v1\/blobs\/x HTTP\/1\.1\r\n/)
-    t.match(requests[0], /\r\nauthorization: Bearer secret\r\nholdfast-background: usual\r\n/)
+    t.match(
+      requests[0],
+      /\r\nauthorization: Bearer secret\r\nholdfast-background: usual\r\nholdfast-unverified: sha256\r\n/,
+    )
   },
 )
 

@@ -8,6 +8,7 @@ import { type NodeId, parseNodeId, type ShardId } from '../../shared/ids.ts'
 import { type TransferAnswer, wirePath } from '../../shared/wire.ts'
 import { runStorageNode } from '../../storage-node/main.ts'
 import { TransferLimit } from '../../storage-node/transfer-limit.ts'
+import { blobName } from '../../storage-node/blob-name.ts'
 import { FaultyFs } from './faulty-fs.ts'
 import {
   blobFrame,
@@ -92,6 +93,14 @@ async function inFrontOf(
 
 const some = (count: number, bytes = 3_000): TestBlob[] => Array.from({ length: count }, () => testBlob(bytes))
 
+/** Flips a bit of a blob that has a file of its own. */
+async function rotFile(folder: string, blob: TestBlob): Promise<void> {
+  const file = await open(join(folder, shardA, 'blobs', blobName(blob)), 'r+')
+  const at = blob.bytes - 7
+  await file.write(Buffer.of(blob.body[at]! ^ 1), 0, 1, at)
+  await file.close()
+}
+
 /** Flips a bit of the blob where it stands in the log. */
 async function rot(folder: string, blob: TestBlob): Promise<void> {
   for (const name of await readdir(join(folder, shardA, 'log'))) {
@@ -146,6 +155,40 @@ t.test('I25: a corrupt copy is not sent but put aside; the others go on, and it 
   await fill(source, [bad, absent], shardB)
   t.same(await transfer(target, [bad, absent], from, { url: source.url, shard: shardB }), ['copied', 'copied'])
   t.ok(await holds(target, bad))
+})
+
+t.test('I25: a large copy that is corrupt is found by who copies it, put aside, and comes from elsewhere', async t => {
+  const { source, target, root } = await pair(t)
+  const bad = testBlob(3_000_000)
+  await fill(source, [bad])
+  await rotFile(join(root, 'one'), bad)
+  const from = { url: source.url, shard: shardA }
+  t.match(await transfer(target, [bad], from), [{ code: 'REPLICAS_UNREACHABLE' }])
+  t.notOk(await holds(target, bad))
+  t.equal((await source.client.get(shardA, bad)).status, 404, 'the source has put it aside')
+  await fill(source, [bad], shardB)
+  t.same(await transfer(target, [bad], from, { url: source.url, shard: shardB }), ['copied'])
+  t.ok(await holds(target, bad))
+})
+
+t.test('I5: a large copy that is damaged on its way is asked for once more, and checked before it is sent', async t => {
+  const { source, target } = await pair(t)
+  const blob = testBlob(3_000_000)
+  await fill(source, [blob])
+  const asked: (string | undefined)[] = []
+  const relay = await inFrontOf(t, source, (request, response) => {
+    if (request.method !== 'GET') return false
+    asked.push(request.headers['holdfast-unverified'] as string | undefined)
+    if (asked.length > 1) return false
+    const damaged = Buffer.from(blob.body)
+    damaged[2_000_000]! ^= 1
+    response.end(damaged)
+    return true
+  })
+  t.same(await transfer(target, [blob], relay), ['copied'])
+  t.same(asked, ['sha256', undefined])
+  t.ok(await holds(target, blob))
+  t.equal((await source.client.get(shardA, blob)).status, 200, 'nothing was wrong with the copy')
 })
 
 t.test('a source that dies in the middle: what came stays, the rest comes from the next one', async t => {
