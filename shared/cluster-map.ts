@@ -11,6 +11,7 @@
  */
 import assert from 'node:assert/strict'
 import { hash } from 'node:crypto'
+import { endianness } from 'node:os'
 import { HoldfastError } from './errors.ts'
 import { type NodeId, parseNodeId, parseShardId, parseZone, type ShardId, type Zone } from './ids.ts'
 import { partitionCount } from './partition.ts'
@@ -99,6 +100,9 @@ export const weightMax = 1e9
 /** About 20 times the map of 10,000 shards; what is longer is no map, and is not parsed. */
 const mapCharactersMax = 32 * 1024 * 1024
 
+/** Tables travel little-endian; a typed array's own bytes depend on the machine. */
+const isLittleEndian = endianness() === 'LE'
+
 const clusterIdPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
 const urlPattern = /^https?:\/\/(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):[1-9][0-9]{0,4}$/
 
@@ -182,6 +186,13 @@ function orderProblems(items: readonly { readonly id: string }[], what: string):
   })
 }
 
+/** For each shard a number that it shares with the shards of its node. */
+function nodeNumbers(shards: readonly MapShard[]): Uint32Array {
+  const numbers = new Map<string, number>()
+  for (const { node } of shards) if (!numbers.has(node)) numbers.set(node, numbers.size)
+  return Uint32Array.from(shards, ({ node }) => numbers.get(node) ?? 0)
+}
+
 /** Copies each partition can have: `replicas`, or one per node that has a shard to fill. */
 export function copiesOf(replicas: number, shards: readonly MapShard[]): number {
   return Math.min(replicas, new Set(shards.filter(shard => shard.weight > 0).map(shard => shard.node)).size)
@@ -193,13 +204,30 @@ export function tableProblem(map: Pick<ClusterMap, 'replicas' | 'copies' | 'shar
   const expected = copiesOf(map.replicas, shards)
   if (copies !== expected) return `copies is ${copies} where the shards give ${expected}`
   if (table.length !== partitionCount * copies) return `table has ${table.length} entries`
+  const nodes = nodeNumbers(shards)
   for (let partition = 0; partition < partitionCount; partition += 1) {
-    const nodes = new Set<string>()
-    for (const index of table.subarray(partition * copies, (partition + 1) * copies)) {
-      const shard = shards[index]
-      if (shard === undefined) return `partition ${partition} is on shard index ${index}, which does not exist`
-      if (nodes.has(shard.node)) return `partition ${partition} is twice on node ${shard.node}`
-      nodes.add(shard.node)
+    const found = rowProblem(table, partition * copies, copies, nodes)
+    if (found?.what === 'unknown')
+      return `partition ${partition} is on shard index ${found.index}, which does not exist`
+    if (found?.what === 'twice')
+      return `partition ${partition} is twice on node ${shards[found.index]?.node ?? found.index}`
+  }
+  return undefined
+}
+
+/** What is wrong with one partition's entries, which begin there; undefined: nothing. No lists are made: there are 4,096 of these in each map. */
+function rowProblem(
+  table: Uint16Array,
+  begin: number,
+  copies: number,
+  nodes: Uint32Array,
+): { readonly what: 'unknown' | 'twice'; readonly index: number } | undefined {
+  for (let place = begin; place < begin + copies; place += 1) {
+    const index = table[place] ?? settledEntry
+    const node = nodes[index]
+    if (node === undefined) return { what: 'unknown', index }
+    for (let other = begin; other < place; other += 1) {
+      if (nodes[table[other] ?? settledEntry] === node) return { what: 'twice', index }
     }
   }
   return undefined
@@ -212,20 +240,23 @@ export function previousProblem({ shards, epoch, previous }: Pick<ClusterMap, 's
   if (since > epoch) return 'the change of topology began in a later epoch'
   if (replicas < copies) return `${copies} previous owners where ${replicas} were wanted`
   if (table.length !== partitionCount * copies) return `the previous table has ${table.length} entries`
+  const nodes = nodeNumbers(shards)
   let unsettled = 0
   for (let partition = 0; partition < partitionCount; partition += 1) {
-    const row = table.subarray(partition * copies, (partition + 1) * copies)
-    if (row.every(index => index === settledEntry)) continue
+    const begin = partition * copies
+    if (isSettled(table, begin, copies)) continue
     unsettled += 1
-    const nodes = new Set<string>()
-    for (const index of row) {
-      const shard = shards[index]
-      if (shard === undefined) return `partition ${partition} was on shard index ${index}, which does not exist`
-      nodes.add(shard.node)
-    }
-    if (nodes.size < copies) return `partition ${partition} was twice on a node`
+    const found = rowProblem(table, begin, copies, nodes)
+    if (found?.what === 'unknown')
+      return `partition ${partition} was on shard index ${found.index}, which does not exist`
+    if (found?.what === 'twice') return `partition ${partition} was twice on a node`
   }
   return unsettled === 0 ? 'every partition is settled, yet previous owners are named' : undefined
+}
+
+function isSettled(table: Uint16Array, begin: number, copies: number): boolean {
+  for (let place = begin; place < begin + copies; place += 1) if (table[place] !== settledEntry) return false
+  return true
 }
 
 const topFields = [
@@ -276,11 +307,10 @@ function checksumOf(map: Omit<ClusterMap, 'checksum'>): string {
   return hash('sha256', JSON.stringify(document(map)))
 }
 
-/** Explicitly little-endian: a typed array's own bytes depend on the machine. */
+/** A new map goes to every process at once, whose code for it is cold: entries are copied in bulk, not one by one. */
 function encodeTable(table: Uint16Array): string {
-  const bytes = Buffer.alloc(table.length * 2)
-  for (const [index, entry] of table.entries()) bytes.writeUInt16LE(entry, index * 2)
-  return bytes.toString('base64')
+  const bytes = Buffer.from(table.buffer, table.byteOffset, table.byteLength)
+  return (isLittleEndian ? bytes : Buffer.from(bytes).swap16()).toString('base64')
 }
 
 function decodeTable(value: unknown): Uint16Array {
@@ -288,7 +318,10 @@ function decodeTable(value: unknown): Uint16Array {
   const bytes = Buffer.from(value, 'base64')
   // Base64 has several spellings of some bytes, and the decoder skips what it does not know; only ours is accepted.
   if (bytes.length % 2 !== 0 || bytes.toString('base64') !== value) throw invalid('table is not base64 of u16 entries')
-  return Uint16Array.from({ length: bytes.length / 2 }, (_, index) => bytes.readUInt16LE(index * 2))
+  if (!isLittleEndian) bytes.swap16()
+  const table = new Uint16Array(bytes.length / 2)
+  bytes.copy(new Uint8Array(table.buffer))
+  return table
 }
 
 function decodeNode(value: unknown): MapNode {

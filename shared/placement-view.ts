@@ -1,5 +1,12 @@
 import assert from 'node:assert/strict'
-import { type ClusterMap, type MapNode, type MapShard, replicasBefore, settledEntry } from './cluster-map.ts'
+import {
+  type ClusterMap,
+  type MapNode,
+  type MapShard,
+  type PreviousOwners,
+  replicasBefore,
+  settledEntry,
+} from './cluster-map.ts'
 import type { ShardId, Zone } from './ids.ts'
 import { partitionCount } from './partition.ts'
 import { Ring } from './ring.ts'
@@ -18,9 +25,11 @@ export class PlacementView {
   readonly map: ClusterMap
   readonly #shards: ReadonlyMap<ShardId, MapShard>
   readonly #nodes: ReadonlyMap<string, MapNode>
-  readonly #owners: readonly (readonly ShardId[])[]
-  /** Of the partitions that are not settled. */
-  readonly #previous: ReadonlyMap<number, readonly ShardId[]>
+  /** Of the partitions that were asked about: a new map comes to every process, in the middle of its work. */
+  readonly #owners: (readonly ShardId[] | undefined)[] = new Array<readonly ShardId[] | undefined>(partitionCount)
+  /** The same, of those that are not settled. */
+  readonly #previous = new Map<number, readonly ShardId[]>()
+  #unsettled: readonly number[] | undefined
   /** Nodes with a shard of weight above 0, sorted by id; their shards likewise. Draining shards take no handoffs. */
   readonly #members: readonly { readonly id: string; readonly weight: number; readonly shards: readonly MapShard[] }[]
   readonly #handoffs = new Map<number, readonly ShardId[]>()
@@ -34,21 +43,6 @@ export class PlacementView {
     this.map = map
     this.#shards = new Map(map.shards.map(shard => [shard.id, shard]))
     this.#nodes = new Map(map.nodes.map(node => [node.id, node]))
-    const row = (table: Uint16Array, copies: number, partition: number): ShardId[] =>
-      Array.from(table.subarray(partition * copies, (partition + 1) * copies), index => {
-        const shard = map.shards[index]
-        assert.ok(shard)
-        return shard.id
-      })
-    this.#owners = Array.from({ length: partitionCount }, (_, partition) => row(map.table, map.copies, partition))
-    const previous = new Map<number, readonly ShardId[]>()
-    if (map.previous !== undefined) {
-      const { table, copies } = map.previous
-      for (let partition = 0; partition < partitionCount; partition += 1) {
-        if (table[partition * copies] !== settledEntry) previous.set(partition, row(table, copies, partition))
-      }
-    }
-    this.#previous = previous
     this.#members = membersOf(map)
     this.#cachedMax = Math.max(64, Math.floor(cachedHandoffIdsMax / map.shards.length))
   }
@@ -77,19 +71,24 @@ export class PlacementView {
 
   /** The partition's owners on distinct nodes, in ring order: the first owner is of no particular node or zone. */
   owners(partition: number): readonly ShardId[] {
-    const owners = this.#owners[partition]
-    assert.ok(owners, `partition ${partition} does not exist`)
-    return owners
+    const known = this.#owners[partition]
+    if (known !== undefined) return known
+    assert.ok(partition >= 0 && partition < partitionCount, `partition ${partition} does not exist`)
+    return (this.#owners[partition] = this.#row(this.map, partition))
   }
 
   /** Who owned the partition before the change of topology under way; undefined: it is settled, only `owners` count. */
   previousOwners(partition: number): readonly ShardId[] | undefined {
-    return this.#previous.get(partition)
+    const { previous } = this.map
+    if (previous === undefined || isSettled(previous, partition)) return undefined
+    let owners = this.#previous.get(partition)
+    if (owners === undefined) this.#previous.set(partition, (owners = this.#row(previous, partition)))
+    return owners
   }
 
   /** Partitions that are not settled, in order. */
-  unsettled(): number[] {
-    return [...this.#previous.keys()]
+  unsettled(): readonly number[] {
+    return (this.#unsettled ??= unsettledOf(this.map))
   }
 
   /**
@@ -140,6 +139,16 @@ export class PlacementView {
     return member === undefined ? [] : this.#shardOrder(partition, member).filter(id => id !== owner)
   }
 
+  #row({ table, copies }: Pick<ClusterMap, 'table' | 'copies'>, partition: number): readonly ShardId[] {
+    const owners: ShardId[] = []
+    for (let place = partition * copies; place < (partition + 1) * copies; place += 1) {
+      const shard = this.map.shards[table[place] ?? settledEntry]
+      assert.ok(shard)
+      owners.push(shard.id)
+    }
+    return owners
+  }
+
   #cachedHandoffs(
     cache: Map<number, readonly ShardId[]>,
     partition: number,
@@ -175,6 +184,19 @@ export class PlacementView {
     if (ring === undefined) this.#shardRings.set(member.id, (ring = new Ring(member.shards, shardPoints)))
     return ring.order(partition).flatMap(index => member.shards[index]?.id ?? [])
   }
+}
+
+/** All its entries say so, or none. */
+function isSettled({ table, copies }: PreviousOwners, partition: number): boolean {
+  return table[partition * copies] === settledEntry
+}
+
+function unsettledOf({ previous }: ClusterMap): readonly number[] {
+  const partitions: number[] = []
+  for (let partition = 0; previous !== undefined && partition < partitionCount; partition += 1) {
+    if (!isSettled(previous, partition)) partitions.push(partition)
+  }
+  return partitions
 }
 
 function membersOf(map: ClusterMap): { id: string; weight: number; shards: MapShard[] }[] {

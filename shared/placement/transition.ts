@@ -166,8 +166,15 @@ export interface ShardPartitions {
 export function shardPartitions(map: ClusterMap): ReadonlyMap<string, ShardPartitions> {
   const owned = new Uint32Array(map.shards.length)
   for (const place of map.table) owned[place] = (owned[place] ?? 0) + 1
-  const leaving = countedNames(movesOf(map).map(({ from, to }) => from.filter(id => !to.includes(id))))
-  return new Map(map.shards.map(({ id }, place) => [id, { owned: owned[place] ?? 0, leaving: leaving.get(id) ?? 0 }]))
+  const leaving = new Uint32Array(map.shards.length)
+  const { previous } = map
+  for (let entry = 0; previous !== undefined && entry < previous.table.length; entry += 1) {
+    const place = previous.table[entry] ?? settledEntry
+    if (place === settledEntry) continue
+    const begin = Math.floor(entry / previous.copies) * map.copies
+    if (!map.table.subarray(begin, begin + map.copies).includes(place)) leaving[place] = (leaving[place] ?? 0) + 1
+  }
+  return new Map(map.shards.map(({ id }, place) => [id, { owned: owned[place] ?? 0, leaving: leaving[place] ?? 0 }]))
 }
 
 /** Of one shard; nothing where the map does not know it. */
