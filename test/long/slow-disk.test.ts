@@ -9,7 +9,7 @@ import { seededRandom } from '../support/random.ts'
 
 const delayMs = 300
 const readers = 4
-const readsEach = 150
+const readsEach = 500
 const writes = 12
 
 t.test(
