@@ -57,11 +57,18 @@ const admin = { access: { demands: [{ action: 'admin' }] } } as const
 const params = Type.Object({ name })
 
 /** /api/v1/cleanup/policies. They are carried out by the task `cleanup`. */
-export function addCleanupRoutes(app: Api, { cleanup, previewCleanup }: ApiDeps): void {
+export function addCleanupRoutes(app: Api, { cleanup, previewCleanup, repositories: known }: ApiDeps): void {
   const find = async (wanted: string): Promise<CleanupPolicy> => {
     const found = (await cleanup.listPolicies()).find(one => one.name === wanted)
     if (found === undefined) throw new HoldfastError('NOT_FOUND', `no cleanup policy '${wanted}'`, { name: wanted })
     return found
+  }
+  /** A name that is misspelt would be a policy that deletes nothing, and says nothing. */
+  const checkRepositories = async (names: readonly string[] | null | undefined): Promise<void> => {
+    const all = await known.all()
+    const unknown = (names ?? []).filter(one => !all.has(one))
+    if (unknown.length === 0) return
+    throw new HoldfastError('BAD_REQUEST', `no repository '${unknown.join("', '")}'`, { unknown })
   }
 
   app.get(
@@ -86,6 +93,7 @@ export function addCleanupRoutes(app: Api, { cleanup, previewCleanup }: ApiDeps)
       const made = { repositories: null, enabled: false, ...request.body }
       request.auditSubject = made.name
       checkConditions(made.conditions)
+      await checkRepositories(made.repositories)
       await cleanup.createPolicy(made, request.principal.name)
       return reply.code(201).send(viewOf(made))
     },
@@ -105,6 +113,7 @@ export function addCleanupRoutes(app: Api, { cleanup, previewCleanup }: ApiDeps)
     async request => {
       const changed = { ...(await find(request.params.name)), ...request.body }
       checkConditions(changed.conditions)
+      await checkRepositories(request.body.repositories)
       await cleanup.changePolicy(changed, request.principal.name)
       return viewOf(changed)
     },
