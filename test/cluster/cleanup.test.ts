@@ -58,7 +58,7 @@ t.test('what nobody downloads, and old versions: previewed, deleted, restored', 
   const newest = ['--path', 'app/**', '--keep-newest', '2', '--keep-newest-of', 'folders'] as const
   t.match(await run(cluster, cleanup, 'create', 'versions', ...inRaw, ...newest), { code: 0 })
   const typo = await run(cluster, cleanup, 'create', 'typo', '--repositories', 'raw,rwa', ...stale)
-  t.match(typo, { code: 1, out: { code: 'BAD_REQUEST', message: "no repository 'rwa'" } })
+  t.match(typo, { code: 2, out: { code: 'BAD_REQUEST', message: "no repository 'rwa'" } })
   const [staleDoomed, versionsDoomed] = [['raw/old/unused'], versions.slice(0, 4)]
   for (const [name, doomed] of [['stale', staleDoomed], ['versions', versionsDoomed]] as const) {
     const bytes = doomed.reduce((sum, path) => sum + bodies.get(path)!.length, 0)
