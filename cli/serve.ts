@@ -9,9 +9,9 @@ export interface Running {
 }
 
 /**
- * How much memory may grow between two full collections, for what is left by one. By itself V8 allows 7 MB beside a heap of 45 MB where
- * little happens, since its share of the time stays small; but bodies count, so with 30 requests a second it collected every 0.6 s, for
- * 30 ms of both processors: that was the p99 of reads.
+ * How far the heap, with the bodies that hang on it, may grow between two full collections, in percent of what the last one left. By itself
+ * V8 allows 7 MB beside a heap of 45 MB where little happens, since its share of the time stays small; but with 30 requests a second it
+ * collected every 0.6 s, for 30 ms of both processors: that was the p99 of reads.
  */
 const heapGrowthPercent = 100
 

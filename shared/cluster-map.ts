@@ -93,6 +93,11 @@ export function replicasBefore({ replicas, copies, previous }: Pick<ClusterMap, 
 /** No index of a shard. */
 export const settledEntry = 0xffff
 
+/** In a valid map all entries of a partition say so, or none. */
+export function isSettled({ table, copies }: PreviousOwners, partition: number): boolean {
+  return table[partition * copies] === settledEntry
+}
+
 export const replicasMax = 16
 /** A table entry is 16 bits. */
 export const shardCountMax = 65_535
@@ -244,7 +249,7 @@ export function previousProblem({ shards, epoch, previous }: Pick<ClusterMap, 's
   let unsettled = 0
   for (let partition = 0; partition < partitionCount; partition += 1) {
     const begin = partition * copies
-    if (isSettled(table, begin, copies)) continue
+    if (table.subarray(begin, begin + copies).every(index => index === settledEntry)) continue
     unsettled += 1
     const found = rowProblem(table, begin, copies, nodes)
     if (found?.what === 'unknown')
@@ -252,11 +257,6 @@ export function previousProblem({ shards, epoch, previous }: Pick<ClusterMap, 's
     if (found?.what === 'twice') return `partition ${partition} was twice on a node`
   }
   return unsettled === 0 ? 'every partition is settled, yet previous owners are named' : undefined
-}
-
-function isSettled(table: Uint16Array, begin: number, copies: number): boolean {
-  for (let place = begin; place < begin + copies; place += 1) if (table[place] !== settledEntry) return false
-  return true
 }
 
 const topFields = [

@@ -1,12 +1,5 @@
 import assert from 'node:assert/strict'
-import {
-  type ClusterMap,
-  type MapNode,
-  type MapShard,
-  type PreviousOwners,
-  replicasBefore,
-  settledEntry,
-} from './cluster-map.ts'
+import { type ClusterMap, isSettled, type MapNode, type MapShard, replicasBefore, settledEntry } from './cluster-map.ts'
 import type { ShardId, Zone } from './ids.ts'
 import { partitionCount } from './partition.ts'
 import { Ring } from './ring.ts'
@@ -184,11 +177,6 @@ export class PlacementView {
     if (ring === undefined) this.#shardRings.set(member.id, (ring = new Ring(member.shards, shardPoints)))
     return ring.order(partition).flatMap(index => member.shards[index]?.id ?? [])
   }
-}
-
-/** All its entries say so, or none. */
-function isSettled({ table, copies }: PreviousOwners, partition: number): boolean {
-  return table[partition * copies] === settledEntry
 }
 
 function unsettledOf({ previous }: ClusterMap): readonly number[] {

@@ -7,7 +7,14 @@
  *
  * A partition is settled once every new owner holds what the old ones hold; until then both count.
  */
-import { type ClusterMap, copiesOf, type PreviousOwners, sealClusterMap, settledEntry } from '../cluster-map.ts'
+import {
+  type ClusterMap,
+  copiesOf,
+  isSettled,
+  type PreviousOwners,
+  sealClusterMap,
+  settledEntry,
+} from '../cluster-map.ts'
 import { HoldfastError } from '../errors.ts'
 import { partitionCount } from '../partition.ts'
 import { buildClusterMap, planTable } from '../placement.ts'
@@ -149,7 +156,7 @@ export function movesOf(map: ClusterMap): PartitionMove[] {
   if (previous === undefined) return []
   const moves: PartitionMove[] = []
   for (let partition = 0; partition < partitionCount; partition += 1) {
-    if (previous.table[partition * previous.copies] === settledEntry) continue
+    if (isSettled(previous, partition)) continue
     moves.push({ partition, from: namesOf(map, previous, partition), to: namesOf(map, map, partition) })
   }
   return moves
