@@ -1,4 +1,3 @@
-import { setFlagsFromString } from 'node:v8'
 import { pino } from 'pino'
 import type { ConfigSource } from '../shared/config.ts'
 import { armCrashPoint } from '../storage-node/crash-point.ts'
@@ -15,9 +14,8 @@ const heapGrowingPercent = 600
 
 /** `holdfast storage-node` */
 export async function serveStorageNode(source: ConfigSource): Promise<number> {
-  setFlagsFromString(`--heap-growing-percent=${heapGrowingPercent}`)
   armCrashPoint(source.env['HF_CRASH_AT'])
   const { config, logLevel } = readStorageNodeConfig(source)
   const log = pino({ level: logLevel, base: { process: config.node, pid: process.pid } })
-  return serve(log, () => runStorageNode(config, log))
+  return serve(log, () => runStorageNode(config, log), { heapGrowingPercent })
 }

@@ -9,19 +9,18 @@ export interface Running {
 }
 
 /**
- * How far the heap, with the bodies that hang on it, may grow between two full collections, in percent of what the last one left. By itself
- * V8 allows 7 MB beside a heap of 45 MB where little happens, since its share of the time stays small; but with 30 requests a second it
- * collected every 0.6 s, for 30 ms of both processors: that was the p99 of reads.
- */
-const heapGrowthPercent = 100
-
-/**
  * Starts, tells the supervisor if there is one, and waits for the end: SIGTERM or SIGINT close cleanly, a second one exits at
  * once. Under a supervisor only its word counts: a Ctrl-C in the terminal, and many a service manager, signal everybody at once, and a
  * storage node must not end before the proxy that still answers from it. Resolves with the exit code.
+ *
+ * `heapGrowingPercent`: how far the heap, with the bodies that hang on it, may grow between two full collections, of what the last one left.
  */
-export async function serve(log: Logger, start: (signal: AbortSignal) => Promise<Running>): Promise<number> {
-  setFlagsFromString(`--heap-growing-percent=${heapGrowthPercent}`)
+export async function serve(
+  log: Logger,
+  start: (signal: AbortSignal) => Promise<Running>,
+  { heapGrowingPercent }: { readonly heapGrowingPercent?: number } = {},
+): Promise<number> {
+  if (heapGrowingPercent !== undefined) setFlagsFromString(`--heap-growing-percent=${heapGrowingPercent}`)
   const ending = new AbortController()
   const supervised = process.send !== undefined
   const ended = new Promise<string>(resolveEnded => {
