@@ -5,6 +5,7 @@
 import { join } from 'node:path'
 import { crashPoint } from './crash-point.ts'
 import type { StoreFs } from './store-fs.ts'
+import { isTrashSlice } from './trash.ts'
 
 const folders = ['log', 'blobs', 'tmp', 'trash', 'quarantine'] as const
 
@@ -69,11 +70,11 @@ export class ShardFiles {
     crashPoint('commit.afterDirSync')
   }
 
-  /** Moves a blob's file to the trash of that day. False if there was no file. */
-  async discard(name: string, now: Date): Promise<boolean> {
-    const day = join(this.trash, now.toISOString().slice(0, 10))
-    await this.#prepare(day, this.trash)
-    return this.#move(name, join(day, fileName(name)), day)
+  /** Moves a blob's file to that slice of the trash. False if there was no file. */
+  async discard(name: string, slice: string): Promise<boolean> {
+    const folder = join(this.trash, slice)
+    await this.#prepare(folder, this.trash)
+    return this.#move(name, join(folder, fileName(name)), folder)
   }
 
   /** Moves a corrupt blob's file where nobody serves it from. False if there was no file. */
@@ -123,18 +124,18 @@ export class ShardFiles {
     for (const name of await this.#fs.list(folder)) await this.#fs.unlink(join(folder, name))
   }
 
-  /** Days that have a folder in the trash. */
-  async trashDays(): Promise<string[]> {
-    return (await this.#fs.list(this.trash)).filter(name => /^\d{4}-\d{2}-\d{2}$/.test(name))
+  /** Slices of time that have a folder in the trash. */
+  async trashSlices(): Promise<string[]> {
+    return (await this.#fs.list(this.trash)).filter(isTrashSlice)
   }
 
-  async countTrash(day: string): Promise<number> {
-    return (await this.#fs.list(join(this.trash, day))).length
+  async countTrash(slice: string): Promise<number> {
+    return (await this.#fs.list(join(this.trash, slice))).length
   }
 
-  /** Unlinks everything thrown away on that day. */
-  async emptyTrash(day: string): Promise<number> {
-    const folder = join(this.trash, day)
+  /** Unlinks everything thrown away then. */
+  async emptyTrash(slice: string): Promise<number> {
+    const folder = join(this.trash, slice)
     const names = await this.#fs.list(folder)
     for (const name of names) await this.#fs.unlink(join(folder, name))
     this.#ready.delete(folder)

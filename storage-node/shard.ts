@@ -29,6 +29,7 @@ import { ShardIdentity } from './shard-identity.ts'
 import type { ShardFormat, ShardMarker } from './shard-marker.ts'
 import { errnoOf, makeFolders, type StoreFs } from './store-fs.ts'
 import { Summaries } from './summaries.ts'
+import { trashSlice } from './trash.ts'
 
 export interface Clock {
   /** Wall clock, ms. May jump. */
@@ -351,7 +352,7 @@ export class Shard {
       await this.append(newRecord({ kind: 'drop', partition, digest, generation, reason, time: this.clock.now() }))
       crashPoint('drop.afterRecord')
       this.openFiles.forget(this.files.blob(name))
-      if (location?.kind === 'file') await this.files.discard(name, new Date(this.clock.now()))
+      if (location?.kind === 'file') await this.#discard(name)
       return location === undefined ? 'missing' : 'dropped'
     })
   }
@@ -362,8 +363,12 @@ export class Shard {
     return this.#names.run(name, async () => {
       // A corrupt copy's file is evidence, and on its way to the quarantine.
       if (this.#corrupt.has(name) || (await this.locate(name)) !== undefined) return false
-      return this.files.discard(name, new Date(this.clock.now()))
+      return this.#discard(name)
     })
+  }
+
+  #discard(name: string): Promise<boolean> {
+    return this.files.discard(name, trashSlice(this.clock.now(), this.limits.trashHoldMs))
   }
 
   /**

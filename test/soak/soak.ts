@@ -66,6 +66,7 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
     const name = `${round}, ${fault.name}`
     counts.set(fault.name, (counts.get(fault.name) ?? 0) + 1)
     load.phase(name)
+    const begunAt = performance.now()
     await load.use(clients.filter((_, index) => index !== fault.victim))
     await fault.begin()
     await load.progress(dice.int(5, 80), fault.mayRefuse === 'writes' ? 0 : dice.int(0, 40), 60_000)
@@ -76,7 +77,8 @@ export async function soak(t: Test, random: Random, { minutes, only = kinds }: S
     await eventually('writes go on', () => load.current.writes > 0 && writable(askers), { withinMs: 30_000 })
     await load.use(clients)
     const failures = load.failures.splice(0).filter(text => fault.mayRefuse === 'nothing' || !isRefusedWrite(text))
-    t.strictSame(failures.slice(0, 8), [], `${name}: ${tallyText(load.current)}`)
+    const seconds = Math.round((performance.now() - begunAt) / 1_000)
+    t.strictSame(failures.slice(0, 8), [], `${name}: ${seconds} s, ${tallyText(load.current)}`)
     load.phase(`after ${name}`)
     await load.progress(10, 5, 60_000)
   }

@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
+import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { type EntryListing, type LossListing, wirePath } from '../../shared/wire.ts'
 import {
@@ -19,6 +20,7 @@ import { blobName } from '../../storage-node/blob-name.ts'
 import { EntryAges } from '../../storage-node/entry-ages.ts'
 import { Leftovers } from '../../storage-node/leftovers.ts'
 import type { Shard } from '../../storage-node/shard.ts'
+import { isTrashSlice, trashSlice } from '../../storage-node/trash.ts'
 import { FaultyFs } from './faulty-fs.ts'
 
 const isLog = (path: string) => path.includes('/a-1/log/')
@@ -258,6 +260,45 @@ t.test('I29: no jump of the clock empties the trash or drops an upload before it
   clock.wall += 100 * hour
   await tick()
   t.equal(await trashCount(), 0, 'both clocks agree')
+})
+
+t.test('the trash gives room back slice by slice, also while more comes all the time', async t => {
+  const hour = 3_600_000
+  const clock = { wall: Date.UTC(2026, 4, 3, 10, 59), passed: 0, now: () => clock.wall, monotonic: () => clock.passed }
+  const { client, folder, node } = await startWithNode(t, { trashHoldMs: 24 * hour }, clock)
+  const trash = join(folder, shardA, 'trash')
+  const ofEarlierRelease = '2026-05-02'
+  await mkdir(join(trash, ofEarlierRelease))
+  await writeFile(join(trash, ofEarlierRelease, 'some blob'), '')
+  const slices: string[] = []
+  for (let hours = 0; hours <= 49; hours += 1) {
+    const blob = testBlob(70_000)
+    await client.put(shardA, blob)
+    await client.post(wirePath.drop, dropOrder(blob), fence)
+    await node.shards.get(shardA)!.trash.empty()
+    slices.push((await readdir(trash)).sort().join(' '))
+    clock.wall += hour
+    clock.passed += hour
+  }
+  t.equal(slices[0], '2026-05-02 2026-05-03T10:00')
+  t.match(slices[23], /^2026-05-02 2026-05-03T10:00 2026-05-03T11:00 /)
+  t.match(slices[24], /^2026-05-03T10:00 2026-05-03T11:00 /, 'a day after it was first seen')
+  t.match(slices[25], /^2026-05-03T11:00 /, 'a day after the end of its hour')
+  t.equal(slices[49]!.split(' ').length, 25)
+})
+
+t.test('what is thrown away goes into the slice of its time, which is no longer than the hold', t => {
+  const time = fc.integer({ min: 0, max: Date.UTC(2100, 0) })
+  fc.assert(
+    fc.property(time, fc.integer({ min: 0, max: 100 * 3_600_000 }), (now, holdMs) => {
+      const slice = trashSlice(now, holdMs)
+      const begins = Date.parse(`${slice}Z`)
+      return (
+        isTrashSlice(slice) && begins <= now && now - begins < Math.max(60_000, Math.min(3_600_000, holdMs)) + 60_000
+      )
+    }),
+  )
+  t.end()
 })
 
 t.test('I29: no clock, be it of a proxy or the node, makes an upload in hand look abandoned', async t => {

@@ -44,9 +44,9 @@ const known = [
   new RegExp(`^blobs/${blobName}$`),
   /^index\/(\d+\.(log|ldb|sst|dbtmp)|CURRENT|LOCK|LOG|LOG\.old|MANIFEST-\d+)$/,
   /^tmp\/(u[0-9a-z]{25}|\.probe)$/,
-  /^trash\/\d{4}-\d\d-\d\d$/,
-  /^(trash\/[\d-]+|quarantine)\/[0-9a-f]{3}[./-]?[0-9a-f]{64}\.[0-9a-z]{12}[0-9TZ:.-]*$/,
-  /^(trash\/[\d-]+|quarantine)\/[0-9a-f]{64}\.[0-9a-z]{12}[0-9TZ:.-]*$/,
+  /^trash\/\d{4}-\d\d-\d\dT\d\d:\d\d$/,
+  /^(trash\/[\dT:-]+|quarantine)\/[0-9a-f]{3}[./-]?[0-9a-f]{64}\.[0-9a-z]{12}[0-9TZ:.-]*$/,
+  /^(trash\/[\dT:-]+|quarantine)\/[0-9a-f]{64}\.[0-9a-z]{12}[0-9TZ:.-]*$/,
 ]
 
 /** Names that no rule of the storage layout explains: something of a request became a file name (I40). */
