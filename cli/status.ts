@@ -27,7 +27,7 @@ export function problemsOf(status: ClusterStatus): string[] {
   const problems: string[] = []
   if (epoch === null) problems.push('there is no cluster map yet')
   if (!postgres.up) problems.push(because('PostgreSQL is away', postgres.reason))
-  if (!coordination.up) problems.push(because(`coordination by ${coordination.driver} is away`, coordination.reason))
+  if (!coordination.up) problems.push(because(`coordination by ${coordination.driver} pauses`, coordination.reason))
   if (coordination.up && primary === null) problems.push('no proxy is primary: tasks of the cluster wait')
   for (const node of nodes) {
     const since = node.since === undefined ? '' : ` since ${shortTime(node.since)}`

@@ -106,9 +106,7 @@ export function addTrashRoutes(app: Api, { trash, repositories }: ApiDeps): void
       const { from, overwrite = false } = request.body
       request.auditSubject = `${from.repository}/${from.path}`
       const outcome = await trash.restore(await find(from), request.principal.name, overwrite)
-      if (outcome.restored + outcome.refused === 0) {
-        throw new HoldfastError('ARTIFACT_NOT_FOUND', `the trash has nothing of ${from.repository}/${from.path}`)
-      }
+      if (outcome.restored + outcome.refused === 0) throw nothingOf(from)
       return { ...outcome, refusals: [...outcome.refusals] }
     },
   )
@@ -128,9 +126,15 @@ export function addTrashRoutes(app: Api, { trash, repositories }: ApiDeps): void
     async request => {
       const { from } = request.body
       request.auditSubject = `${from.repository}/${from.path}`
-      return { artifacts: await trash.purge(await find(from)) }
+      const artifacts = await trash.purge(await find(from))
+      if (artifacts === 0) throw nothingOf(from)
+      return { artifacts }
     },
   )
+}
+
+function nothingOf({ repository, path }: Target): HoldfastError {
+  return new HoldfastError('ARTIFACT_NOT_FOUND', `the trash has nothing of ${repository}/${path}`)
 }
 
 function cursorOf(text: string): TrashCursor {

@@ -84,12 +84,21 @@ export class RedisStore implements LeaseStore {
     const values = [member.id, instance, fresh ? 1 : 0, timings.leaseTtlMs, JSON.stringify(member), gone, joined]
     const renewal = this.#run('renew', ...values)
     // The ping proves that the subscription is alive, and that all that was published before has come.
-    const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#suspension.check()])
+    const [reply, , caching] = await Promise.all([renewal, this.#ping(), this.#isSuspended()])
     this.#suspension.relax()
     this.#silent = undefined
     const others = Number(reply[3]) + (this.#forgottenMs(Number(reply[1])) > 0 ? 1 : 0)
     if (reply[2] !== 1) return { outcome: 'refused', others }
     return { outcome: caching === 'suspended' ? 'suspended' : 'held', others }
+  }
+
+  /** Rejects with an error that does not blame Redis. */
+  async #isSuspended(): ReturnType<Suspension['check']> {
+    try {
+      return await this.#suspension.check()
+    } catch (error) {
+      throw new Error(`PostgreSQL does not say whether caches may be used: ${reasonOf(error)}`, { cause: error })
+    }
   }
 
   async announce(messages: readonly string[]): Promise<Announcement> {

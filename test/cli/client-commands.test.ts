@@ -94,7 +94,9 @@ t.test('deleting, and the trash, from the command line', async t => {
     code: 1,
     out: /^1 restored, 1 refused\nx: something lives/,
   })
-  t.match(await run('purge', 'open/f/'), { code: 0, out: /forgotten/ })
+  t.match(await run('purge', 'open/f/'), { code: 0, out: /^1 forgotten\n/ })
+  world.trash = []
+  t.match(await run('purge', 'open/g/'), { code: 1, err: /ARTIFACT_NOT_FOUND/ })
   t.equal((await run('purge', 'open')).code, 2)
   t.equal((await run('shred', 'open/')).code, 2)
   t.same(world.changes, [
@@ -106,6 +108,7 @@ t.test('deleting, and the trash, from the command line', async t => {
     ['list trash', 'open/f/', undefined],
     ['restore', 'open/f/', 'admin', true],
     ['purge', 'open/f/'],
+    ['purge', 'open/g/'],
   ])
   const changed = await runner(repo, env)('set', 'open', '--trash-days', '30')
   t.equal(changed.code, 0)
@@ -369,7 +372,7 @@ t.test('status exits with 0 when all is well, with 1 when it is not', async t =>
   const text = await run()
   t.equal(text.code, 1)
   t.match(text.out, /^cluster c, Holdfast 1, epoch 3/)
-  t.match(text.out, '! coordination by memory is away: gone')
+  t.match(text.out, '! coordination by memory pauses: gone')
   t.match(JSON.parse((await run('--json')).out), { clusterId: 'c', problems: [/coordination/] })
   const good = { ...fakeStatus, primary: 'm', coordination: { driver: 'redis', up: true } }
   t.same(problemsOf(good), [])

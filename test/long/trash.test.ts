@@ -62,5 +62,7 @@ t.test('I37: a folder is deleted, and restored with its bytes and references', {
   for (const client of clients) t.ok((await client.get('raw/f/1/1')).body.equals(bodies.get('raw/f/1/1')!))
   t.match(await first(deleteArtifacts, 'raw/f/'), { code: 0 })
   t.match(await first(trash, 'purge', 'raw/f/'), { code: 0, out: { artifacts: 12 } })
-  t.match(await first(trash, 'restore', 'raw/f/'), { code: 1, out: { code: 'ARTIFACT_NOT_FOUND' } })
+  for (const verb of ['restore', 'purge']) {
+    t.match(await first(trash, verb, 'raw/f/'), { code: 1, out: { code: 'ARTIFACT_NOT_FOUND' } }, verb)
+  }
 })

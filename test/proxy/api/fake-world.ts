@@ -157,7 +157,10 @@ export async function setUp(t: Test): Promise<World> {
         if (world.trash.length === 0) return { restored: 0, refused: 0, refusals: [] }
         return { restored: world.trash.length, refused: 1, refusals: [{ path: 'x', reason: 'exists' }] }
       },
-      purge: async place => world.changes.push(['purge', shown(place)]),
+      purge: async place => {
+        world.changes.push(['purge', shown(place)])
+        return world.trash.length
+      },
     },
     cleanup: {
       listPolicies: async () => [...world.policies.values()],

@@ -211,6 +211,22 @@ t.test('PostgreSQL away, Redis there: nobody can commit, so caches stay in use',
 })
 
 t.test(
+  'PostgreSQL frozen, Redis there: somebody may yet commit, so caches are bypassed, and Redis is not blamed',
+  async t => {
+    const own = await startTestPostgres(t)
+    const openWorker = opener(() => redisCluster(own, redis))
+    const a = await openWorker(t, 'a')
+    await eventually('it has joined', () => a.cache.usable())
+    await own.pause()
+    await eventually('caches are bypassed', () => !a.cache.usable())
+    await eventually('the reason is told', () => a.state().reason?.startsWith('PostgreSQL does not say ') === true)
+    await own.resume()
+    await eventually('caches are used again', () => a.cache.usable())
+    t.equal(a.state().up, true)
+  },
+)
+
+t.test(
   'PostgreSQL away without Redis: caches are bypassed, and an invalidation says that it could not be told',
   async t => {
     const own = await startTestPostgres(t)
