@@ -9,7 +9,6 @@ import type { Logger } from 'pino'
 import { isHoldfastError } from '../shared/errors.ts'
 import type { ClusterMap, MapNode } from '../shared/cluster-map.ts'
 import { parseZone } from '../shared/ids.ts'
-import { ProcessorLoad } from '../shared/processor-load.ts'
 import { version } from '../shared/version.ts'
 import { Authenticator, userKeyPrefix } from './access/authenticator.ts'
 import { FailedLogins } from './access/failed-logins.ts'
@@ -26,10 +25,9 @@ import { Repositories, repositoriesKey } from './artifacts/repositories.ts'
 import { Resolver } from './artifacts/resolver.ts'
 import { Trash } from './artifacts/trash.ts'
 import { buildApi } from './api/build-api.ts'
-import { Throttle } from './backup/blob-source.ts'
-import { backupsOf } from './backup/backups.ts'
 import { BadCopies } from './bad-copies.ts'
 import { clusterStatus } from './cluster-status.ts'
+import { clusterTasks } from './cluster-tasks.ts'
 import type { ProxyConfig } from './config.ts'
 import { openCoordinator } from './coordination/open-coordinator.ts'
 import type { Coordinator, MemberReport } from './coordination/types.ts'
@@ -58,31 +56,11 @@ import { HealthTable } from './routing/health.ts'
 import { NodeClients } from './routing/node-client.ts'
 import { ShardReferences } from './routing/reference-store.ts'
 import { WriteContext } from './routing/write-context.ts'
-import { backup } from './tasks/backup.ts'
-import { collectGarbage } from './tasks/collect-garbage.ts'
-import { AntiEntropy } from './tasks/anti-entropy.ts'
-import { Calm } from './tasks/calm.ts'
-import { cleanup, previewCleanup } from './tasks/cleanup.ts'
-import { emptyTrash } from './tasks/empty-trash.ts'
-import { drillBackup } from './tasks/drill-backup.ts'
-import { HealFromUpstream } from './tasks/heal-from-upstream.ts'
-import { HeedLosses } from './tasks/heed-losses.ts'
-import { housekeeping } from './tasks/housekeeping.ts'
-import { rebalance } from './tasks/rebalance.ts'
-import { JobControl } from './tasks/job-control.ts'
-import type { Job } from './tasks/job.ts'
-import { NodeStates, reportOf } from './tasks/node-states.ts'
-import { keepIdentity } from './tasks/keep-identity.ts'
-import { Jobs } from './tasks/jobs.ts'
-import { Primary } from './tasks/primary.ts'
-import { ReclaimUploads } from './tasks/reclaim-uploads.ts'
-import { RepairCopies } from './tasks/repair-copies.ts'
-import { leftoverAgeMsMin } from './tasks/unnamed-blobs.ts'
+import { previewCleanup } from './tasks/cleanup.ts'
+import { reportOf } from './tasks/node-states.ts'
 import { repairProgress } from './tasks/repair-progress.ts'
-import { replayOutbox } from './tasks/replay-outbox.ts'
-import { verifyBackup } from './tasks/verify-backup.ts'
 import { ScrubControl } from './tasks/scrub-control.ts'
-import { askNode, askNodes, firstClusterMap, followAddresses } from './topology/first-map.ts'
+import { askNode, askNodes, firstClusterMap } from './topology/first-map.ts'
 import { TopologyControl } from './topology/topology-control.ts'
 import { MapKeeper } from './topology/map-keeper.ts'
 import { UpstreamCache } from './upstream/upstream-cache.ts'
@@ -107,8 +85,6 @@ export interface WorkerOptions {
 }
 
 const databasePauseMs = 250
-/** Blobs without a good copy that the primary names each second. */
-const lostNamed = 10
 
 /** Resolves when the public port answers. */
 export async function startProxyWorker(options: WorkerOptions): Promise<ProxyWorker> {
@@ -263,65 +239,26 @@ async function build(
   await keeper.start()
   closers.push(() => identity.close())
   await identity.start()
-  const calm = new Calm({ health, load: new ProcessorLoad().load, now })
-  const repair = new RepairCopies({ metadata, references, clients, view, health, log, now })
-  const reclaim = new ReclaimUploads({ metadata, clients, view, log, abandonedMs: config.abandonedMs })
-  const { collection } = metadata
-  const collectionAges = { minAgeMs: config.gcMinAgeMs, holdMs: config.gcHoldMs }
-  const leftoverAgeMs = Math.max(config.gcMinAgeMs, leftoverAgeMsMin)
-  const incarnation = (): string => metadata.incarnation
-  const backups = backupsOf(config, metadata)
-  const throttle = new Throttle(config.backupBytesPerSecond, now)
-  const definitions: readonly Job[] = [
-    backup({ ...backups, metadata, reader, throttle, keep: config.backupKeep, now: Date.now, version }),
-    verifyBackup({ ...backups, throttle }),
-    drillBackup({ target: config.backupTarget, credentialsFile: config.backupCredentialsFile, program }),
-    housekeeping(metadata),
-    emptyTrash(metadata),
-    rebalance({ metadata, view, clients, references, calm, now, leftoverAgeMs }),
-    cleanup({ metadata, publisher }),
-    collectGarbage({ metadata, collection, incarnation, view, clients, ages: collectionAges }),
-  ]
-  const jobControl = new JobControl(metadata.jobs, definitions)
-  const antiEntropy = new AntiEntropy({
-    metadata,
-    clients,
-    view,
-    health,
-    calm,
+  const tasks = clusterTasks({
+    config,
     log,
+    program,
     now,
-    roundMs: config.antiEntropyMs,
-  })
-  const losses = new HeedLosses({ metadata, clients, view, health, log, now })
-  const heal = new HealFromUpstream({ losses, metadata, repositories, upstreams, now })
-  const jobs = new Jobs({ store: metadata.jobs, jobs: definitions, log, now })
-  const outAfter = { nodeMs: config.outAfterMs, diskMs: config.diskOutAfterMs }
-  const nodeStates = new NodeStates({ coordinator, metadata, view, health, clients, log, now, outAfter })
-  const primary = new Primary({
+    metadata,
     coordinator,
-    prepare: () => keeper.adoptNewest(),
-    tasks: [
-      keeper.distribution,
-      followAddresses({ metadata, view, health, log }, config),
-      replayOutbox({ metadata, publisher }),
-      keepIdentity({ metadata, writer, secret: config.secret }),
-      repair,
-      reclaim,
-      antiEntropy,
-      losses,
-      heal,
-      nodeStates,
-      jobs,
-    ],
-    log,
+    view,
+    keeper,
+    health,
+    clients,
+    references,
+    reader,
+    writer,
+    publisher,
+    repositories,
+    upstreams,
   })
-  report = () => {
-    const lost = losses.hopeless()
-    const partitionsToCompare = antiEntropy.partitionsLeft
-    const repairs = { ...repair.rate, partitionsToCompare, lostBlobs: lost.length, lost: lost.slice(0, lostNamed) }
-    return reportOf(health, { refusals: nodeStates.refusals, ...(primary.token === undefined ? {} : { repairs }) })
-  }
+  const { primary, jobControl, backups } = tasks
+  report = tasks.report
   primary.start()
   closers.push(() => primary.close())
 
@@ -340,19 +277,11 @@ async function build(
     writer,
     publisher,
     resolver,
-    primary,
-    repair,
-    reclaim,
-    jobs,
-    jobControl,
-    antiEntropy,
     identity,
-    backups,
-    losses,
-    nodeStates,
     gate,
     upstreams,
     upstreamClient,
+    ...tasks,
   }
   metrics.add(readings(parts))
   const artifacts = new ArtifactRoutes({
@@ -393,8 +322,8 @@ async function build(
       jobs: jobControl,
       askNode: url => askNode(url, config.secret),
     }),
-    collection,
-    collectionAges,
+    collection: metadata.collection,
+    collectionAges: tasks.collectionAges,
     scrubs: new ScrubControl({ view, clients }),
     repairs: {
       progress: () => repairProgress({ metadata, coordinator }),
