@@ -114,7 +114,7 @@ async function startWorld(t: Test, random: Random): Promise<World> {
     proxies: proxies.length,
     nodesPerZone: 2,
     shardsPerNode: 1,
-    nodeFlags: ['--trash-hold-ms', '120000'],
+    nodeFlags: ['--trash-hold-ms', '60000'],
     chaos: true,
     redis: true,
     proxyFlags,
