@@ -16,6 +16,7 @@ import type { HealthTable } from './health.ts'
 import { type FolderChild, FolderMerge, type Witness } from './merge-folder.ts'
 import type { NodeClients } from './node-client.ts'
 import type { FolderContents, FolderStore, ListedChild } from './types.ts'
+import { likelyHandoffs, placementsOf } from './write-plan.ts'
 
 /** A shard looks into 4,096 partitions: a third of a second of CPU. */
 const askTimeoutMs = 10_000
@@ -24,7 +25,6 @@ const versionsTimeoutMs = 3_000
 const graceMsMin = 300
 const shardsAtOnce = 16
 const versionsMax = 500
-const handoffsAsked = 2
 /** Of a page from each shard; with many shards each has only a part of the folder. */
 const pageMin = 64
 const pageMax = 3_000
@@ -217,8 +217,14 @@ class FolderListing {
     })
     const questions = new Map<ShardId, typeof items>()
     for (const item of items) {
-      const handoffs = view.handoffs(item.partition).filter(shard => answered.has(shard))
-      for (const shard of new Set([...view.allOwners(item.partition), ...handoffs.slice(0, handoffsAsked)])) {
+      const handoffs = placementsOf(view, item.partition).flatMap(one =>
+        likelyHandoffs(
+          one,
+          item.partition,
+          one.handoffs(item.partition).filter(shard => answered.has(shard)),
+        ),
+      )
+      for (const shard of new Set([...view.allOwners(item.partition), ...handoffs])) {
         if (item.words.has(shard) || !answered.has(shard)) continue
         const asked = questions.get(shard)
         if (asked === undefined) questions.set(shard, [item])

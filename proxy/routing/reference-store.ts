@@ -12,13 +12,12 @@ import type { NodeClients } from './node-client.ts'
 import { replicateRecord } from './record-replication.ts'
 import type { ReferenceStore } from './types.ts'
 import { underNewestMap, type WriteContext } from './write-context.ts'
-import type { WritePlacement } from './write-plan.ts'
+import { likelyHandoffs, placementsOf } from './write-plan.ts'
 
 /** PostgreSQL is down and a reader waits: a silent owner counts as not reachable. */
 const askTimeoutMs = 1_500
 /** Once enough owners have answered the others get so long to name a newer version. */
 const graceMs = 200
-const handoffsAsked = 2
 
 /** What a shard said about a path: its newest reference, or that it has none. */
 type Word = ReferenceRecord | 'none'
@@ -78,14 +77,18 @@ export class ShardReferences implements ReferenceStore {
   async newest(repository: string, path: string): Promise<ReferenceRecord | undefined> {
     const view = this.#deps.view.current()
     const partition = partitionOf(repository, path)
-    const sets = placementsOf(view, partition).map(one => {
+    const placements = placementsOf(view, partition)
+    const sets = placements.map(one => {
       const owners = one.owners(partition)
       return { owners, ownersMin: Math.min(owners.length, referenceReadQuorum(one.map.replicas)) }
     })
-    const handoffs = view
-      .handoffs(partition)
-      .filter(shard => this.#readable(shard))
-      .slice(0, handoffsAsked)
+    const handoffs = placements.flatMap(one =>
+      likelyHandoffs(
+        one,
+        partition,
+        one.handoffs(partition).filter(shard => this.#readable(shard)),
+      ),
+    )
     const suffix = `?key=${encodeURIComponent(`${repository}/${path}`)}`
     const words = new Map<ShardId, Word>()
     const abort = new AbortController()
@@ -132,11 +135,6 @@ export class ShardReferences implements ReferenceStore {
     await Promise.race([all, grace])
     inGrace.abort()
   }
-}
-
-/** The owners, and while they are changing also those before, each as a place for writes. */
-function placementsOf(view: PlacementView, partition: number): readonly WritePlacement[] {
-  return view.previousOwners(partition) === undefined ? [view] : [view, view.before()]
 }
 
 function sameOwners(a: PlacementView, b: PlacementView, partition: number): boolean {

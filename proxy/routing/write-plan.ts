@@ -100,6 +100,38 @@ export function replacementFor(
   return otherZone ?? sameZone ?? free[0]
 }
 
+/** The owners, and while they are changing also those before, each as a place for references. */
+export function placementsOf(view: PlacementView, partition: number): readonly WritePlacement[] {
+  return view.previousOwners(partition) === undefined ? [view] : [view, view.before()]
+}
+
+const firstHandoffs = 2
+
+/**
+ * Where readers look for what writers gave to others than the owners: the first two in ring order, and of each zone as many as it can have
+ * owners. `handoffs`: of the partition, in ring order, those that can be asked now.
+ */
+export function likelyHandoffs(
+  placement: WritePlacement,
+  partition: number,
+  handoffs: readonly ShardId[],
+): readonly ShardId[] {
+  const perZone = Math.max(...counted(placement.owners(partition).map(owner => placement.node(owner).zone)).values())
+  const taken = new Map<Zone, number>()
+  return handoffs.filter((shard, at) => {
+    const { zone } = placement.node(shard)
+    const ofZone = taken.get(zone) ?? 0
+    taken.set(zone, ofZone + 1)
+    return at < firstHandoffs || ofZone < perZone
+  })
+}
+
+function counted(zones: readonly Zone[]): ReadonlyMap<Zone, number> {
+  const counts = new Map<Zone, number>()
+  for (const zone of zones) counts.set(zone, (counts.get(zone) ?? 0) + 1)
+  return counts
+}
+
 /** Number of zones the targets are in. */
 export function zonesOf(targets: readonly WriteTarget[]): number {
   let count = 0

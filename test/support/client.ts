@@ -99,15 +99,16 @@ export class Client {
     const answer = await this.request('GET', path, { headers })
     const returned = performance.now()
     const source = answer.headers['holdfast-metadata']
+    const weak = source !== undefined
     const note = `GET ${answer.status}${source === undefined ? '' : ` (${String(source)})`}`
     if (answer.status === 200) {
       const value = hash('sha256', answer.body)
       if (answer.headers['etag'] !== `"${value}"`) {
         throw new WrongAnswer(`GET ${path}: ETag ${String(answer.headers['etag'])}, but the body is ${value}`)
       }
-      this.#history?.record(path, { called, returned, needs: { value }, note })
+      this.#history?.record(path, { called, returned, needs: { value }, note, weak })
     } else if (answer.status === 404) {
-      this.#history?.record(path, { called, returned, needs: 'absent', note })
+      this.#history?.record(path, { called, returned, needs: 'absent', note, weak })
     }
     return answer
   }

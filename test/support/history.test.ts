@@ -70,6 +70,31 @@ t.test(
   },
 )
 
+t.test(
+  'I3: a read from the shards knows what was acknowledged, of other writes perhaps less than PostgreSQL has told',
+  async t => {
+    const check = (second: Pick<Operation, 'returned'>, ...reads: Operation[]) => {
+      const history = new History()
+      history.record('a', { called: 0, returned: 1, sets: 'one' })
+      history.record('a', { called: 2, sets: 'two', ...second })
+      for (const read of reads) history.record('a', read)
+      return { problems: history.problems().length, unseen: history.unseen }
+    }
+    const get = (called: number, value: string, weak = false): Operation => ({
+      called,
+      returned: called + 1,
+      needs: { value },
+      weak,
+    })
+    const lost = { returned: Infinity }
+    t.same(check(lost, get(10, 'two'), get(12, 'one', true)), { problems: 0, unseen: 1 })
+    t.same(check(lost, get(10, 'two'), get(12, 'one')), { problems: 1, unseen: 0 }, 'PostgreSQL forgets nothing')
+    t.same(check({ returned: 3 }, get(10, 'two'), get(12, 'one', true)), { problems: 1, unseen: 0 }, 'acknowledged')
+    t.same(check(lost, get(10, 'two'), get(12, 'else', true)), { problems: 1, unseen: 0 }, 'never written')
+    t.same(check(lost, get(10, 'one', true), get(12, 'two')), { problems: 0, unseen: 0 })
+  },
+)
+
 /** Runs a register for real, each operation taking effect somewhere between call and return. */
 const runs = fc.array(
   fc.record({

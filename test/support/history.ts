@@ -12,6 +12,11 @@ export interface Operation {
   readonly needs?: 'absent' | 'present' | { readonly value: string }
   /** What the path holds afterwards: a digest, or one of several, or null for nothing; undefined: what it held before. */
   readonly sets?: string | null | readonly string[]
+  /**
+   * A read that PostgreSQL had no part in. It knows every acknowledged write, but of one whose outcome nobody was told it may know less
+   * than an earlier reader that asked PostgreSQL.
+   */
+  readonly weak?: boolean
   /** For the report of a failure. */
   readonly note?: string
 }
@@ -156,6 +161,8 @@ interface Recorded extends Operation {
 
 /** All operations of a test, by path. */
 export class History {
+  /** Paths on which a weak read knew less of an unacknowledged write than somebody before it. */
+  unseen = 0
   readonly #paths = new Map<string, Recorded[]>()
 
   record(path: string, operation: Operation): void {
@@ -193,14 +200,37 @@ export class History {
   problems(): string[] {
     const copied = copiedValues(this.#paths)
     return [...this.#paths].flatMap(([path, operations]) => {
-      const verdict = checkRegister(
-        operations.map(one => (one.from === undefined ? one : { ...one, sets: [...(copied.get(one) ?? [])] })),
+      const explicit = operations.map(one =>
+        one.from === undefined ? one : { ...one, sets: [...(copied.get(one) ?? [])] },
       )
+      const verdict = checkRegister(explicit)
       if (verdict.linearizable) return []
+      if (isExplainedWeakly(explicit)) {
+        this.unseen++
+        return []
+      }
       const stuck = verdict.stuck.map(describe).join('; ')
-      return [`${path}: holding ${short(verdict.value)}, none of these can come next: ${stuck}`]
+      const around = nearby(operations, verdict.stuck).map(describe).join('; ')
+      return [`${path}: holding ${short(verdict.value)}, none of these can come next: ${stuck}. Around it: ${around}`]
     })
   }
+}
+
+/** Is all that PostgreSQL had a part in explained together, and each other read by the writes alone? */
+function isExplainedWeakly(operations: readonly Operation[]): boolean {
+  const weak = operations.filter(one => one.weak === true)
+  if (weak.length === 0 || !checkRegister(operations.filter(one => one.weak !== true)).linearizable) return false
+  const writes = operations.filter(({ sets }) => sets !== undefined)
+  return weak.every(read => checkRegister([...writes, read]).linearizable)
+}
+
+const nearbyCount = 24
+
+/** The last operations that were called before the stuck ones returned, in the order of their calls. */
+function nearby(operations: readonly Recorded[], stuck: readonly Operation[]): readonly Recorded[] {
+  const end = Math.max(...stuck.map(({ returned }) => returned))
+  const before = operations.filter(({ called }) => called <= end)
+  return before.sort((a, b) => a.called - b.called).slice(-nearbyCount)
 }
 
 /** Of each copy what it may have read. A source may be the target of copies in turn, even in a circle: until nothing is new. */

@@ -72,6 +72,23 @@ t.test('I3: with too few owners and no handoff the append is refused; handoffs c
   t.ok(larger.nodes.flatMap(node => [...node.references]).length >= 2)
 })
 
+t.test('I16: a deletion that two handoffs took is found, wherever in the ring they are', async t => {
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c'])
+  for (let path = 0; path < 24; path += 1) {
+    const name = `x${path}`
+    await cluster.references.append(reference(name, 1))
+    const owners = cluster.view.current().owners(partitionOf('repo', name))
+    const away = [owners[path % 3]!, owners[(path + 1) % 3]!]
+    for (const owner of away) cluster.node(owner).die()
+    await cluster.references.append(reference(name, 2, 'delete'))
+    for (const owner of away) await cluster.node(owner).start()
+    const told = owners.find(owner => !away.includes(owner))!
+    cluster.node(told).die()
+    t.equal(await cluster.references.newest('repo', name), undefined, name)
+    await cluster.node(told).start()
+  }
+})
+
 t.test('I30: a frozen owner delays neither the append nor the lookup by a second', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
   const [frozen] = cluster.view.current().owners(partitionOf('repo', 'x'))
