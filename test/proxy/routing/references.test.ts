@@ -73,7 +73,7 @@ t.test('I3: with too few owners and no handoff the append is refused; handoffs c
 })
 
 t.test('I16: a deletion that two handoffs took is found, wherever in the ring they are', async t => {
-  const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c'])
+  const cluster = await startWriteCluster(t, ['a', 'b', 'c', 'a', 'b', 'c', 'a', 'b', 'c'])
   for (let path = 0; path < 24; path += 1) {
     const name = `x${path}`
     await cluster.references.append(reference(name, 1))
