@@ -92,6 +92,12 @@ t.test(
     t.same(check({ returned: 3 }, get(10, 'two'), get(12, 'one', true)), { problems: 1, unseen: 0 }, 'acknowledged')
     t.same(check(lost, get(10, 'two'), get(12, 'else', true)), { problems: 1, unseen: 0 }, 'never written')
     t.same(check(lost, get(10, 'one', true), get(12, 'two')), { problems: 0, unseen: 0 })
+    for (const unknown of [[], [{ called: 4, returned: Infinity, sets: 'three' }]]) {
+      const history = new History()
+      for (const sets of ['one', 'two']) history.record('a', { called: 0, returned: 5, sets })
+      for (const operation of [...unknown, get(10, 'two'), get(12, 'one', true)]) history.record('a', operation)
+      t.equal(history.problems().length, 1, 'the order of two acknowledged writes is one for all')
+    }
   },
 )
 

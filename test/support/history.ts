@@ -216,12 +216,25 @@ export class History {
   }
 }
 
-/** Is all that PostgreSQL had a part in explained together, and each other read by the writes alone? */
+/**
+ * Is all that PostgreSQL had a part in explained together, and each weak read by that without what only a write of unknown outcome
+ * explains? Where every write was acknowledged a weak read is a read like any other.
+ */
 function isExplainedWeakly(operations: readonly Operation[]): boolean {
+  const unknown = operations.filter(({ sets, returned }) => sets !== undefined && returned === Infinity)
   const weak = operations.filter(one => one.weak === true)
-  if (weak.length === 0 || !checkRegister(operations.filter(one => one.weak !== true)).linearizable) return false
-  const writes = operations.filter(({ sets }) => sets !== undefined)
-  return weak.every(read => checkRegister([...writes, read]).linearizable)
+  const strong = operations.filter(one => one.weak !== true)
+  if (unknown.length === 0 || weak.length === 0 || !checkRegister(strong).linearizable) return false
+  const known = strong.filter(one => one.sets !== undefined || !unknown.some(write => mayShow(one, write)))
+  return weak.every(read => checkRegister([...known, read]).linearizable)
+}
+
+/** Could the read have seen what the write left? */
+function mayShow({ needs, returned }: Operation, { called, sets }: Operation): boolean {
+  if (called > returned || needs === undefined) return false
+  if (needs === 'absent') return sets === null
+  if (needs === 'present') return sets !== null
+  return isChoice(sets) ? sets.includes(needs.value) : sets === needs.value
 }
 
 const nearbyCount = 24
