@@ -218,11 +218,7 @@ class FolderListing {
     const questions = new Map<ShardId, typeof items>()
     for (const item of items) {
       const handoffs = placementsOf(view, item.partition).flatMap(one =>
-        likelyHandoffs(
-          one,
-          item.partition,
-          one.handoffs(item.partition).filter(shard => answered.has(shard)),
-        ),
+        likelyHandoffs(one, item.partition, shard => answered.has(shard)),
       )
       for (const shard of new Set([...view.allOwners(item.partition), ...handoffs])) {
         if (item.words.has(shard) || !answered.has(shard)) continue

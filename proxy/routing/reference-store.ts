@@ -82,13 +82,7 @@ export class ShardReferences implements ReferenceStore {
       const owners = one.owners(partition)
       return { owners, ownersMin: Math.min(owners.length, referenceReadQuorum(one.map.replicas)) }
     })
-    const handoffs = placements.flatMap(one =>
-      likelyHandoffs(
-        one,
-        partition,
-        one.handoffs(partition).filter(shard => this.#readable(shard)),
-      ),
-    )
+    const handoffs = placements.flatMap(one => likelyHandoffs(one, partition, shard => this.#readable(shard)))
     const suffix = `?key=${encodeURIComponent(`${repository}/${path}`)}`
     const words = new Map<ShardId, Word>()
     const abort = new AbortController()

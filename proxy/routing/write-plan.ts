@@ -109,21 +109,24 @@ const firstHandoffs = 2
 
 /**
  * Where readers look for what writers gave to others than the owners: the first two in ring order, and of each zone as many as it can have
- * owners. `handoffs`: of the partition, in ring order, those that can be asked now.
+ * owners. `answers`: can this shard be asked now?
  */
 export function likelyHandoffs(
   placement: WritePlacement,
   partition: number,
-  handoffs: readonly ShardId[],
+  answers: (shard: ShardId) => boolean,
 ): readonly ShardId[] {
   const perZone = Math.max(...counted(placement.owners(partition).map(owner => placement.node(owner).zone)).values())
   const taken = new Map<Zone, number>()
-  return handoffs.filter((shard, at) => {
-    const { zone } = placement.node(shard)
-    const ofZone = taken.get(zone) ?? 0
-    taken.set(zone, ofZone + 1)
-    return at < firstHandoffs || ofZone < perZone
-  })
+  return placement
+    .handoffs(partition)
+    .filter(answers)
+    .filter((shard, at) => {
+      const { zone } = placement.node(shard)
+      const ofZone = taken.get(zone) ?? 0
+      taken.set(zone, ofZone + 1)
+      return at < firstHandoffs || ofZone < perZone
+    })
 }
 
 function counted(zones: readonly Zone[]): ReadonlyMap<Zone, number> {
