@@ -207,12 +207,13 @@ function topologyText({ epoch, replicas, copies, change, run, shards, spread, un
     one.leaving === 0 ? '-' : String(one.leaving),
     one.since === undefined ? one.state : `${one.state} since ${shortTime(one.since)}`,
   ])
-  const far = run === null ? '' : progressText(run)
+  const far = run ? progressText(run) : ''
   const progress = far === '' ? '' : `, ${far}`
   return [
     `epoch ${epoch}, ${copies} of ${replicas} copies`,
+    ...(run === undefined ? ['! PostgreSQL is away: this is what is known without it, and a change waits for it'] : []), // prettier-ignore
     change === null
-      ? `all partitions are settled${run === null ? '' : ', the last old copies go'}`
+      ? `all partitions are settled${run ? ', the last old copies go' : ''}`
       : `change of epoch ${change.since}: ${change.state}, ${change.unsettled} partitions left${progress}`,
     '',
     textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', ...(spread === undefined ? [] : ['BYTES']), 'LEAVING', 'STATE'], rows), // prettier-ignore

@@ -89,7 +89,11 @@ const planView = Type.Object({
 })
 const run = Type.Object(
   { id: Type.Integer(), job: Type.String(), state: Type.String() },
-  { additionalProperties: true, description: 'The run of the task `rebalance`, as under /tasks' },
+  {
+    additionalProperties: true,
+    description:
+      'The run of the task `rebalance`, as under /tasks; absent: PostgreSQL is away, which knows (there may be a newer map, too)',
+  },
 )
 const topologyView = Type.Object({
   epoch: Type.Integer(),
@@ -100,10 +104,10 @@ const topologyView = Type.Object({
       since: Type.Integer({ description: 'The epoch in which it began' }),
       unsettled: Type.Integer({ description: 'Partitions whose copies are not all with their new owners' }),
       partitions: Type.Integer(),
-      state: Type.String({ description: 'running, paused' }),
+      state: Type.String({ description: 'running, paused, waiting (for PostgreSQL)' }),
     }),
   ),
-  run: nullable(run),
+  run: Type.Optional(nullable(run)),
   shards: Type.Array(
     Type.Object({
       shard: Type.String(),

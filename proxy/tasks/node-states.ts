@@ -30,6 +30,8 @@ import type { ContentsDeps } from './shard-contents.ts'
 
 /** What is back must stay back so long. */
 const inAfterMsMax = 10_000
+/** A disk that has failed must be well for so many times as long as it took to be taken out: it may only have a moment of health. */
+const wellFactor = 10
 /** After a decision, or one that had no room: the run, or what people do about it, takes time. */
 const againMsMax = 60_000
 /** In what every proxy hears each second. */
@@ -63,6 +65,8 @@ export class NodeStates implements PrimaryTask {
   readonly #deps: NodeStatesDeps
   #agreement: Agreement = noAgreement
   readonly #failedSince = new Map<string, number>()
+  /** When shards that are well by now, but not for long, were last called failed. */
+  readonly #failedAt = new Map<string, number>()
   #stops: readonly Stop[] = []
   #told = ''
   #notBefore = -Infinity
@@ -102,6 +106,7 @@ export class NodeStates implements PrimaryTask {
   #forget(): void {
     this.#agreement = noAgreement
     this.#failedSince.clear()
+    this.#failedAt.clear()
   }
 
   async #look(term: Term): Promise<void> {
@@ -119,7 +124,8 @@ export class NodeStates implements PrimaryTask {
     const states = this.#shardStates()
     const failed = ages(this.#failed(states, at))
     const inAfterMs = Math.min(inAfterMsMax, soonestOutMs(outAfter))
-    const ins = decideIns(map, ages(sure.up), id => states.has(id) && !failed.has(id), inAfterMs)
+    const isWell = (id: string): boolean => states.has(id) && !failed.has(id) && !this.#failedAt.has(id)
+    const ins = decideIns(map, ages(sure.up), isWell, inAfterMs)
     const away = { nodes: ages(sure.down), shards: failed }
     const outs = decideOuts(map, away, outAfter)
     const stops: Stop[] = [...outs.refusals]
@@ -145,8 +151,15 @@ export class NodeStates implements PrimaryTask {
   /** Failed shards, and since when. */
   #failed(states: ReadonlyMap<string, ShardState>, at: number): ReadonlyMap<string, number> {
     for (const [id, state] of states) {
-      if (state !== 'failed') this.#failedSince.delete(id)
-      else if (!this.#failedSince.has(id)) this.#failedSince.set(id, at)
+      if (state === 'failed') {
+        if (!this.#failedSince.has(id)) this.#failedSince.set(id, at)
+        this.#failedAt.set(id, at)
+      } else {
+        this.#failedSince.delete(id)
+        if (at - (this.#failedAt.get(id) ?? -Infinity) >= wellFactor * this.#deps.outAfter.diskMs) {
+          this.#failedAt.delete(id)
+        }
+      }
     }
     for (const id of this.#failedSince.keys()) if (!states.has(id)) this.#failedSince.delete(id)
     return this.#failedSince

@@ -62,10 +62,14 @@ export interface TopologyView {
     readonly since: number
     readonly unsettled: number
     readonly partitions: number
-    readonly state: 'running' | 'paused'
+    /** Waiting: for PostgreSQL. */
+    readonly state: 'running' | 'paused' | 'waiting'
   } | null
-  /** The run of the task that carries out changes; it goes on a little after the last partition was settled, for old copies. */
-  readonly run: JobRun | null
+  /**
+   * The run of the task that carries out changes; it goes on a little after the last partition was settled, for old copies. Absent:
+   * PostgreSQL is away, which knows; there may be a newer map, too.
+   */
+  readonly run?: JobRun | null
   readonly shards: {
     readonly shard: string
     readonly node: string
@@ -107,7 +111,7 @@ export class TopologyControl {
     const held = byBytes ? await heldBytes(this.#deps, map) : undefined
     const bytes = held && bytesOfShards(map, held)
     const zones = new Map<string, string>(map.nodes.map(({ id, zone }) => [id, zone]))
-    const { run } = await this.#deps.jobs.get(task)
+    const run = await this.#run()
     const unsettled = this.#deps.view.current().unsettled().length
     const partitions = shardPartitions(map)
     const known = new Set<string>(map.shards.map(({ id }) => id))
@@ -127,9 +131,9 @@ export class TopologyControl {
               since: map.previous.since,
               unsettled,
               partitions: partitionCount,
-              state: run === null ? 'paused' : 'running',
+              state: run === undefined ? 'waiting' : run === null ? 'paused' : 'running',
             },
-      run,
+      ...(run === undefined ? {} : { run }),
       shards: map.shards.map(({ id, node, weight, out }) => {
         const { owned = 0, leaving = 0 } = partitions.get(id) ?? {}
         const state =
@@ -139,6 +143,16 @@ export class TopologyControl {
       }),
       ...(held && { spread: { zones: byteSpread(map, held.bytes), unknownPartitions: held.unknown } }),
       unassigned: reported.filter(({ shard }) => !known.has(shard)),
+    }
+  }
+
+  /** Undefined: nobody knows. */
+  async #run(): Promise<JobRun | null | undefined> {
+    try {
+      return (await this.#deps.jobs.get(task)).run
+    } catch (error) {
+      if (!isHoldfastError(error, 'METADATA_UNAVAILABLE')) throw error
+      return undefined
     }
   }
 

@@ -6,6 +6,7 @@ import { History } from '../support/history.ts'
 import { Load, tallyText } from '../support/load.ts'
 import { outages, waitForDatabase } from '../support/postgres-outages.ts'
 import { seededRandom, type Random } from '../support/random.ts'
+import { view } from '../support/topology.ts'
 
 interface Known {
   readonly path: string
@@ -81,6 +82,9 @@ t.test(
         t.equal((await clients[1]!.delete(gone)).status, 204)
         await begin(cluster)
         await withoutDatabase(t, clients, known, gone)
+        const { run, ...shown } = await view(cluster, 0)
+        t.match(shown, { change: null, shards: [{ state: 'up' }] }, 'the topology is shown')
+        t.equal(run, undefined, 'but nobody knows whether it is being changed')
         await end(cluster)
         await recovered(t, clients, known)
         for (const client of clients)

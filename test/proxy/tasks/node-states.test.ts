@@ -21,7 +21,7 @@ interface Asked {
   readonly token: number | undefined
 }
 
-function world() {
+function world(clusterMap = map) {
   const asked: Asked[] = []
   const facts = {
     now: 0,
@@ -53,7 +53,7 @@ function world() {
         },
       },
     },
-    view: new ClusterView(map),
+    view: new ClusterView(clusterMap),
     health: {
       nodes: () =>
         map.nodes.map(({ id, zone }): NodeHealth => {
@@ -168,3 +168,28 @@ t.test('a disk that its node calls failed goes out sooner than a node that is aw
   await look(2_000)
   t.match(asked, [{ params: { changes: [{ op: 'out', shard: 'n2-s0' }] } }])
 })
+
+t.test(
+  'a disk that has failed is taken in again when it has been well for ten times as long as it took to go out',
+  async t => {
+    const out = { weight: 1, since: 1, auto: true }
+    const { asked, facts, look } = world({
+      ...map,
+      shards: map.shards.map(one => (one.id === 'n2-s0' ? { ...one, weight: 0, out } : one)),
+    })
+    facts.reports = [seesAll, seesAll]
+    await look(0)
+    facts.failed.add('n2')
+    await look(1_000)
+    facts.failed.clear()
+    await look(12_000)
+    facts.failed.add('n2')
+    await look(15_000)
+    facts.failed.clear()
+    await look(16_000)
+    await look(34_999)
+    t.same(asked, [], 'it failed again meanwhile')
+    await look(35_000)
+    t.match(asked, [{ params: { changes: [{ op: 'in', shard: 'n2-s0' }] } }])
+  },
+)
