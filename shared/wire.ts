@@ -52,6 +52,7 @@ export const wirePath = {
   allReferences: (shard: ShardId) => `/v1/references/${shard}`,
   /** One reference with `?key=<repository/path, URL-encoded>`, else a listing. */
   references: (shard: ShardId, partition: number) => `/v1/references/${shard}/${partitionName(partition)}`,
+  referencesOf: (shard: ShardId) => `/v1/references/${shard}`,
   upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
   commit: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}/commit`,
   unconfirmed: (shard: ShardId) => `/v1/unconfirmed/${shard}`,
@@ -61,6 +62,7 @@ export const wirePath = {
     `/v1/verify/${shard}/${partitionName(partition)}/${digest}.${generation}`,
   summaries: (shard: ShardId) => `/v1/summaries/${shard}`,
   entries: (shard: ShardId, partition: number) => `/v1/entries/${shard}/${partitionName(partition)}`,
+  entriesOf: (shard: ShardId) => `/v1/entries/${shard}`,
   versions: '/v1/versions',
   /** Of nodes that do not know it yet there is no answer. */
   folder: (shard: ShardId) => `/v1/folder/${shard}`,
@@ -251,6 +253,17 @@ export interface EntryListing {
   /** Pass as `after` for the next page; absent on the last one. */
   readonly next?: string
 }
+/** POST /v1/entries/<shard>: the first pages of several partitions. */
+export interface EntriesRequest {
+  readonly lists: readonly { readonly partition: number; readonly of: 'blobs' | 'references' }[]
+  /** Of each. */
+  readonly limit: number
+}
+export interface EntriesAnswer {
+  /** In the order asked; null: there was no room in this answer. */
+  readonly lists: readonly (EntryListing | null)[]
+}
+
 export interface Entry {
   /** `<digest>.<generation>` or `<repository/path>`. */
   readonly key: string
@@ -261,6 +274,15 @@ export interface Entry {
   readonly time?: number
   /** Of a blob: for how long, at least, the shard has had it, in ms by the node's monotonic clock. Nodes of older releases do not tell. */
   readonly heldMs?: number
+}
+
+/** POST /v1/references/<shard>: the newest reference of each of these paths on this shard. */
+export interface ReferencesRequest {
+  readonly references: readonly { readonly partition: number; readonly key: string }[]
+}
+export interface ReferencesAnswer {
+  /** In the order asked; null: ask for it by itself, there was no room in this answer, or something is wrong with it. */
+  readonly references: readonly (ReferenceAnswer | null)[]
 }
 
 /** POST /v1/versions: the newest version this shard has of each path. */

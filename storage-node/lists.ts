@@ -1,8 +1,14 @@
 /** What a shard has: its references, and its blobs page by page. All reject with SHARD_FAILED when it cannot be read. */
-import { HoldfastError } from '../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
 import { decodeRecord, type ReferenceRecord } from '../shared/record.ts'
 import { partitionName } from '../shared/partition.ts'
-import type { BlobListing, LossListing, ReferenceListing, UnconfirmedAnswer } from '../shared/wire.ts'
+import type {
+  BlobListing,
+  LossListing,
+  ReferenceListing,
+  ReferencesRequest,
+  UnconfirmedAnswer,
+} from '../shared/wire.ts'
 import { blobName, parseBlobName } from './blob-name.ts'
 import {
   blobKey,
@@ -43,6 +49,30 @@ export async function findReference(shard: Shard, partition: number, key: string
   if (record !== undefined) return record
   if (!(await forgetReference(shard, indexKey, value))) return findReference(shard, partition, key)
   throw new HoldfastError('RECORD_DAMAGED', 'the record of this reference is damaged on this shard')
+}
+
+/** As `findReference` of each; null: it rejects, or what was found before it fills an answer. Rejects with SHARD_FAILED. */
+export async function findReferences(
+  shard: Shard,
+  items: ReferencesRequest['references'],
+): Promise<(ReferenceRecord | null)[]> {
+  const found: (ReferenceRecord | null)[] = []
+  let bytes = 0
+  for (const { partition, key } of items) {
+    const record = bytes < pageBytesMax ? await findOrNull(shard, partition, key) : null
+    if (record !== null) bytes += JSON.stringify(record).length
+    found.push(record)
+  }
+  return found
+}
+
+async function findOrNull(shard: Shard, partition: number, key: string): Promise<ReferenceRecord | null> {
+  try {
+    return await findReference(shard, partition, key)
+  } catch (error) {
+    if (!isHoldfastError(error) || error.code === 'SHARD_FAILED') throw error
+    return null
+  }
 }
 
 /** Nothing follows from what is not on this shard. */

@@ -6,7 +6,9 @@ import type {
   BlobKey,
   BundleRequest,
   DropRequest,
+  EntriesRequest,
   FolderRequest,
+  ReferencesRequest,
   TouchRequest,
   TransferRequest,
   VersionsRequest,
@@ -53,13 +55,27 @@ export function parseBundle(fields: Fields): BundleRequest {
 }
 
 export function parseVersions(fields: Fields): VersionsRequest {
+  return { shard: shardOf(fields['shard']), ...parseReferences(fields) }
+}
+
+export function parseReferences(fields: Fields): ReferencesRequest {
   const references = list(fields['references']).map(({ partition, key }) => {
     if (!isPartition(partition) || typeof key !== 'string' || Buffer.byteLength(key) > pathKeyBytesMax) {
       throw bad('reference')
     }
     return { partition, key }
   })
-  return { shard: shardOf(fields['shard']), references }
+  return { references }
+}
+
+export function parseEntries(fields: Fields): EntriesRequest {
+  const lists = list(fields['lists']).map(({ partition, of }): EntriesRequest['lists'][number] => {
+    if (!isPartition(partition) || (of !== 'blobs' && of !== 'references')) throw bad('list')
+    return { partition, of }
+  })
+  const limit = fields['limit']
+  if (!Number.isSafeInteger(limit) || Number(limit) < 1) throw bad('limit')
+  return { lists, limit: Number(limit) }
 }
 
 export function parseFolder({ folder, start, limit, deep }: Fields): FolderRequest {

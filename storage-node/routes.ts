@@ -6,6 +6,8 @@ import { parsePartition, partitionCount } from '../shared/partition.ts'
 import {
   type AppendAnswer,
   type DropAnswer,
+  type EntriesAnswer,
+  type ReferencesAnswer,
   type ScrubAnswer,
   type SummaryAnswer,
   type TouchAnswer,
@@ -27,13 +29,23 @@ import {
   sendJson,
   toWireError,
 } from './http-answer.ts'
-import { findReference, listBlobs, listLosses, listReferences, listUnconfirmed, type Page } from './lists.ts'
+import {
+  findReference,
+  findReferences,
+  listBlobs,
+  listLosses,
+  listReferences,
+  listUnconfirmed,
+  type Page,
+} from './lists.ts'
 import type { ServedShard, StorageNode } from './node.ts'
 import {
   parseBundle,
   parseCommit,
   parseDrop,
+  parseEntries,
   parseFolder,
+  parseReferences,
   parseTouch,
   parseTransfer,
   parseVersions,
@@ -41,7 +53,7 @@ import {
 import { sendBundle } from './send-bundle.ts'
 import { serveUpload } from './serve-upload.ts'
 import type { SourceReader } from './source-reader.ts'
-import { listNames, versionsOf } from './summaries.ts'
+import { listNames, listSome, versionsOf } from './summaries.ts'
 import { touchBlob } from './touch.ts'
 import { transferBlobs } from './transfer.ts'
 import { verifyBlob } from './verify-blob.ts'
@@ -89,6 +101,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'GET blobs 2': blobs,
   'GET references 1': async call =>
     answer(call, await listReferences(shardNamed(call.node, call.parts[0]).shard, 'all', pageOf(call))),
+  'POST references 1': someReferences,
   'GET references 2': references,
   'PUT uploads 2': putUpload,
   'GET uploads 2': getUpload,
@@ -97,6 +110,7 @@ const routes: Readonly<Record<string, Handler>> = {
   'GET unconfirmed 1': unconfirmed,
   'GET verify 3': verify,
   'GET summaries 1': summaries,
+  'POST entries 1': entriesOfSome,
   'GET entries 2': entries,
   'POST versions 0': versions,
   'POST folder 1': folder,
@@ -274,6 +288,20 @@ async function entries(call: Call): Promise<void> {
   const of = call.query.get('of')
   if (of !== 'blobs' && of !== 'references') throw new HoldfastError('BAD_REQUEST', 'of must be blobs or references')
   answer(call, await listNames(shard, of, partition, pageOf(call)))
+}
+
+async function entriesOfSome(call: Call): Promise<void> {
+  const { node, request } = call
+  const { lists, limit } = parseEntries(await readJson(request, bodyOf(call, jsonBytesMax)))
+  const { shard } = shardNamed(node, call.parts[0])
+  answer(call, { lists: await listSome(shard, lists, Math.min(limit, pageMax)) } satisfies EntriesAnswer)
+}
+
+async function someReferences(call: Call): Promise<void> {
+  const { node, request } = call
+  const { references: items } = parseReferences(await readJson(request, bodyOf(call, jsonBytesMax)))
+  const { shard } = shardNamed(node, call.parts[0])
+  answer(call, { references: await findReferences(shard, items) } satisfies ReferencesAnswer)
 }
 
 async function versions(call: Call): Promise<void> {

@@ -4,7 +4,7 @@
  */
 import { partitionCount, partitionName } from '../shared/partition.ts'
 import { emptySet, SetDigest } from '../shared/set-digest.ts'
-import type { Entry, EntryListing, PartitionSummary } from '../shared/wire.ts'
+import type { EntriesRequest, Entry, EntryListing, PartitionSummary } from '../shared/wire.ts'
 import { decodeBlobLocation, decodeReferenceLocation, type IndexChange, referenceKey } from './index.ts'
 import type { Page } from './lists.ts'
 import type { Shard } from './shard.ts'
@@ -12,6 +12,8 @@ import type { Shard } from './shard.ts'
 export type EntryKind = 'blobs' | 'references'
 
 const pageCount = 2000
+/** Of several partitions in one answer. */
+const namesAtOnce = 10_000
 
 export class Summaries {
   readonly #known = new Map<number, PartitionSummary>()
@@ -115,6 +117,22 @@ export async function listNames(
   })
   const last = entries.at(-1)
   return { entries, ...(last === undefined || found.length < limit ? {} : { next: last.key }) }
+}
+
+/** The first page of each; null: what was listed before it fills an answer. Rejects with SHARD_FAILED. */
+export async function listSome(
+  shard: Shard,
+  lists: EntriesRequest['lists'],
+  limit: number,
+): Promise<(EntryListing | null)[]> {
+  const found: (EntryListing | null)[] = []
+  let names = 0
+  for (const { of, partition } of lists) {
+    const listing = names < namesAtOnce ? await listNames(shard, of, partition, { after: undefined, limit }) : null
+    names += listing?.entries.length ?? 0
+    found.push(listing)
+  }
+  return found
 }
 
 function prefixOf(kind: EntryKind): string {

@@ -4,6 +4,7 @@ import { pino } from 'pino'
 import { AntiEntropy } from '../../proxy/tasks/anti-entropy.ts'
 import { unhindered } from '../../proxy/tasks/calm.ts'
 import type { ShardSummary } from '../../proxy/tasks/compare-sets.ts'
+import { MoveCalls, type MoveCallsDeps } from '../../proxy/tasks/move-calls.ts'
 import type { MoveDeps } from '../../proxy/tasks/move-deps.ts'
 import { movePartition } from '../../proxy/tasks/move-partition.ts'
 import { buildClusterMap } from '../../shared/placement.ts'
@@ -89,18 +90,18 @@ async function move(entries: readonly Entry[]): Promise<Weight> {
   const summaries = new Map<ShardId, ShardSummary>(
     next.shards.map(({ id }) => [id, new Map([[partition, { partition, blobs: set, references: emptySet }]])]),
   )
-  const deps: MoveDeps = {
+  const calls = new MoveCalls({
     // Of a client only `requestJson` is used.
-    clients: shards as unknown as MoveDeps['clients'],
+    clients: shards as unknown as MoveCallsDeps['clients'],
     references: { appendTo: async () => new Set<ShardId>() },
-    view: () => view,
     fence: 'primary:1',
     calm: unhindered,
     term: { signal: never },
     unwanted: async () => ({ unnamed: [], purging: [] }),
     turn: async () => {},
     onCopied: async () => {},
-  }
+  })
+  const deps: MoveDeps = { calls, view: () => view, onCopied: async () => {} }
   const { cpuMs } = await timed(() => movePartition(deps, partition, summaries))
   shards.empty()
   let [peak, transfers] = [0, 0]

@@ -6,25 +6,17 @@
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Digest, Generation, ShardId } from '../../shared/ids.ts'
 import { referenceReadQuorum } from '../../shared/quorum.ts'
-import {
-  wirePath,
-  type BlobKey,
-  type DropRequest,
-  type Entry,
-  type TransferAnswer,
-  type TransferRequest,
-} from '../../shared/wire.ts'
-import { copyCostMs } from './calm.ts'
+import type { BlobKey, Entry } from '../../shared/wire.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
 import { namesOfOwners, type Owners } from './owner-names.ts'
 import { moveReferences } from './move-references.ts'
-import { batchesOf, commandLimitMs, type Names, namesInStep, touchAll } from './shard-contents.ts'
+import { batchesOf, type Names, namesInStep } from './shard-contents.ts'
 import { stayOf } from './unnamed-blobs.ts'
 
 const bytesPerRequest = 16 * 1024 * 1024
-const dropsPerRequest = 1_000
+const dropsAtOnce = 1_000
 
 interface SizedBlob extends BlobKey {
   readonly bytes: number
@@ -71,7 +63,7 @@ async function moveBlobs(
   let lacking = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
     lacking = new Set()
-    const names = namesOfOwners(deps, { partition, of: 'blobs' }, { ...owners, filled }, deps.term.signal)
+    const names = namesOfOwners(deps.calls, { partition, of: 'blobs' }, { ...owners, filled })
     for await (const { held } of names) {
       for (const shard of await fill(deps, partition, held, owners.from, owners.to)) lacking.add(shard)
     }
@@ -124,28 +116,13 @@ async function withoutUnwanted(
     return { key, ...blobOf(partition, key, entry), ...stayOf(told) }
   })
   if (copies.length === 0) return wanted
-  const { unnamed, purging } = await deps.calm.step(to, deps.term.signal, () => deps.unwanted(copies))
-  for (const { key } of [...unnamed, ...purging]) wanted.delete(key)
+  const verdicts = await deps.calls.judge(copies)
+  for (const [index, { key }] of copies.entries()) if (verdicts[index] !== 'wanted') wanted.delete(key)
+  const unnamed = copies.filter((_, index) => verdicts[index] === 'unnamed')
   for (const [shard, names] of held) {
-    await drop(deps, shard, unnamed.filter(({ key }) => names.has(key)), 'deleted') // prettier-ignore
+    await deps.calls.drop(shard, unnamed.filter(({ key }) => names.has(key)), 'deleted') // prettier-ignore
   }
   return wanted
-}
-
-async function drop(
-  deps: MoveDeps,
-  shard: ShardId,
-  blobs: readonly BlobKey[],
-  reason: DropRequest['reason'],
-): Promise<void> {
-  if (blobs.length === 0) return
-  deps.term.signal.throwIfAborted()
-  const keys = blobs.map(({ partition, digest, generation }) => ({ partition, digest, generation }))
-  const options = { fence: deps.fence, timeoutMs: commandLimitMs(), signal: deps.term.signal }
-  const request: DropRequest = { shard, reason, blobs: keys }
-  await deps.calm.step([shard], deps.term.signal, () =>
-    deps.clients.ofShard(shard).requestJson('POST', wirePath.drop, request, options),
-  )
 }
 
 async function pull(
@@ -155,48 +132,35 @@ async function pull(
 ): Promise<void> {
   const view = deps.view()
   for (const batch of batchesOf(blobs, ({ bytes }) => bytes, bytesPerRequest)) {
-    const bytes = batch.reduce((sum, blob) => sum + blob.bytes, 0)
-    const request: TransferRequest = {
+    const results = await deps.calls.pull(
       shard,
-      blobs: batch.map(({ sources, ...blob }) => ({
+      batch.map(({ sources, ...blob }) => ({
         ...blob,
         sources: sources.map(source => ({ url: view.node(source).url, shard: source })),
       })),
-    }
-    const timeoutMs = commandLimitMs(bytes)
-    await deps.turn(shard, bytes)
-    deps.term.signal.throwIfAborted()
-    const { results } = await deps.clients
-      .ofShard(shard)
-      .requestJson<TransferAnswer>('POST', wirePath.transfer, request, {
-        fence: deps.fence,
-        timeoutMs,
-        signal: deps.term.signal,
-      })
-    const copied = batch.filter((_, index) => results[index] === 'copied')
-    const copiedBytes = copied.reduce((sum, blob) => sum + blob.bytes, 0)
-    // Not a step: a node that holds back takes its time, and the others need not wait for it.
-    deps.calm.spent([shard], copyCostMs({ blobs: copied.length, bytes: copiedBytes }))
-    await deps.onCopied({ blobs: copied.length, bytes: copiedBytes, references: 0 })
+    )
     // A source may have lost it just now (deleted, or corrupt): the next comparison knows. A target that takes nothing is another matter.
     const refusal = results.find(result => typeof result === 'object' && result.code !== 'REPLICAS_UNREACHABLE')
     if (typeof refusal === 'object') throw new HoldfastError(refusal.code, refusal.message, { shard })
   }
 }
 
+/** A shard that may hold blobs of a partition it does not own any more. */
+export interface Leaver {
+  readonly shard: ShardId
+  /** How many, as it has said; absent: it has said nothing. */
+  readonly expected?: number
+}
+
 /** Moves to the trash what `leaving`, owners before it was settled, hold of a partition; resolves with how many copies. */
-export async function releasePartition(
-  deps: MoveDeps,
-  partition: number,
-  leaving: readonly ShardId[],
-): Promise<number> {
+export async function releasePartition(deps: MoveDeps, partition: number, leaving: readonly Leaver[]): Promise<number> {
   const view = deps.view()
   const owners = view.owners(partition)
   if (view.previousOwners(partition) !== undefined) return 0
   let released = 0
-  for (const shard of leaving.filter(one => view.has(one) && !owners.includes(one))) {
-    const page = { partition, of: 'blobs', limit: dropsPerRequest } as const
-    for await (const { held } of namesInStep(deps, [shard], page, deps.term.signal)) {
+  for (const { shard, ...hint } of leaving.filter(one => view.has(one.shard) && !owners.includes(one.shard))) {
+    const page = { partition, of: 'blobs', limit: dropsAtOnce, ...hint } as const
+    for await (const { held } of namesInStep((one, next) => deps.calls.names(one, next), [shard], page)) {
       const blobs = [...(held.get(shard) ?? [])].map(([key, entry]) => blobOf(partition, key, entry))
       if (blobs.length > 0) released += await release(deps, shard, owners, blobs)
     }
@@ -210,11 +174,9 @@ async function release(
   owners: readonly ShardId[],
   blobs: readonly SizedBlob[],
 ): Promise<number> {
-  deps.term.signal.throwIfAborted()
-  const ask = () => Promise.all(owners.map(owner => touchAll(deps, owner, blobs, deps.term.signal)))
-  const words = await deps.calm.step(owners, deps.term.signal, ask)
+  const words = await Promise.all(owners.map(owner => deps.calls.touch(owner, blobs)))
   const safe = blobs.filter((_, index) => words.every(results => results[index] === 'held'))
-  await drop(deps, shard, safe, 'moved')
+  await deps.calls.drop(shard, safe, 'moved')
   return safe.length
 }
 

@@ -5,7 +5,8 @@
  */
 import type { ShardId } from '../../shared/ids.ts'
 import { inKeyOrder } from '../../shared/key-order.ts'
-import { wirePath, type Entry, type ReferenceAnswer, type ReferenceListing } from '../../shared/wire.ts'
+import type { Entry, ReferenceListing } from '../../shared/wire.ts'
+import type { Delivery } from './move-calls.ts'
 import { type MoveDeps, rotated, roundsMax } from './move-deps.ts'
 import type { Obstacle } from './obstacles.ts'
 import { namesOfOwners, type Owners } from './owner-names.ts'
@@ -13,12 +14,11 @@ import type { NamesStretch } from './shard-contents.ts'
 
 /** Of one partition; records of several partitions on their way to a node share its batches with those of clients. */
 const appendsAtOnce = 64
-const readsAtOnce = 16
-/** Reading a page costs less than asking for so great a part of it. */
+const readsAtOnce = 32
+/** Reading a page costs less than asking for so great a part of it, unless that goes with what others ask for. */
 const densePart = 1 / 8
+const fewMax = readsAtOnce
 const pageMax = 1_000
-/** A shard reads pages of records from its log, up to 4 MiB of it. */
-const pageTimeoutMs = 30_000
 
 interface Lack {
   readonly key: string
@@ -37,7 +37,7 @@ export async function moveReferences(
   const filled = new Set<ShardId>()
   for (let round = 1; round <= roundsMax; round += 1) {
     let isComplete = true
-    const names = namesOfOwners(deps, { partition, of: 'references' }, { ...owners, filled }, deps.term.signal)
+    const names = namesOfOwners(deps.calls, { partition, of: 'references' }, { ...owners, filled })
     for await (const stretch of names) {
       const lacks = lacksOf(stretch, rotated(from, partition), to)
       if (lacks.length === 0) continue
@@ -76,19 +76,17 @@ async function supply(
   for (const source of new Set(lacks.map(one => one.source))) {
     const open = new Map(lacks.filter(one => one.source === source).map(one => [one.key, one]))
     const names = held.get(source) ?? new Map<string, Entry>()
-    if (open.size > names.size * densePart) {
+    if (open.size > fewMax && open.size > names.size * densePart) {
       const range = { partition, after, end: lastOf([...open.keys()]) }
       for await (const records of pagesOf(deps, source, range)) {
         await give(deps, takeFrom(open, records), behind)
       }
     }
     // Few from the beginning, or what the pages lacked: a damaged record among them is told by its shard now.
-    await bringEach(deps, partition, [...open.values()], behind)
+    await bringEach(deps, partition, source, [...open.values()], behind)
   }
   return behind
 }
-
-type Delivery = Lack & { readonly record: ReferenceAnswer }
 
 /** Whole records, up to `end` at least. */
 async function* pagesOf(
@@ -97,12 +95,7 @@ async function* pagesOf(
   { partition, after, end }: { partition: number; after: string | undefined; end: string },
 ): AsyncGenerator<ReferenceListing['references']> {
   for (let at = after; at === undefined || inKeyOrder(at, end) < 0;) {
-    deps.term.signal.throwIfAborted()
-    const query = new URLSearchParams({ limit: String(pageMax), ...(at === undefined ? {} : { after: at }) })
-    const path = `${wirePath.references(source, partition)}?${query.toString()}`
-    const options = { signal: deps.term.signal, timeoutMs: pageTimeoutMs }
-    const ask = () => deps.clients.ofShard(source).requestJson<ReferenceListing>('GET', path, undefined, options)
-    const page = await deps.calm.step([source], deps.term.signal, ask)
+    const page = await deps.calls.referencesPage(source, partition, { after: at, limit: pageMax })
     yield page.references
     if (page.next === undefined) return
     at = page.next
@@ -116,7 +109,7 @@ function takeFrom(open: Map<string, Lack>, records: ReferenceListing['references
     const lack = open.get(`${record.repository}/${record.path}`)
     if (lack === undefined || record.version < lack.version) continue
     open.delete(lack.key)
-    taken.push({ ...lack, record })
+    taken.push({ record, targets: lack.targets })
   }
   return taken
 }
@@ -124,31 +117,22 @@ function takeFrom(open: Map<string, Lack>, records: ReferenceListing['references
 async function bringEach(
   deps: MoveDeps,
   partition: number,
+  source: ShardId,
   lacks: readonly Lack[],
   behind: Set<ShardId>,
 ): Promise<void> {
   for (let start = 0; start < lacks.length; start += readsAtOnce) {
-    deps.term.signal.throwIfAborted()
     const some = lacks.slice(start, start + readsAtOnce)
-    const find = async (lack: Lack): Promise<Delivery> => {
-      const path = `${wirePath.references(lack.source, partition)}?key=${encodeURIComponent(lack.key)}`
-      const options = { signal: deps.term.signal, background: 'usual' } as const
-      const record = await deps.clients.ofShard(lack.source).requestJson<ReferenceAnswer>('GET', path, undefined, options) // prettier-ignore
-      return { ...lack, record }
-    }
-    const sources = some.map(({ source }) => source)
-    const found = await deps.calm.step(sources, deps.term.signal, () => Promise.all(some.map(find)))
-    await give(deps, found, behind)
+    const records = await deps.calls.records(source, some.map(({ key }) => ({ partition, key }))) // prettier-ignore
+    await give(deps, some.map(({ targets }, index) => ({ record: records[index]!, targets })), behind) // prettier-ignore
   }
 }
 
 /** Each is durable on its targets when this resolves, or they are `behind`. */
 async function give(deps: MoveDeps, deliveries: readonly Delivery[], behind: Set<ShardId>): Promise<void> {
   for (let start = 0; start < deliveries.length; start += appendsAtOnce) {
-    deps.term.signal.throwIfAborted()
     const batch = deliveries.slice(start, start + appendsAtOnce)
-    const append = () => Promise.all(batch.map(({ record, targets }) => deps.references.appendTo(record, targets)))
-    const done = await deps.calm.step([...new Set(batch.flatMap(one => one.targets))], deps.term.signal, append)
+    const done = await deps.calls.append(batch)
     let references = 0
     for (const [index, { targets }] of batch.entries()) {
       const refused = targets.filter(shard => done[index]?.has(shard) !== true)

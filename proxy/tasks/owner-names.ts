@@ -10,7 +10,8 @@ import type { ShardId } from '../../shared/ids.ts'
 import { emptySet, sameSet, type SetSummary } from '../../shared/set-digest.ts'
 import type { Entry } from '../../shared/wire.ts'
 import type { ShardSummary } from './compare-sets.ts'
-import { type ContentsDeps, namesInStep, type NamesStretch } from './shard-contents.ts'
+import type { MoveCalls } from './move-calls.ts'
+import { namesInStep, type NamesStretch } from './shard-contents.ts'
 
 /** Of larger ones the questions are the least of it. */
 const namesMax = 500
@@ -47,26 +48,27 @@ export function spokesmanOf(partition: number, kind: 'blobs' | 'references', own
   return { shard, set, others }
 }
 
-/** As `namesInStep` of all of them. Rejects with the error of a shard, or the signal's reason. */
+/** As `namesInStep` of all of them. */
 export async function* namesOfOwners(
-  deps: ContentsDeps,
+  calls: Pick<MoveCalls, 'names'>,
   { partition, of }: { readonly partition: number; readonly of: 'blobs' | 'references' },
   owners: Owners,
-  signal: AbortSignal,
 ): AsyncGenerator<NamesStretch> {
   const { from, to } = owners
   const all = [...new Set([...from, ...to])]
+  const list: MoveCalls['names'] = (shard, page) => calls.names(shard, page)
+  const expected = Math.max(...all.map(shard => setOf(shard, partition, of, owners).count))
   const spokesman = spokesmanOf(partition, of, owners)
   if (spokesman === undefined) {
-    yield* namesInStep(deps, all, { partition, of }, signal)
+    yield* namesInStep(list, all, { partition, of, expected })
   } else {
     const { shard, set, others } = spokesman
     const asked = [...new Set([shard, ...others])]
-    for await (const { after, held } of namesInStep(deps, asked, { partition, of }, signal)) {
+    for await (const { after, held } of namesInStep(list, asked, { partition, of, expected })) {
       const names = held.get(shard) ?? new Map<string, Entry>()
       // It has lost something since, or another one has so much that this is only a part: all are asked.
       if (after === undefined && names.size < set.count) {
-        yield* namesInStep(deps, all, { partition, of }, signal)
+        yield* namesInStep(list, all, { partition, of, expected })
         return
       }
       const namesOf = (one: ShardId): ReadonlyMap<string, Entry> => {

@@ -23,8 +23,9 @@ import { BlockSummaries } from './block-summaries.ts'
 import type { Calm } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
 import type { Job, JobContext } from './job.ts'
+import { type Copied, MoveCalls } from './move-calls.ts'
 import type { MoveDeps } from './move-deps.ts'
-import { movePartition, releasePartition } from './move-partition.ts'
+import { type Leaver, movePartition, releasePartition } from './move-partition.ts'
 import { inLanes, LanePace } from './move-queue.ts'
 import { type Obstacle, tallyOf, waitingText } from './obstacles.ts'
 import { primaryRole } from './primary.ts'
@@ -35,10 +36,9 @@ import { type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
 const adoptionMsDefault = 6_500
 /** Each has a page of the names of all its shards in memory, about 1 MiB together. */
 const partitionsAtOnce = 64
-/** To one shard: one is pulled while the names of another are compared. */
-const partitionsPerShard = 2
-/** Few: those that come together with a new map are what clients would feel of it (I34). */
-const releasesAtOnce = 4
+/** To one shard: what they ask goes together (move-calls.ts), and no more is pulled at once for it. */
+const partitionsPerShard = 32
+const releasesAtOnce = 32
 /** Partitions begun between two looks at whether the run goes on. */
 const lookEvery = 128
 const nodesAtOnce = 8
@@ -100,7 +100,7 @@ class Rebalance {
   #at: Checkpoint
   #settled: number[] = []
   /** Of these, who may hold what is to go then. */
-  readonly #leaving = new Map<number, readonly ShardId[]>()
+  readonly #leaving = new Map<number, readonly Leaver[]>()
   #settledAt: number
   #isSettling = false
   /** Ends the run. */
@@ -119,29 +119,32 @@ class Rebalance {
     this.#at = context.checkpoint ?? beginning
     this.#settledAt = deps.now()
     const pace = new LanePace(this.#params.bytesPerSecond, deps.now)
-    this.#move = {
+    const onCopied = (copied: Copied): Promise<void> => this.#noteCopied(copied)
+    const calls = new MoveCalls({
       clients: deps.clients,
       references: deps.references,
-      view: () => deps.view.current(),
       calm: deps.calm,
       fence: `${primaryRole}:${context.term.token}`,
       term: context.term,
       unwanted: copies => unwantedAmong(deps, copies, deps.leftoverAgeMs, context.term),
       turn: (shard, bytes) => context.pause(pace.charge(shard, bytes)),
-      onCopied: async copied => {
-        const { blobs, bytes, references } = this.#at
-        this.#at = {
-          ...this.#at,
-          blobs: blobs + copied.blobs,
-          bytes: bytes + copied.bytes,
-          references: references + copied.references,
-        }
-        this.#report(deps.view.current().unsettled().length)
-        // A partition that takes hours keeps none of the others from being settled; what goes wrong there is not its error.
-        await this.#settleInTime().catch((error: unknown) => (this.#failure ??= { error }))
-        this.#check()
-      },
+      onCopied,
+    })
+    this.#move = { calls, view: () => deps.view.current(), onCopied }
+  }
+
+  async #noteCopied(copied: Copied): Promise<void> {
+    const { blobs, bytes, references } = this.#at
+    this.#at = {
+      ...this.#at,
+      blobs: blobs + copied.blobs,
+      bytes: bytes + copied.bytes,
+      references: references + copied.references,
     }
+    this.#report(this.#deps.view.current().unsettled().length)
+    // A partition that takes hours keeps none of the others from being settled; what goes wrong there is not its error.
+    await this.#settleInTime().catch((error: unknown) => (this.#failure ??= { error }))
+    this.#check()
   }
 
   async run(): Promise<void> {
@@ -259,12 +262,14 @@ class Rebalance {
   }
 
   /** The old owners that may hold blobs of it: what has said that it holds none gets none any more. */
-  #holders(partition: number, said: ReadonlyMap<ShardId, ShardSummary>): readonly ShardId[] {
+  #holders(partition: number, said: ReadonlyMap<ShardId, ShardSummary>): readonly Leaver[] {
     const before = this.#deps.view.current().previousOwners(partition) ?? []
-    return before.filter(shard => {
-      const own = said.get(shard)
-      return own === undefined || (own.get(partition)?.blobs.count ?? 0) > 0
-    })
+    return before
+      .map(shard => {
+        const own = said.get(shard)
+        return own === undefined ? { shard } : { shard, expected: own.get(partition)?.blobs.count ?? 0 }
+      })
+      .filter(({ expected }) => expected !== 0)
   }
 
   /** Those that get copies. */
@@ -335,7 +340,7 @@ class Rebalance {
     this.#releasing.catch(() => {})
   }
 
-  async #releaseAll(leaving: readonly { partition: number; shards: readonly ShardId[] }[]): Promise<void> {
+  async #releaseAll(leaving: readonly { partition: number; shards: readonly Leaver[] }[]): Promise<void> {
     await atMost(releasesAtOnce, leaving, async ({ partition, shards }) => {
       const count = await this.#release(partition, shards)
       this.#at = { ...this.#at, released: this.#at.released + count }
@@ -343,7 +348,7 @@ class Rebalance {
   }
 
   /** What cannot be released now is found by anti-entropy: copies where no owner is. */
-  async #release(partition: number, leaving: readonly ShardId[]): Promise<number> {
+  async #release(partition: number, leaving: readonly Leaver[]): Promise<number> {
     try {
       return await releasePartition(this.#move, partition, leaving)
     } catch (error) {

@@ -22,7 +22,7 @@ const pageInStep = 1_000
 /** A shard that has to read its whole index first takes its time. */
 const timeoutMs = 30_000
 /** Items of one request: small blobs are read for the answer. */
-const touchMax = 200
+export const touchMax = 200
 const versionsMax = 500
 const commandTimeoutMs = 120_000
 /** Of a disk that clients keep busy, 4 MiB/s are left for all copies together. */
@@ -55,11 +55,20 @@ export async function summariesOf(
   return new Map(partitions.map(one => [one.partition, one]))
 }
 
+export interface NamesPage {
+  readonly partition: number
+  readonly of: 'blobs' | 'references'
+  readonly after?: string
+  readonly limit: number
+  /** How many there will be, about; absent: nobody knows. */
+  readonly expected?: number
+}
+
 /** One page of a partition's names. */
 export function entriesPage(
   { clients }: ContentsDeps,
   shard: ShardId,
-  { partition, of, after, limit }: { partition: number; of: 'blobs' | 'references'; after?: string; limit: number },
+  { partition, of, after, limit }: NamesPage,
   signal?: AbortSignal,
 ): Promise<EntryListing> {
   const query = new URLSearchParams({ of, limit: String(limit), ...(after === undefined ? {} : { after }) })
@@ -97,20 +106,17 @@ export interface NamesStretch {
 
 /**
  * A partition's names on several shards, stretch by stretch: at no time more of them are in memory than one page of each shard. Every
- * name that a shard has all the time is in exactly one stretch. Rejects with the error of a shard, or the signal's reason.
+ * name that a shard has all the time is in exactly one stretch. Rejects with the error of a shard.
  */
 export async function* namesInStep(
-  deps: ContentsDeps,
+  namesOf: (shard: ShardId, page: NamesPage) => Promise<EntryListing>,
   shards: readonly ShardId[],
-  { partition, of, limit = pageInStep }: { partition: number; of: 'blobs' | 'references'; limit?: number },
-  signal: AbortSignal,
+  { expected, limit = pageInStep, ...what }: Omit<NamesPage, 'limit' | 'after'> & { readonly limit?: number },
 ): AsyncGenerator<NamesStretch> {
   for (let after: string | undefined, more = true; more;) {
-    signal.throwIfAborted()
-    const page = { partition, of, limit, ...(after === undefined ? {} : { after }) }
-    const ask = () =>
-      Promise.all(shards.map(async shard => ({ shard, ...(await entriesPage(deps, shard, page, signal)) })))
-    const pages = deps.calm === undefined ? await ask() : await deps.calm.step(shards, signal, ask)
+    const hint = expected === undefined ? {} : { expected }
+    const page = { ...what, limit, ...(after === undefined ? hint : { after }) }
+    const pages = await Promise.all(shards.map(async shard => ({ shard, ...(await namesOf(shard, page)) })))
     // As far as the shortest of the pages goes: behind that, a name that is not in it may be on its shard all the same.
     const ends = pages.flatMap(({ next }) => next ?? [])
     const end = ends.length === 0 ? undefined : ends.reduce((least, one) => (inKeyOrder(one, least) < 0 ? one : least))

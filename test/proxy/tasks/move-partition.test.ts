@@ -2,11 +2,12 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { unhindered } from '../../../proxy/tasks/calm.ts'
+import { MoveCalls, type MoveCallsDeps } from '../../../proxy/tasks/move-calls.ts'
 import type { MoveDeps } from '../../../proxy/tasks/move-deps.ts'
 import { movePartition } from '../../../proxy/tasks/move-partition.ts'
 import type { Copy } from '../../../proxy/tasks/unnamed-blobs.ts'
 import { inLanes, LanePace } from '../../../proxy/tasks/move-queue.ts'
-import { namesInStep } from '../../../proxy/tasks/shard-contents.ts'
+import { entriesPage, namesInStep, type NamesPage } from '../../../proxy/tasks/shard-contents.ts'
 import type { ShardSummary } from '../../../proxy/tasks/compare-sets.ts'
 import { PlacementView } from '../../../shared/cluster-map.ts'
 import { inKeyOrder } from '../../../shared/key-order.ts'
@@ -20,8 +21,12 @@ import { SetDigest } from '../../../shared/set-digest.ts'
 import type {
   DropAnswer,
   DropRequest,
+  EntriesAnswer,
+  EntriesRequest,
   EntryListing,
   ReferenceListing,
+  ReferencesAnswer,
+  ReferencesRequest,
   TransferAnswer,
   TransferRequest,
 } from '../../../shared/wire.ts'
@@ -43,7 +48,10 @@ class MemoryShards {
   /** Of what is on each shard. */
   readonly heldMs = new Map<ShardId, number>()
   readonly counts = { entries: 0, names: 0, pages: 0, singles: 0, pulled: 0, judged: 0 }
+  /** Of the release before: it is asked about one partition at a time. */
+  isOld = false
   onTransfer: (request: TransferRequest) => void = () => {}
+  requests = 0
   /** So many are answered, and nothing is there afterwards. */
   forgottenTransfers = 0
 
@@ -69,10 +77,15 @@ class MemoryShards {
   }
 
   ofShard(shard: ShardId) {
-    const requestJson = async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
+    const requestJson = async <Answer>(method: string, path: string, body?: unknown): Promise<Answer> => {
       await Promise.resolve()
+      this.requests += 1
       const { pathname, searchParams } = new URL(path, 'http://shard')
       const kind = pathname.split('/')[2]
+      if (method === 'POST' && (kind === 'entries' || kind === 'references')) {
+        if (this.isOld) throw new HoldfastError('METHOD_NOT_ALLOWED', 'no such route')
+        return (kind === 'entries' ? this.#someEntries(shard, body as EntriesRequest) : this.#someRecords(shard, body as ReferencesRequest)) as Answer // prettier-ignore
+      }
       if (kind === 'entries') return this.#entries(shard, searchParams) as Answer
       if (kind === 'references') return this.#read(shard, searchParams) as Answer
       if (kind === 'drop') return this.#drop(shard, body as DropRequest) as Answer
@@ -80,6 +93,19 @@ class MemoryShards {
       throw new Error(`nobody asks for ${path}`)
     }
     return { requestJson }
+  }
+
+  #someEntries(shard: ShardId, { lists, limit }: EntriesRequest): EntriesAnswer {
+    return { lists: lists.map(({ of }) => this.#entries(shard, new URLSearchParams({ of, limit: String(limit) }))) }
+  }
+
+  #someRecords(shard: ShardId, { references }: ReferencesRequest): ReferencesAnswer {
+    const find = (key: string): ReferenceRecord | null => {
+      const record = this.damaged.has(key) ? undefined : this.referencesOf(shard).get(key)
+      if (record !== undefined) this.counts.singles += 1
+      return record ?? null
+    }
+    return { references: references.map(({ key }) => find(key)) }
   }
 
   #entries(shard: ShardId, query: URLSearchParams): EntryListing {
@@ -156,8 +182,9 @@ function moving() {
   const shards = new MemoryShards()
   const turns: number[] = []
   let references = 0
-  const deps: MoveDeps = {
-    clients: shards as unknown as MoveDeps['clients'],
+  const onCopied: MoveDeps['onCopied'] = async copied => Promise.resolve(void (references += copied.references))
+  const callsDeps: MoveCallsDeps = {
+    clients: shards as unknown as MoveCallsDeps['clients'],
     references: {
       appendTo: async (record, targets) => {
         await Promise.resolve()
@@ -165,18 +192,18 @@ function moving() {
         return new Set(targets)
       },
     },
-    view: () => view,
     fence: 'primary:1',
     calm: unhindered,
     term: { signal },
     unwanted: async copies => Promise.resolve(shards.judge(copies)),
     turn: async (_shard, bytes) => Promise.resolve(void turns.push(bytes)),
-    onCopied: async copied => Promise.resolve(void (references += copied.references)),
+    onCopied,
   }
+  const deps: MoveDeps = { calls: new MoveCalls(callsDeps), view: () => view, onCopied }
   const summaries = () => new Map(view.allOwners(partition).map(shard => [shard, shards.summaryOf(shard, partition)]))
   const moveAfter = (said: ReadonlyMap<ShardId, ShardSummary>) => movePartition(deps, partition, said)
   const move = () => moveAfter(summaries())
-  return { shards, deps, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, summaries, move, moveAfter } // prettier-ignore
+  return { shards, deps, callsDeps, partition, from, to, added: to.find(shard => !from.includes(shard))!, turns, copiedReferences: () => references, summaries, move, moveAfter } // prettier-ignore
 }
 
 const blobKeyAt = (index: number): string =>
@@ -209,7 +236,8 @@ t.test('every name of every shard is in exactly one stretch, with those of the o
       const seen = new Map<string, number>()
       const found = ids.map(() => new Set<string>())
       let stretches = 0
-      for await (const { held } of namesInStep({ clients: shards }, ids, { partition: 1, of: 'references', limit }, signal)) {
+      const namesOf = (shard: ShardId, page: NamesPage) => entriesPage({ clients: shards }, shard, page)
+      for await (const { held } of namesInStep(namesOf, ids, { partition: 1, of: 'references', limit })) {
         for (const [index, id] of ids.entries()) {
           if (held.get(id)!.size > limit) return false
           for (const key of held.get(id)!.keys()) {
@@ -262,17 +290,20 @@ t.test('I36: what nothing names is dropped where it is seen, and what is being p
 })
 
 t.test('I29: how old a copy is says the shard that has had it longest, new owners among them', async t => {
-  const { shards, deps, partition, from, to, added } = moving()
+  const { shards, deps, callsDeps, partition, from, to, added } = moving()
   const lacking = to.find(shard => shard !== added)!
   for (const shard of [...from, added]) if (shard !== lacking) shards.blobsOf(shard).set(blobKeyAt(0), 10)
   for (const [index, shard] of [...from, added].entries()) shards.heldMs.set(shard, 5 + index)
   const told: (number | undefined)[] = []
-  const unwanted: MoveDeps['unwanted'] = async copies => {
+  const unwanted: MoveCallsDeps['unwanted'] = async copies => {
     told.push(...copies.map(({ heldMs }) => heldMs))
     return Promise.resolve(shards.judge(copies))
   }
   const summaries = new Map([...from, added].map(shard => [shard, shards.summaryOf(shard, partition)]))
-  t.equal(await movePartition({ ...deps, unwanted }, partition, summaries), undefined)
+  t.equal(
+    await movePartition({ ...deps, calls: new MoveCalls({ ...callsDeps, unwanted }) }, partition, summaries),
+    undefined,
+  )
   t.same(told, [5 + from.length])
   t.ok(shards.blobsOf(lacking).has(blobKeyAt(0)))
 })
@@ -386,17 +417,36 @@ t.test('I34: where the old owners hold the same, one speaks for all, unless it h
   }
 })
 
+t.test('I34: what several partitions ask goes together, and of a node of the release before one by one', async t => {
+  for (const isOld of [false, true]) {
+    const { shards, deps, partition, from, added, summaries } = moving()
+    shards.isOld = isOld
+    for (let index = 0; index < 5; index += 1) {
+      for (const shard of from) {
+        shards.blobsOf(shard).set(blobKeyAt(index), 10)
+        shards.append(shard, recordAt(partition, `p/${index}`, 1))
+      }
+    }
+    // The same partition over and over does as well as many: each of these asks what it would if it were alone.
+    const said = summaries()
+    await Promise.all(Array.from({ length: 20 }, () => movePartition(deps, partition, said)))
+    t.equal(shards.blobsOf(added).size, 5)
+    t.equal(shards.referencesOf(added).size, 5)
+    t.ok(isOld ? shards.requests > 200 : shards.requests < 100, `${shards.requests} requests for 20 partitions`)
+  }
+})
+
 t.test('I20: what a new owner said it took, and has not, is found by the comparison and brought again', async t => {
-  const { shards, deps, partition, from, added, turns, move } = moving()
+  const { shards, callsDeps, partition, from, added, turns, move } = moving()
   for (const shard of from) {
     for (let index = 0; index < 50; index += 1) {
       shards.append(shard, recordAt(partition, `p/${index}`, 1))
       shards.blobsOf(shard).set(blobKeyAt(index), 10)
     }
   }
-  const { appendTo } = deps.references
+  const { appendTo } = callsDeps.references
   let sent = 0
-  Object.assign(deps.references, {
+  Object.assign(callsDeps.references, {
     appendTo: async (record: ReferenceRecord, targets: readonly ShardId[]) =>
       ++sent <= 20 ? Promise.resolve(new Set(targets)) : appendTo(record, targets),
   })
@@ -420,11 +470,11 @@ t.test('a damaged record keeps none of the others from coming, and its partition
 })
 
 t.test('a target that takes no references is not sent the rest of them', async t => {
-  const { shards, deps, partition, from, added, move } = moving()
+  const { shards, callsDeps, partition, from, added, move } = moving()
   for (let index = 0; index < 4_000; index += 1) for (const shard of from) shards.append(shard, recordAt(partition, `p/${index}`, 1)) // prettier-ignore
   let sent = 0
   const refusing = async () => Promise.resolve((sent++, new Set<ShardId>()))
-  Object.assign(deps.references, { appendTo: refusing })
+  Object.assign(callsDeps.references, { appendTo: refusing })
   t.same(await move(), { reason: 'new owners did not take references', shards: [added] })
   t.ok(sent > 0 && sent <= 1_000, `${sent} sent`)
 })
