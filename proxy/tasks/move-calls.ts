@@ -1,5 +1,5 @@
 /** What moving asks of shards, and of PostgreSQL: small questions of several partitions go together, each in its turn (calm.ts). */
-import { HoldfastError, isHoldfastError, toHoldfastError } from '../../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import {
   type BlobKey,
@@ -220,7 +220,10 @@ export class MoveCalls {
     const options = { signal: this.#signal, timeoutMs: readTimeoutMs, background: 'usual' } as const
     const one = ({ partition, key }: ReferenceName): Promise<ReferenceAnswer | HoldfastError> => {
       const path = `${wirePath.references(shard, partition)}?key=${encodeURIComponent(key)}`
-      return client.requestJson<ReferenceAnswer>('GET', path, undefined, options).catch(toHoldfastError)
+      return client.requestJson<ReferenceAnswer>('GET', path, undefined, options).catch((error: unknown) => {
+        if (!isHoldfastError(error)) throw error
+        return error
+      })
     }
     if (names.length === 1) return Promise.all(names.map(one))
     const request: ReferencesRequest = { references: names.map(({ partition, key }) => ({ partition, key })) }
