@@ -9,7 +9,7 @@ import { humanBytes } from './text-table.ts'
 
 export const gcUsage = `holdfast gc status
 holdfast gc plan [--full]    (of the blobs that lost a name: what would be deleted, what is kept and why; changes nothing)
-holdfast gc run [--full] [--force]  (runs by itself each night; --force: also when it is more than 5 % of everything)
+holdfast gc run [--full] [--force]  (runs by itself each night; --force: also more than 5 % of everything, see docs/operations.md)
 holdfast gc disarm <reason>  (deletes nothing until 'gc arm')
 holdfast gc arm
 holdfast gc why <digest>     (why a blob is kept, or when it goes)
@@ -108,13 +108,15 @@ function statusText({ disarmed, minAgeMs, holdMs, counted }: Status): string {
   const last =
     counted == null
       ? 'all blobs will be looked at by the next run'
-      : `all blobs were looked at ${new Date(counted.at).toISOString()}: ${counted.blobs} without those deleted since, ${humanBytes(counted.bytes)}`
+      : `all blobs were looked at ${new Date(counted.at).toISOString()}: at least ${counted.blobs} of them are still there, ${humanBytes(counted.bytes)}`
   return `${state}\n${last}`
 }
 
+const isLeaving: ReadonlySet<string> = new Set(['condemned', 'due', 'purging'])
+
 function storyText({ digest, bytes, verdict, createdAt, since, references, trash, pins }: BlobStory): string {
   return [
-    `${digest}: ${verdict} since ${new Date(since).toISOString()}`,
+    `${digest}: ${verdict}${isLeaving.has(verdict) ? ` since ${new Date(since).toISOString()}` : ''}`,
     `${humanBytes(bytes)}, written ${new Date(createdAt).toISOString()}, ${pins} uploads under way will name it`,
     ...references.map(name => `named by ${name}`),
     ...trash.map(name => `in the trash: ${name}`),

@@ -10,7 +10,10 @@ const time = Type.Integer({ description: 'Milliseconds since 1970, by the clock 
 const disarmed = Type.Object({ reason: Type.String(), by: Type.String(), at: time })
 const counted = Type.Object({
   at: time,
-  blobs: Type.Integer({ description: 'Less those that were deleted since; what was written since is not in it' }),
+  blobs: Type.Integer({
+    description:
+      'Of these so many are still there at least: all that was deleted since is taken off, also what was written since',
+  }),
   bytes: Type.Integer(),
 })
 const status = Type.Object({
@@ -27,7 +30,10 @@ const story = Type.Object({
     description: 'referenced, trash, pinned, young, unused, condemned, due (to be deleted by the next run), purging',
   }),
   createdAt: time,
-  since: Type.Integer({ description: 'Since when it is in its state, milliseconds since 1970' }),
+  since: Type.Integer({
+    description:
+      'Since when it is live, condemned or being purged (not since when nothing names it), milliseconds since 1970',
+  }),
   references: Type.Array(Type.String(), { description: 'Some artifacts that name it' }),
   trash: Type.Array(Type.String(), { description: 'Some deleted artifacts in the trash that name it' }),
   pins: Type.Integer({ description: 'Uploads under way that will name it' }),

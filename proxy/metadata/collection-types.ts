@@ -26,7 +26,7 @@ export interface JudgedLoser extends Omit<JudgedBlob, 'verdict'> {
   readonly verdict: BlobVerdict | 'gone'
 }
 
-/** What there was when all blobs were last looked at, less what was deleted since. */
+/** What there was when all blobs were last looked at, less what was deleted since, also of what was written since. */
 export interface CountedBlobs {
   readonly blobs: number
   readonly bytes: number
@@ -43,7 +43,7 @@ export type DoomedBlob = Pick<Blob, 'digest' | 'generation' | 'partition' | 'byt
 /** Everything that is known of a digest. */
 export interface BlobStory extends JudgedBlob {
   readonly createdAt: number
-  /** Since when it is in its state. */
+  /** Since when it is live, condemned or being purged; not since when nothing names it. */
   readonly since: number
   /** Some of the artifacts that name it, as `repository/path`. */
   readonly references: readonly string[]

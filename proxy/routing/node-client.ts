@@ -19,8 +19,8 @@ const connectTimeoutMs = 1_000
 const requestTimeoutMs = 5_000
 /** Of the connections for short requests: head, and pause within the body. */
 const poolTimeoutMs = 10_000
-/** How often it is looked whether the node of a long command is still there. */
-const lookMs = 1_000
+/** How often it is looked whether the node of a long request is still there. */
+const lookMs = 250
 
 export interface RequestOptions {
   readonly signal?: AbortSignal | undefined
@@ -184,8 +184,8 @@ export class NodeClient {
 
   /**
    * One request with a JSON answer. A Buffer goes out as it is, anything else as JSON. Rejects with the code of the node's
-   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense; for a long command of the primary also a node that is
-   * down by now), or with the signal's reason. Tells health.
+   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense; for a long request also a node that is down by
+   * now), or with the signal's reason. Tells health.
    * The caller vouches for the answer's type: the wire is ours and versioned.
    */
   async requestJson<Answer>(
@@ -264,8 +264,8 @@ export class NodeClient {
     const timeoutMs = options.timeoutMs ?? requestTimeoutMs
     const timer = new PatientTimer()
     timer.set(timeoutMs, () => abort.abort(new Timeout()))
-    // A network that swallowed the command never answers it, also when it is back: its minutes would be lost to everything behind it.
-    const isLong = options.fence !== undefined && timeoutMs > poolTimeoutMs
+    // A network that swallowed the request never answers it, also when it is back: its minutes would be lost to everything behind it.
+    const isLong = timeoutMs > poolTimeoutMs
     const look = isLong ? setInterval(() => this.#leaveIfDown(abort), lookMs) : undefined
     try {
       return await this.#send(pool, method, path, body, options, abort.signal)

@@ -256,6 +256,7 @@ class Collection {
       drop: (shard: ShardId, blobs: readonly DoomedBlob[]) => this.#drop(shard, blobs),
     }
     const minAgeMs = Math.max(ages.minAgeMs, leftoverAgeMsMin)
+    const silent = new Set<ShardId>()
     while (this.#at.partition < partitionCount) {
       await this.#checkNotDisarmed()
       const from = this.#at.partition
@@ -264,12 +265,14 @@ class Collection {
       const count = thorough ? sweptThoroughly : sweptAtOnce
       const begunAt = performance.now()
       const swept = await sweepLeftovers(deps, { from, count, thorough }, minAgeMs, this.#context.term)
-      if (swept.length > 0) this.#context.log(`${swept.length} copies that nothing names swept`)
+      for (const shard of swept.silent) silent.add(shard)
+      if (swept.dropped.length > 0) this.#context.log(`${swept.dropped.length} copies that nothing names swept`)
       this.#at = { ...this.#at, partition: from + count }
       await this.#step('sweeping', this.#at.purged.blobs)
       // As the look at all blobs does: half of the time is for others.
       if (thorough) await this.#context.pause(performance.now() - begunAt)
     }
+    if (silent.size > 0) this.#context.log(`not looked at, for they did not answer: ${[...silent].sort().join(', ')}`)
     for (const shard of this.#lossy) {
       const losses = view.current().has(shard) ? await sweepLosses(deps, shard, minAgeMs, this.#context.term) : 0
       if (losses > 0) this.#context.log(`shard ${shard}: ${losses} losses that nobody misses taken off its list`)

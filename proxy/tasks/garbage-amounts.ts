@@ -6,6 +6,7 @@ import type { BlobVerdict, JudgedLoser } from '../metadata/collection-types.ts'
 export const brakeShare = 0.05
 /** Nobody minds this little, whatever share it is. */
 const brakeBlobsMin = 1_000
+const brakeBytesMin = 50 * 1024 ** 3
 
 export interface Amount {
   readonly blobs: number
@@ -35,8 +36,8 @@ export function total(found: Found): Amount {
 }
 
 export function isMuch(unused: Amount, all: Amount): boolean {
-  if (unused.blobs <= brakeBlobsMin) return false
-  return unused.blobs > all.blobs * brakeShare || unused.bytes > all.bytes * brakeShare
+  const isAbove = (part: number, whole: number, least: number): boolean => part > Math.max(least, whole * brakeShare)
+  return isAbove(unused.blobs, all.blobs, brakeBlobsMin) || isAbove(unused.bytes, all.bytes, brakeBytesMin)
 }
 
 export function tooMuch(unused: Amount, all: Amount): HoldfastError {

@@ -23,6 +23,12 @@ export interface SweepDeps extends ContentsDeps, UnnamedDeps {
   readonly drop: (shard: ShardId, blobs: readonly DoomedBlob[]) => Promise<boolean>
 }
 
+export interface Swept {
+  readonly dropped: readonly DoomedBlob[]
+  /** Shards that did not answer: what they hold is left to a later run. */
+  readonly silent: readonly ShardId[]
+}
+
 /**
  * Resolves with what was dropped in these partitions. `minAgeMs`: what is younger may still get its row. `thorough`: also where all owners
  * hold the same, which is the usual case and costs a look at every name.
@@ -32,7 +38,7 @@ export async function sweepLeftovers(
   range: { readonly from: number; readonly count: number; readonly thorough: boolean },
   minAgeMs: number,
   term: Term,
-): Promise<readonly DoomedBlob[]> {
+): Promise<Swept> {
   const view = deps.view.current()
   const answers = new Map<ShardId, ShardSummary>()
   const shards = view.map.shards.map(({ id }) => id)
@@ -40,16 +46,16 @@ export async function sweepLeftovers(
     const summary = await unlessAway(summariesOf(deps, shard, range, term.signal))
     if (summary !== undefined) answers.set(shard, summary)
   })
-  const swept: DoomedBlob[] = []
+  const dropped: DoomedBlob[] = []
   for (let partition = range.from; partition < range.from + range.count; partition++) {
     const isSuspect = suspect(partition, view.owners(partition), answers).blobs
     if (!isSuspect && !range.thorough) continue
     term.signal.throwIfAborted()
     const holders = [...answers.keys()].filter(shard => (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0)
     const asked = isSuspect ? holders : holders.slice(0, 1) // for all of them
-    swept.push(...(await sweepPartition(deps, partition, { asked, holders }, minAgeMs, term)))
+    dropped.push(...(await sweepPartition(deps, partition, { asked, holders }, minAgeMs, term)))
   }
-  return swept
+  return { dropped, silent: shards.filter(shard => !answers.has(shard)) }
 }
 
 async function sweepPartition(

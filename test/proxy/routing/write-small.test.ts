@@ -233,17 +233,17 @@ t.test('an answer of a node is taken whole, in pieces, in chunks, or not at all'
   t.equal(parseAnswer(Buffer.alloc(20_000, 'x')), 'nonsense')
 })
 
-t.test('a long command of the primary to a node that goes down is given up, not waited for', async t => {
+t.test('a long command, or a long question, to a node that goes down is given up, not waited for', async t => {
   const cluster = await startWriteCluster(t, ['a', 'b', 'c'])
   const node = cluster.nodeId(0)
   cluster.nodes[0]?.freeze()
   const [target] = cluster.context.plan('blob', 3, 1).targets.filter(one => one.node === node)
   const { client } = cluster.context.uplink(target!)
   const command = client.requestJson('POST', '/v1/transfer', {}, { fence: 'primary:1', timeoutMs: 25_000 })
+  const question = client.requestJson('GET', '/v1/summaries/x', undefined, { timeoutMs: 25_000 })
   let isOver = false
-  const ended = t
-    .rejects(command, { code: 'NODE_UNREACHABLE', data: { reason: 'NODE_DOWN' } })
-    .finally(() => (isOver = true))
+  const down = { code: 'NODE_UNREACHABLE', data: { reason: 'NODE_DOWN' } }
+  const ended = Promise.all([t.rejects(command, down), t.rejects(question, down)]).finally(() => (isOver = true))
   for (let checks = 0; checks < 10 && cluster.health.state(node) !== 'down'; checks += 1) {
     t.notOk(isOver, 'as long as it is not down')
     cluster.health.checked(node, undefined)

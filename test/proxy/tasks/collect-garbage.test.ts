@@ -4,6 +4,7 @@ import type { CollectionAges, CollectionStore } from '../../../proxy/metadata/co
 import type { Blob, Metadata } from '../../../proxy/metadata/types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
+import { isMuch } from '../../../proxy/tasks/garbage-amounts.ts'
 import type { JobContext, JobParams } from '../../../proxy/tasks/job.ts'
 import { surveyBlobs, type SurveyDeps } from '../../../proxy/tasks/survey-blobs.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
@@ -326,6 +327,16 @@ t.test('shards of two zones away: too few are left to be asked', async t => {
   }
   t.ok(world.away.size >= 4)
   await t.rejects(world.run(atOnce), { message: /several zones/ })
+})
+
+t.test('the brake looks at blobs and at bytes, each by itself, and lets little pass', async t => {
+  const GiB = 1024 ** 3
+  const all = { blobs: 10_000, bytes: 10_000 * GiB }
+  t.equal(isMuch({ blobs: 1_000, bytes: 500 * GiB }, all), false)
+  t.equal(isMuch({ blobs: 1_001, bytes: 1 }, all), true)
+  t.equal(isMuch({ blobs: 1, bytes: 501 * GiB }, all), true, 'few, and large')
+  t.equal(isMuch({ blobs: 900, bytes: 50 * GiB }, { blobs: 900, bytes: 50 * GiB }), false)
+  t.equal(isMuch({ blobs: 900, bytes: 51 * GiB }, { blobs: 900, bytes: 51 * GiB }), true)
 })
 
 t.test('more than 5 % of everything stops the run, unless it is forced', async t => {
