@@ -39,15 +39,18 @@ export async function movePartition(
   // As with any read of references: a majority of the old owners has each; what the others held alone is in the repair queue. One that
   // is recovering counts, too: it may be waiting for one that is gone for good, and this change is what ends that.
   const silent = (shards: readonly ShardId[]): ShardId[] => shards.filter(shard => !summaries.has(shard))
+  // One that owned it before gets nothing by this change: what it lacks when it is back is what it would have lacked without it, and as
+  // long as it is silent no copy of a former owner goes. To wait for it would keep the change, and every other one, waiting for a dead disk.
+  const added = to.filter(shard => !from.includes(shard))
   if (answering.length < Math.min(from.length, referenceReadQuorum(from.length))) {
     return { reason: 'too few old owners answer', shards: silent(from) }
   }
-  if (silent(to).length > 0) return { reason: 'new owners do not answer', shards: silent(to) }
+  if (silent(added).length > 0) return { reason: 'new owners do not answer', shards: silent(added) }
   const holds = (shard: ShardId, kind: 'blobs' | 'references'): boolean =>
     (summaries.get(shard)?.get(partition)?.[kind].count ?? 0) > 0
   const hasBlobs = answering.some(shard => holds(shard, 'blobs'))
   const hasReferences = answering.some(shard => holds(shard, 'references'))
-  const owners = { from: answering, to, summaries }
+  const owners = { from: answering, to: to.filter(shard => summaries.has(shard)), summaries }
   const obstacle = hasBlobs ? await moveBlobs(deps, partition, owners) : undefined
   if (obstacle !== undefined || !hasReferences) return obstacle
   return moveReferences(deps, partition, owners)
