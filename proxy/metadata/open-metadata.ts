@@ -261,8 +261,8 @@ class PostgresMetadata implements types.Metadata {
   dueRepairs = (limit: number, missingMin?: number): Promise<readonly types.RepairEntry[]> =>
     repairs.dueRepairs(this.#database, limit, missingMin)
   finishRepair = (id: number, token: number): Promise<void> => repairs.finishRepair(this.#database, id, token)
-  postponeRepair = (id: number, token: number, later: Parameters<types.Metadata['postponeRepair']>[2]): Promise<void> =>
-    repairs.postponeRepair(this.#database, id, token, later)
+  postponeRepairs = (later: Parameters<types.Metadata['postponeRepairs']>[0], token: number): Promise<void> =>
+    repairs.postponeRepairs(this.#database, later, token)
   countRepairs = (): Promise<number> => repairs.countRepairs(this.#database)
   finishRepairs = (ids: readonly number[], token: number): Promise<void> =>
     repairs.finishRepairs(this.#database, ids, token)

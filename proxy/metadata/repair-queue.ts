@@ -49,14 +49,20 @@ const names = statement<LostBlob>(
     WHERE a.digest = d.digest LIMIT 5) AS names
   FROM unnest($1::bytea[]) AS d (digest)`,
 )
-const hurry = statement<{ count: number }>(
-  'repair-now',
-  `WITH hurried AS (UPDATE repairs SET due_at = now(), attempts = 0 WHERE due_at > now() OR attempts > 0 RETURNING 1),
-  asked AS (
-    INSERT INTO settings (key, value) VALUES ('comparison_wanted', clock_timestamp()::text)
-    ON CONFLICT (key) DO UPDATE SET value = excluded.value
-  )
-  SELECT count(*) AS count FROM hurried`,
+/** There may be millions: a page of these is far from what a statement may take. */
+const hurriedPage = 20_000
+const hurry = statement<{ last: number | null; count: number }>(
+  'hurry-repairs',
+  `WITH page AS MATERIALIZED (SELECT id FROM repairs WHERE id > $1 ORDER BY id LIMIT $3),
+  hurried AS (
+    UPDATE repairs r SET due_at = now(), attempts = 0 FROM page p
+    WHERE r.id = p.id AND (r.due_at > now() OR r.attempts > 0) AND ($2::text[] IS NULL OR r.missing && $2::text[]) RETURNING 1)
+  SELECT (SELECT max(id) FROM page) AS last, (SELECT count(*) FROM hurried) AS count`,
+)
+const want = statement(
+  'want-comparison',
+  `INSERT INTO settings (key, value) VALUES ('comparison_wanted', clock_timestamp()::text)
+  ON CONFLICT (key) DO UPDATE SET value = excluded.value`,
 )
 const wanted = statement<{ value: string }>(
   'comparison-wanted',
@@ -87,8 +93,20 @@ export class RepairQueue {
 
   /** Whatever waits for another attempt is due, and the primary compares all shards once more. Resolves with how many waited. */
   async runNow(): Promise<number> {
-    const [row] = await this.#database.query(hurry)
-    return row!.count
+    const count = await this.hurry()
+    await this.#database.query(want)
+    return count
+  }
+
+  /** What waits for one of these shards (absent: for any) is due now. Resolves with how many that were. */
+  async hurry(shards?: readonly string[]): Promise<number> {
+    let count = 0
+    for (let after = 0; ;) {
+      const [row] = await this.#database.query(hurry, [after, shards ?? null, hurriedPage])
+      count += row!.count
+      if (row!.last === null) return count
+      after = row!.last
+    }
   }
 
   /** Another value than before: somebody has asked for a comparison since. */

@@ -19,18 +19,23 @@ interface RepairRow extends BlobRow {
 }
 
 const add = statement('add-repairs-1', 'SELECT add_repairs_1($1)')
-const due = statement<RepairRow>(
-  'due-repairs',
-  `SELECT r.id, r.kind, r.subject, r.partition AS owed_partition, r.version AS owed_version, r.missing, r.handoffs, r.attempts,
+const dueWhere = (condition: string): string => `
+  SELECT r.id, r.kind, r.subject, r.partition AS owed_partition, r.version AS owed_version, r.missing, r.handoffs, r.attempts,
     r.kind = 'blob' AND b.digest IS NULL AS moot,
     b.digest, b.generation, b.partition, b.bytes, b.md5, b.sha1
   FROM repairs r LEFT JOIN blobs b ON b.digest = r.digest AND b.generation = r.generation AND b.state <> 'purging'
-  WHERE r.due_at <= now() AND cardinality(r.missing) >= $2 ORDER BY r.due_at, r.created_at LIMIT $1`,
+  WHERE r.due_at <= now() AND ${condition} ORDER BY r.due_at, r.created_at LIMIT $1`
+const due = statement<RepairRow>('due-repairs', dueWhere('true'))
+/** The number stands there for its index (migration 16). */
+const urgent = statement<RepairRow>(
+  'urgent-repairs',
+  dueWhere('cardinality(r.missing) >= 2 AND cardinality(r.missing) >= $2'),
 )
 const remove = statement('remove-repairs', 'DELETE FROM repairs WHERE id = ANY ($1::bigint[])')
 const postpone = statement(
-  'postpone-repair',
-  `UPDATE repairs SET due_at = now() + $2 * interval '1 millisecond', missing = $3, attempts = $4 WHERE id = $1`,
+  'postpone-repairs',
+  `UPDATE repairs r SET due_at = now() + p.retry_ms * interval '1 millisecond', missing = p.missing, attempts = p.attempts
+  FROM jsonb_to_recordset($1) AS p (id bigint, retry_ms bigint, missing text[], attempts integer) WHERE r.id = p.id`,
 )
 const count = statement<{ count: number }>('count-repairs', 'SELECT count(*) AS count FROM repairs')
 const reclaim = statement<{ verdict: 'live' | 'reclaim' }>(
@@ -46,10 +51,10 @@ export async function addRepairs(
   if (repairs.length > 0) await database.query(add, [JSON.stringify(repairs.map(encodeRepair))])
 }
 
-/** Repairs of blobs that were collected meanwhile are dropped here. With `missingMin`: of what is missing in so many places. */
+/** Repairs of blobs that were collected meanwhile are dropped here. With `missingMin` from 2 on: of what is missing in so many places. */
 export async function dueRepairs(database: Database, limit: number, missingMin = 0): Promise<readonly RepairEntry[]> {
   for (;;) {
-    const rows = await database.query(due, [limit, missingMin])
+    const rows = await (missingMin < 2 ? database.query(due, [limit]) : database.query(urgent, [limit, missingMin]))
     const moot = rows.filter(row => row.moot).map(row => row.id)
     if (moot.length > 0) await database.query(remove, [moot])
     const current = rows.filter(row => !row.moot)
@@ -65,13 +70,14 @@ export async function finishRepairs(database: Database, ids: readonly number[], 
   if (ids.length > 0) await fenced(database, token, transaction => transaction.query(remove, [ids]))
 }
 
-export async function postponeRepair(
+export async function postponeRepairs(
   database: Database,
-  id: number,
+  repairs: Parameters<Metadata['postponeRepairs']>[0],
   token: number,
-  { retryMs, missing, attempts }: Parameters<Metadata['postponeRepair']>[2],
 ): Promise<void> {
-  await fenced(database, token, transaction => transaction.query(postpone, [id, retryMs, missing, attempts]))
+  if (repairs.length === 0) return
+  const items = repairs.map(({ id, retryMs, missing, attempts }) => ({ id, retry_ms: retryMs, missing, attempts }))
+  await fenced(database, token, transaction => transaction.query(postpone, [JSON.stringify(items)]))
 }
 
 export async function countRepairs(database: Database): Promise<number> {

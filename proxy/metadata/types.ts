@@ -196,6 +196,10 @@ export interface RepairEntry {
   readonly attempts: number
 }
 
+export interface PostponedRepair extends Pick<RepairEntry, 'id' | 'missing' | 'attempts'> {
+  readonly retryMs: number
+}
+
 /** What a backup knows of how an artifact came about. */
 export interface ArtifactHistory extends Pick<Artifact, 'path' | 'createdBy' | 'createdAt' | 'updatedAt'> {
   readonly repository: string
@@ -322,15 +326,11 @@ export interface Metadata {
   /** Entries older than `olderThanMs`, lowest first. */
   pendingOutbox(olderThanMs: number, limit: number): Promise<readonly OutboxEntry[]>
   addRepairs(repairs: readonly Omit<RepairEntry, 'id' | 'attempts'>[]): Promise<void>
-  /** Repairs that are due, oldest first; with `missingMin`, of what so many owners lack (a look at all that are due). */
+  /** Repairs that are due, oldest first; with `missingMin` from 2 on, of what so many owners lack. */
   dueRepairs(limit: number, missingMin?: number): Promise<readonly RepairEntry[]>
   /** Done: gone. Otherwise due again after `retryMs`, with what is still missing, and how often it was tried. Fenced by the primary's token. */
   finishRepair(id: number, token: number): Promise<void>
-  postponeRepair(
-    id: number,
-    token: number,
-    later: { readonly retryMs: number; readonly missing: readonly string[]; readonly attempts: number },
-  ): Promise<void>
+  postponeRepairs(repairs: readonly PostponedRepair[], token: number): Promise<void>
   countRepairs(): Promise<number>
   /** Many at once, all or none; those that have grown since they were read stay. */
   finishRepairs(ids: readonly number[], token: number): Promise<void>

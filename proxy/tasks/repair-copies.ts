@@ -9,7 +9,8 @@ import type { ShardId } from '../../shared/ids.ts'
 import type { ReferenceRecord } from '../../shared/record.ts'
 import { wirePath, type DropRequest, type TransferAnswer, type TransferRequest } from '../../shared/wire.ts'
 import { referenceOf, tombstoneOf } from '../artifacts/reference.ts'
-import type { Metadata, RepairEntry, Repository } from '../metadata/types.ts'
+import type { RepairQueue } from '../metadata/repair-queue.ts'
+import type { Metadata, PostponedRepair, RepairEntry, Repository } from '../metadata/types.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
 import type { HealthTable } from '../routing/health.ts'
 import type { NodeClient, RequestOptions } from '../routing/node-client.ts'
@@ -22,9 +23,8 @@ import { batchesOf, commandLimitMs } from './shard-contents.ts'
 
 /** In memory, and in one step; a step waits for its slowest copy, so a larger one waits less often. */
 const batchSize = 2_000
-const postponedAtOnce = 8
-/** While the target's node is known to be away, a repair costs nothing but this look, in ms. */
-const awayRetryMs = 1_000
+/** What waits for a node that is away is due at once when it is back; there may be millions, and nobody looks at them in vain all the time. */
+const awayRetryMs = 600_000
 const failedRetryMsMax = 60_000
 const concurrency = 4
 const bytesPerRequest = 64 * 1024 * 1024
@@ -37,11 +37,11 @@ export interface RepairDeps {
     | 'dueRepairs'
     | 'finishRepair'
     | 'finishRepairs'
-    | 'postponeRepair'
+    | 'postponeRepairs'
     | 'listRepositories'
     | 'findArtifacts'
     | 'incarnation'
-  >
+  > & { readonly repairQueue: Pick<RepairQueue, 'hurry'> }
   readonly references: Pick<ReferenceStore, 'appendTo'>
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
   readonly view: Pick<ClusterView, 'current'>
@@ -57,6 +57,12 @@ export class RepairCopies implements PrimaryTask {
   readonly #deps: RepairDeps
   readonly #queue: UrgentFirst
   readonly #meter = new RateMeter()
+  /** Shards that could not be written when something was postponed for them. */
+  readonly #awaited = new Set<ShardId>()
+  /** Of the term in which that is known: what others postponed may wait for any shard. */
+  #knownIn: number | undefined
+  /** The last settled map by which it was postponed: by another one it may be due to others. */
+  #knownBy: number | undefined
   copied = 0
   copiedBytes = 0
   /** References brought to shards that lacked them. */
@@ -74,6 +80,7 @@ export class RepairCopies implements PrimaryTask {
   }
 
   readonly step = async (term: Term): Promise<'more' | 'idle'> => {
+    await this.#heedReturns(term)
     const due = await this.#queue.due(batchSize)
     const urgent = new Set(due.filter(this.#isUrgent))
     await this.#work([...urgent], term)
@@ -81,6 +88,23 @@ export class RepairCopies implements PrimaryTask {
     await this.#work(others, term)
     // What is postponed is not due: as long as something is, more of it may come (a lost disk is found piece by piece).
     return due.length > 0 ? 'more' : 'idle'
+  }
+
+  /** What waited for shards that are back is due. */
+  async #heedReturns({ token }: Term): Promise<void> {
+    const { repairQueue } = this.#deps.metadata
+    if (this.#knownIn !== token) {
+      await repairQueue.hurry()
+      this.#awaited.clear()
+      this.#knownIn = token
+    }
+    const { map } = this.#deps.view.current()
+    const isOther = map.previous === undefined && map.epoch !== this.#knownBy
+    if (isOther) this.#knownBy = map.epoch
+    const back = [...this.#awaited].filter(shard => isOther || this.#writable(shard))
+    if (back.length === 0) return
+    await repairQueue.hurry(back)
+    for (const shard of back) this.#awaited.delete(shard)
   }
 
   readonly #isUrgent = (entry: RepairEntry): boolean => {
@@ -249,11 +273,18 @@ export class RepairCopies implements PrimaryTask {
       )
       this.#meter.add(this.#deps.now(), done.length, 0)
     }
-    await atMost(postponedAtOnce, open, async entry => {
-      const missing = [...(lacking.get(entry) ?? entry.missing)] as ShardId[]
-      const tried = missing.some(shard => this.#writable(shard))
-      await metadata.postponeRepair(entry.id, term.token, postponed(entry, missing, tried))
-    })
+    const later = open.map(entry => this.#postponed(entry, [...(lacking.get(entry) ?? entry.missing)] as ShardId[]))
+    await metadata.postponeRepairs(later, term.token)
+  }
+
+  /** What waits for a node that is away has not failed: when the node is back it is tried as if for the first time. */
+  #postponed(entry: RepairEntry, missing: readonly ShardId[], hasFailed = false): PostponedRepair {
+    const { id, attempts } = entry
+    const away = missing.filter(shard => !this.#writable(shard))
+    for (const shard of away) this.#awaited.add(shard)
+    if (!hasFailed && away.length === missing.length) return { id, missing, attempts: 0, retryMs: awayRetryMs }
+    const retryMs = Math.min(failedRetryMsMax, 1_000 * 2 ** Math.min(attempts, 10))
+    return { id, missing, attempts: attempts + 1, retryMs }
   }
 
   async #oneByOne(entries: readonly RepairEntry[], term: Term): Promise<void> {
@@ -265,27 +296,27 @@ export class RepairCopies implements PrimaryTask {
   async #repair(entry: RepairEntry, term: Term): Promise<void> {
     const { metadata, log } = this.#deps
     try {
-      const { missing, tried } = await this.#complete(entry, term)
+      const missing = await this.#complete(entry, term)
       if (missing.length === 0) {
         await this.#dropHandoffs(entry, term)
         await metadata.finishRepair(entry.id, term.token)
         this.#meter.add(this.#deps.now(), 1, 0)
       } else {
-        await metadata.postponeRepair(entry.id, term.token, postponed(entry, missing, tried))
+        await metadata.postponeRepairs([this.#postponed(entry, missing)], term.token)
       }
     } catch (error) {
       if (!isHoldfastError(error)) throw error
       log.debug({ err: error, repair: entry.id }, 'repair failed, to be repeated')
-      await metadata.postponeRepair(entry.id, term.token, postponed(entry, entry.missing, true))
+      await metadata.postponeRepairs([this.#postponed(entry, entry.missing as readonly ShardId[], true)], term.token)
     }
   }
 
   /**
    * Brings the copies that were noted as missing home, to owners that still are. Where handoffs are to be dropped afterwards, the other
    * owners are asked too: the handoffs were spare copies, and what was noted may be old (another map, another disk); a shard that holds
-   * its copy says so at no cost. Resolves with the owners that lack theirs, and whether any could be asked.
+   * its copy says so at no cost. Resolves with the owners that lack theirs.
    */
-  async #complete(entry: RepairEntry, term: Term): Promise<{ missing: readonly ShardId[]; tried: boolean }> {
+  async #complete(entry: RepairEntry, term: Term): Promise<readonly ShardId[]> {
     const owners = this.#deps.view.current().owners(entry.partition)
     const noted = owners.filter(owner => entry.missing.includes(owner))
     const lacking = await this.#supply(entry, noted, term)
@@ -297,8 +328,7 @@ export class RepairCopies implements PrimaryTask {
           term,
         )
       : []
-    const missing = [...lacking, ...others]
-    return { missing, tried: missing.some(shard => this.#writable(shard)) }
+    return [...lacking, ...others]
   }
 
   /** Resolves with those that still lack their copy. */
@@ -350,10 +380,4 @@ export class RepairCopies implements PrimaryTask {
     const client = this.#deps.clients.ofShard(shard)
     return client.requestJson<Answer>('POST', path, body, { ...options, fence, signal })
   }
-}
-
-/** What waits for a node that is away has not failed: when the node is back it is tried as if for the first time. */
-function postponed({ attempts }: RepairEntry, missing: readonly string[], tried: boolean) {
-  if (!tried) return { retryMs: awayRetryMs, missing, attempts: 0 }
-  return { retryMs: Math.min(failedRetryMsMax, 1_000 * 2 ** Math.min(attempts, 10)), missing, attempts: attempts + 1 }
 }

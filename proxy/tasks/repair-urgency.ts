@@ -36,10 +36,16 @@ export class UrgentFirst {
   /** As long as any is due that misses all copies but one, none that misses fewer. */
   async due(limit: number): Promise<readonly RepairEntry[]> {
     const { metadata, view } = this.#deps
-    if (performance.now() >= this.#looksAt) {
-      const urgent = await metadata.dueRepairs(limit, Math.max(1, view.current().map.replicas - 1))
-      if (urgent.length > 0) return urgent
+    const missingMin = view.current().map.replicas - 1
+    // With two copies of everything each of them misses all but one.
+    if (missingMin >= 2 && performance.now() >= this.#looksAt) {
+      // Before: a look that fails keeps the others waiting no longer than one that finds nothing.
       this.#looksAt = performance.now() + lookEveryMs
+      const urgent = await metadata.dueRepairs(limit, missingMin)
+      if (urgent.length > 0) {
+        this.#looksAt = -Infinity
+        return urgent
+      }
     }
     return metadata.dueRepairs(limit)
   }

@@ -344,7 +344,7 @@ t.test('repairs merge, come due, and never lose what was added meanwhile', async
   t.match(ofReference, { kind: 'reference', partition: 9, key: 'releases/a', version: 6, missing: ['s3', 's4'] })
 
   const token = await metadata.issueToken('primary', 'me')
-  await metadata.postponeRepair(ofBlob!.id, token, { retryMs: 60_000, missing: ['s2'], attempts: 1 })
+  await metadata.postponeRepairs([{ id: ofBlob!.id, retryMs: 60_000, missing: ['s2'], attempts: 1 }], token)
   t.same(
     (await metadata.dueRepairs(10)).map(entry => entry.kind),
     ['reference'],
@@ -377,7 +377,7 @@ t.test('repairs: how much waits, for whom; what has failed is tried now when som
   await metadata.addRepairs([{ kind: 'reference', partition: 9, key: 'releases/a', version: 4, missing: ['s3'], handoffs: [] }]) // prettier-ignore
   const token = await metadata.issueToken('primary', 'me')
   const [first] = await metadata.dueRepairs(1)
-  await metadata.postponeRepair(first!.id, token, { retryMs: 60_000, missing: first!.missing, attempts: 3 })
+  await metadata.postponeRepairs([{ id: first!.id, retryMs: 60_000, missing: first!.missing, attempts: 3 }], token)
   const backlog = await repairQueue.backlog()
   t.match(backlog, { blobs: 2, references: 1, due: 2, failing: 1 })
   t.match(backlog.shards, [{ shard: 's1', copies: 2 }, { shard: 's2', copies: 1 }, { shard: 's3', copies: 1 }]) // prettier-ignore
@@ -405,7 +405,7 @@ t.test('I27: only the newest token of the primary changes anything', async t => 
   const [entry] = await metadata.dueRepairs(1)
   const map = clusterMap(1)
   await t.rejects(metadata.finishRepair(entry!.id, old), { code: 'LEASE_LOST' })
-  await t.rejects(metadata.postponeRepair(entry!.id, old, { retryMs: 1, missing: [], attempts: 1 }), {
+  await t.rejects(metadata.postponeRepairs([{ id: entry!.id, retryMs: 1, missing: [], attempts: 1 }], old), {
     code: 'LEASE_LOST',
   })
   await t.rejects(metadata.reclaimUnconfirmed([blob()], old), { code: 'LEASE_LOST' })

@@ -43,7 +43,7 @@ function callsOf(one: Metadata): Record<string, () => Promise<unknown>> {
       one.addRepairs([{ kind: 'reference', partition: 1, key: 'k', version: 1, missing: [], handoffs: [] }]),
     dueRepairs: () => one.dueRepairs(1),
     finishRepair: () => one.finishRepair(1, 1),
-    postponeRepair: () => one.postponeRepair(1, 1, { retryMs: 1, missing: [], attempts: 1 }),
+    postponeRepairs: () => one.postponeRepairs([{ id: 1, retryMs: 1, missing: [], attempts: 1 }], 1),
     countRepairs: () => one.countRepairs(),
     reclaimUnconfirmed: () => one.reclaimUnconfirmed([blob()], 1),
     issueToken: () => one.issueToken('other', 'me'),

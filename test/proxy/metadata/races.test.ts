@@ -210,7 +210,7 @@ t.test('I27: a leader stopped in the middle of its transactions changes nothing 
   const before = performance.now()
   const token = await two.issueToken('primary', 'new')
   t.ok(performance.now() - before < 2_500, 'locks of a stopped process are taken from it')
-  await two.postponeRepair(entry!.id, token, { retryMs: 0, missing: ['theirs'], attempts: 1 })
+  await two.postponeRepairs([{ id: entry!.id, retryMs: 0, missing: ['theirs'], attempts: 1 }], token)
   const ended = once(child, 'message')
   child.kill('SIGCONT')
   t.match(await ended, [{ code: /LEASE_LOST|METADATA_UNAVAILABLE/ }])

@@ -9,7 +9,7 @@ assert(url !== undefined)
 const metadata = await openMetadata({ url, log: silent })
 const work = async (repair: number): Promise<void> => {
   for (let i = 0; ; i++) {
-    await metadata.postponeRepair(repair, Number(token), { retryMs: 0, missing: ['ours'], attempts: 1 })
+    await metadata.postponeRepairs([{ id: repair, retryMs: 0, missing: ['ours'], attempts: 1 }], Number(token))
     if (i === 10 && repair === Number(id)) process.send?.('at work')
   }
 }

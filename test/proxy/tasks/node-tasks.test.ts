@@ -74,6 +74,8 @@ function repairs(...entries: Partial<RepairEntry>[]) {
     /** Of the repair that was postponed last. */
     attempts: undefined as number | undefined,
     due: async (_missingMin?: number): Promise<readonly RepairEntry[]> => queue.splice(0),
+    /** For which shards all that waited was made due. */
+    hurried: [] as string[],
     appended: [] as ReferenceRecord[],
     appendMissing: [] as ShardId[],
     artifact: artifactOf('a', 9) as ReturnType<typeof artifactOf> | undefined,
@@ -85,9 +87,17 @@ function repairs(...entries: Partial<RepairEntry>[]) {
       dueRepairs: (_, missingMin) => world.due(missingMin),
       finishRepair: async (id, token) => void world.log.push(`done ${id} ${token}`),
       finishRepairs: async (ids, token) => ids.forEach(id => world.log.push(`done ${id} ${token}`)),
-      postponeRepair: async (id, token, { retryMs, missing, attempts }) => {
-        world.attempts = attempts
-        world.log.push(`later ${id} ${token} ${retryMs} ${missing.join()}`)
+      postponeRepairs: async (later, token) => {
+        for (const { id, retryMs, missing, attempts } of later) {
+          world.attempts = attempts
+          world.log.push(`later ${id} ${token} ${retryMs} ${missing.join()}`)
+        }
+      },
+      repairQueue: {
+        hurry: async shards => {
+          world.hurried.push(shards?.join() ?? 'all')
+          return 0
+        },
       },
       listRepositories: async () => world.repositories,
       findArtifacts: async wanted => wanted.map(() => world.artifact),
@@ -169,8 +179,16 @@ t.test('while the owner is away nothing is asked; when it is back the handoff go
   world.down.add(third)
   await task.step(term)
   t.same(world.calls, [])
-  t.same(world.log, [`later 1 5 1000 ${third}`])
+  t.same(world.log, [`later 1 5 600000 ${third}`])
   t.equal(world.attempts, 0, 'when it is back the first failure does not cost a minute')
+  t.same(world.hurried, ['all'], 'the primary before may have postponed more')
+  await task.step(term)
+  t.same(world.hurried, ['all'])
+  world.down.clear()
+  await task.step(term)
+  await task.step(term)
+  t.same(world.hurried, ['all', third], 'what waited for it is due when it is back, once')
+  world.down.add(third)
 
   const back = repairs(entry)
   await back.task.step(term)
@@ -192,7 +210,7 @@ t.test('I9: a handoff is not dropped before every owner was heard to hold its co
   unheard.world.down.add(second)
   await unheard.task.step(term)
   t.notOk(unheard.world.calls.some(({ what }) => what.endsWith('/drop')))
-  t.same(unheard.world.log, [`later 1 5 1000 ${second}`])
+  t.same(unheard.world.log, [`later 1 5 600000 ${second}`])
 
   const emptied = repairs({ blob: blobOf('x'), handoffs: [spare] })
   emptied.world.held.delete(first)
@@ -258,7 +276,7 @@ t.test('I3, I9: what a shard lacked that owns the partition no more is due to th
   const away = repairs({ blob: blobOf('x'), missing: [other] })
   away.world.down.add(third)
   await away.task.step(term)
-  t.same(away.world.log, [`later 1 5 1000 ${third}`], 'until then it is not done')
+  t.same(away.world.log, [`later 1 5 600000 ${third}`], 'until then it is not done')
 
   const reference = repairs({ kind: 'reference', key: 'raw/a', version: 4, missing: [other] })
   reference.world.appendMissing = [third]
