@@ -383,6 +383,20 @@ t.test('who waits for what another client is getting is not idle', async t => {
   t.ok((await get('a-1.0')).bytes.equals(body))
 })
 
+t.test('what passes through is logged as what it is: complete, or its client has left', async t => {
+  const { upstream, edge, get } = await start(t, { logLevel: 'debug' }, { artifactBytesMax: MiB })
+  const body = randomBytes(8 * MiB)
+  upstream.files.set('huge-1.0', body)
+  for (let turn = 0; turn < 3; turn += 1) t.ok((await get('huge-1.0')).bytes.equals(body))
+  const gone = await open(edge, 'huge-1.0')
+  gone.destroy()
+  await eventually('all are logged', () => edge.errors.length >= 4 && edge.server.requestsInFlight === 0)
+  const whole = { msg: 'request', status: 200, complete: true }
+  t.match(edge.errors, [whole, whole, whole, { msg: 'request', status: 200, complete: false }])
+  t.equal(edge.errors.length, 4, 'and nothing else')
+  t.match(await edge.metrics.registry.metrics(), /outcome="aborted"[^\n]*\} 1\n/)
+})
+
 t.test('slow clients of what passes through keep nobody from what is to be stored', async t => {
   const { upstream, edge, get } = await start(t, {}, { artifactBytesMax: 4 * MiB })
   upstream.files.set('huge-1.0', randomBytes(16 * MiB))
