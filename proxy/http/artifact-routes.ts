@@ -83,9 +83,8 @@ export class ArtifactRoutes {
     if (repository === undefined || repository === 'ask') return undefined
     const principal = this.#deps.authenticator.authenticateCached(authorization, connection)
     if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
-    if (!this.#isKept(repository, path)) return undefined
     const entry = this.#deps.resolver.peek(`${name}/${path}`)
-    if (entry?.artifact == null) return undefined
+    if (entry?.artifact == null || !this.#isKept(repository, entry.artifact)) return undefined
     const head = headOf(entry, repository, entry.artifact)
     if (ifNoneMatch !== undefined && ifNoneMatch !== head.etag) return undefined
     const body = ifNoneMatch === undefined ? this.#deps.bodies.get(entry.artifact.blob.digest) : undefined
@@ -101,9 +100,9 @@ export class ArtifactRoutes {
     const principal = await this.#authenticateInLane(request, socket)
     const repository = (await this.#deps.repositories.all()).get(name)
     if (repository === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
-    if (!this.#isKept(repository, path)) return undefined
     const { entry, source } = await this.#deps.resolver.resolve(repository, path)
     if (entry.artifact === null || source !== 'current' || entry.artifact.blob.bytes > wholeBytesMax) return undefined
+    if (!this.#isKept(repository, entry.artifact)) return undefined
     const head = headOf(entry, repository, entry.artifact)
     const verdict = evaluateConditions('GET', { 'if-none-match': request.ifNoneMatch }, head)
     if (verdict === 'failed') return undefined
@@ -115,8 +114,8 @@ export class ArtifactRoutes {
   }
 
   /** Nobody else has to be asked whether what is here is current. */
-  #isKept(repository: Repository, path: string): boolean {
-    return repository.upstream === null || this.#deps.upstreams.isCurrent(repository, path)
+  #isKept(repository: Repository, artifact: Artifact): boolean {
+    return !isProxy(repository) || this.#deps.upstreams.isCurrent(repository, artifact)
   }
 
   #laneAnswer({ lane }: AnswerHead, body: Buffer | undefined): LaneAnswer {

@@ -79,6 +79,37 @@ t.test('what may change is asked for again when it is old: kept while the upstre
   t.equal((await get('list.txt')).bytes.toString(), 'two', 'what the upstream has no more is kept')
 })
 
+t.test(
+  'a copy that another worker has stored lately is not asked about; an older one, or of elsewhere, is',
+  async t => {
+    const { edge, upstream, get } = await start(t)
+    upstream.files.set('list.txt', Buffer.from('new'))
+    const stored = (ageMs: number, from = upstream.url): void => {
+      const attributes = { upstream: { from } }
+      edge.add('mirror/list.txt', 'copy', { attributes, updatedAt: Date.now() + edge.laterMs - ageMs })
+    }
+    stored(30_000)
+    for (const what of ['first', 'from memory']) t.equal((await get('list.txt')).bytes.toString(), 'copy', what)
+    t.equal(upstream.asked.length, 0)
+    edge.laterMs += 20_000
+    t.equal((await get('list.txt')).bytes.toString(), 'copy')
+    edge.laterMs += 20_000
+    t.equal((await get('list.txt')).bytes.toString(), 'new', 'by now it is older than a minute')
+    t.equal(upstream.asked.length, 1)
+    for (const [ageMs, from] of [
+      [61_000, upstream.url],
+      [-61_000, upstream.url],
+      [1_000, 'http://other/'],
+    ] as const) {
+      edge.laterMs += 61_000
+      stored(ageMs, from)
+      const before = upstream.asked.length
+      t.equal((await get('list.txt')).bytes.toString(), 'new', `${ageMs} ms old, from ${from}`)
+      t.equal(upstream.asked.length, before + 1)
+    }
+  },
+)
+
 t.test('an upstream that fails takes nothing away: the copy is served, and said to be old', async t => {
   const { edge, upstream, get } = await start(t)
   upstream.files.set('list.txt', Buffer.from('one'))
@@ -456,6 +487,7 @@ t.test('I38: what is remembered of long paths is bounded', async t => {
     client: { ask: async () => ({ kind: 'absent' }) },
     fetchesMax: 1,
     now: () => 0,
+    time: () => 0,
     log: pino({ level: 'silent' }),
   })
   const source = { url: 'http://host/', maxAgeSeconds: 60, absentMaxAgeSeconds: 30 }
