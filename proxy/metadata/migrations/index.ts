@@ -10,6 +10,7 @@ import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import { lostNames } from './0013-lost-names.ts'
 import { upstreams } from './0014-upstreams.ts'
+import { restored } from './0015-restored.ts'
 import type { Migration } from './migration.ts'
 
 /** Every step of the schema, by number. A new one is a file of its own and a line here. */
@@ -26,4 +27,5 @@ export const migrations: readonly Migration[] = [
   owedDrops,
   lostNames,
   upstreams,
+  restored,
 ]
