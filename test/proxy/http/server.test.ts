@@ -441,6 +441,33 @@ t.test('I5: garbage behind a request never gets into the answer that is under wa
   t.ok(got.length < body.length)
 })
 
+t.test('an upload with too many bytes behind it is answered, then what they are', async t => {
+  const world = await startEdge(t)
+  const sockets = (): number => process.getActiveResourcesInfo().filter(name => name === 'TCPSocketWrap').length
+  const before = sockets()
+  const put = (path: string): string =>
+    `PUT /repository/raw/${path} HTTP/1.1\r\nHost: h\r\n${rawAuth}Content-Length: 3\r\n\r\nabc`
+  for (const [text, statuses] of [
+    [put('x') + 'de', [201, 400]],
+    [put('x') + 'de\r\n\r\n'.repeat(1_000), [200, 400]],
+    [put('y') + put('z') + 'de\r\n\r\n', [201, 201, 400]],
+    ['GET /repository/raw/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAccept: text/plain\r\n\r\nde', [200]],
+  ] as const) {
+    const connection = await RawConnection.open(world.url)
+    await connection.send(text)
+    await eventually('the connection ends', () => connection.ended)
+    const answers = parseAnswers(Buffer.from(connection.received, 'latin1'))
+    t.same(
+      answers.map(({ status }) => status),
+      statuses,
+    )
+    connection.close()
+  }
+  await eventually('nothing of them is left', () => sockets() <= before)
+  t.equal(world.server.requestsInFlight, 0)
+  t.same(world.errors, [])
+})
+
 t.test('beyond its limits the proxy says so early, and goes on telling that it is alive', async t => {
   const world = await startEdge(t, { requestsMax: 2, uploadsMax: 1 })
   const stuck = await RawConnection.open(world.url)
