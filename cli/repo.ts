@@ -9,7 +9,7 @@ export const repoUsage = `holdfast repo list
 holdfast repo create <name> [--redeploy allow|once|deny] [--artifact-bytes-max <bytes>|none] [--anonymous-read on|off]
                             [--trash-days <days>] [--upstream <url>|none] [--upstream-max-age <seconds>]
                             [--upstream-absent-age <seconds>]
-holdfast repo set <name> …the same
+holdfast repo set <name> …the same [--force]   (an upstream although there are artifacts, which its own take the place of)
 holdfast repo delete <name>   (only when it is empty)
 `
 
@@ -49,6 +49,11 @@ export const repoOptions = {
     pattern: [/^\d{1,8}$/, 'must be a number of seconds'],
     doc: "For how long the upstream's word counts that there is nothing (300 unless told).",
   },
+  force: {
+    kind: 'bool',
+    default: false,
+    doc: "Of `set`: gives an upstream to a repository that has artifacts, which the upstream's take the place of.",
+  },
 } as const satisfies Options
 
 type Repo = Omit<Repository, 'id'>
@@ -77,7 +82,8 @@ const verbs: Readonly<Record<string, (command: Command, name: string) => Promise
     const { upstream = null } = asksUpstream(config) ? ((await client.call('GET', path)) as Repo) : {}
     const change = { ...changeOf(config), ...upstreamChange(config, upstream) }
     if (Object.keys(change).length === 0) throw new HoldfastError('CONFIG_INVALID', 'what shall be set? See --help')
-    const changed = (await client.call('PATCH', path, change)) as Repo
+    const forced = config.force ? { force: true } : {}
+    const changed = (await client.call('PATCH', path, { ...change, ...forced })) as Repo
     print(`repository '${changed.name}' changed`, changed)
     return 0
   },

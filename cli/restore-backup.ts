@@ -185,7 +185,8 @@ class Restore {
     upstream,
     ...settings
   }: ManifestRepository): Promise<void> {
-    const source = this.#deps.goesLive && upstream !== undefined ? { upstream } : {}
+    // What was restored came from there.
+    const source = this.#deps.goesLive && upstream != null ? { upstream, force: true } : {}
     await this.#deps.client.call('PATCH', `/repositories/${encodeURIComponent(name)}`, { ...settings, ...source })
   }
 

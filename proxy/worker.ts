@@ -224,7 +224,15 @@ async function build(
   })
   const upstreamClient = new UpstreamClient({ guard: new AddressGuard(config.upstreamAllow), now })
   const fetchesMax = config.upstreamFetchesMax
-  const upstreams = new UpstreamCache({ resolver, writer, client: upstreamClient, fetchesMax, now, log })
+  const upstreams = new UpstreamCache({
+    resolver,
+    writer,
+    client: upstreamClient,
+    fetchesMax,
+    now,
+    time: Date.now,
+    log,
+  })
   closers.push(() => upstreams.close())
   const brake = { share: config.deleteBrakePercent / 100, artifacts: config.deleteBrakeArtifacts }
   const changes = new ArtifactChanges({ metadata, publisher, checkPath: checkArtifactPath, brake })

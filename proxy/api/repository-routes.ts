@@ -83,7 +83,8 @@ export function addRepositoryRoutes(app: Api, { metadata, repositories, announce
       },
     },
     async request => {
-      const repository = await metadata.changeRepository(request.params.name, checked(request.body))
+      const { force, ...change } = request.body
+      const repository = await metadata.changeRepository(request.params.name, checked(change), force)
       await changed()
       return repository
     },

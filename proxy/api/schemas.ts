@@ -63,6 +63,11 @@ export const repositoryChange = Type.Object(
     anonymousRead: Type.Optional(anonymousRead),
     trashDays: Type.Optional(trashDays),
     upstream: Type.Optional(upstream),
+    force: Type.Optional(
+      Type.Boolean({
+        description: "An upstream may be given although there are artifacts, which the upstream's take the place of",
+      }),
+    ),
   },
   { ...closed, minProperties: 1 },
 )

@@ -41,13 +41,24 @@ export interface Put {
   readonly verify: (actual: { sha256: Digest; sha1: string; md5: string }) => void
 }
 
+/** What the head of a request tells of its body. */
+export interface DeclaredBody {
+  readonly bytes?: number | undefined
+  readonly sha256?: string
+  readonly sha1?: string
+  readonly md5?: string
+}
+
 export interface PutOutcome {
   readonly outcome: 'created' | 'replaced' | 'unchanged'
   readonly artifact: Artifact
 }
 
 export interface ArtifactWriterDeps {
-  readonly metadata: Pick<Metadata, 'findBlob' | 'pinBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'>
+  readonly metadata: Pick<
+    Metadata,
+    'findArtifact' | 'findBlob' | 'pinBlob' | 'commitArtifact' | 'digestReadable' | 'incarnation'
+  >
   readonly writer: BlobWriter
   readonly publisher: Pick<Publisher, 'prepare' | 'publish' | 'invalidate' | 'withdraw'>
   readonly onMetadataUnavailable: () => void
@@ -92,6 +103,24 @@ export class ArtifactWriter {
     this.#deps.writer.admit(partitionOf(repository.name, path), expectedBytes)
   }
 
+  /**
+   * What the path, as it is now, would refuse: so that nobody sends a body for nothing. Throws. The commit decides all the same, under
+   * the row's lock; and an upload that its path cannot refuse costs no question.
+   */
+  async foresee(
+    { repository, path, conditions }: Pick<Put, 'repository' | 'path' | 'conditions'>,
+    body: DeclaredBody,
+  ): Promise<void> {
+    const { absent, match } = conditions
+    if (absent !== true && match === undefined && repository.redeploy !== 'once') return
+    const current = await this.#deps.metadata.findArtifact(repository.id, path).catch((error: unknown) => {
+      if (isHoldfastError(error, 'METADATA_UNAVAILABLE')) this.#deps.onMetadataUnavailable()
+      throw error
+    })
+    const reason = refusalReason({ ...conditions, redeploy: repository.redeploy }, current?.blob, body)
+    if (reason !== undefined) throw refusal(reason)
+  }
+
   /** Resolves when the artifact is durable and visible through every proxy. */
   async put(put: Put): Promise<PutOutcome> {
     const bytesMax = this.#bytesMax(put.repository)
@@ -113,12 +142,14 @@ export class ArtifactWriter {
    * caller may read. undefined: no such blob, the client must send it.
    */
   async putByChecksum(
-    put: Omit<Put, 'body' | 'expectedBytes' | 'observe' | 'verify' | 'signal'>,
+    put: Omit<Put, 'body' | 'expectedBytes' | 'observe' | 'signal'>,
     checksum: { sha256: Digest } | { sha1: string },
     readable: readonly number[],
   ): Promise<PutOutcome | undefined> {
     const blob = await this.#deps.metadata.findBlob(checksum)
     if (blob === undefined || !(await this.#deps.metadata.digestReadable(blob.digest, readable))) return undefined
+    // Only now: it names the checksums of what it finds.
+    put.verify({ sha256: blob.digest, sha1: blob.sha1, md5: blob.md5 })
     const bytesMax = this.#bytesMax(put.repository)
     if (bytesMax !== undefined && blob.bytes > bytesMax) throw tooLarge(put.repository, blob.bytes, bytesMax)
     const touched = await this.#deps.writer.touch(blob)
@@ -268,6 +299,25 @@ interface ReadyBlob {
   readonly blob: Blob
   readonly missing: readonly string[]
   readonly handoffs: readonly string[]
+}
+
+/**
+ * As the commit function has it, as far as the head tells of the body: under 'once' the same bytes may come again, and only a length or a
+ * checksum says that they are others. Pure.
+ */
+export function refusalReason(
+  { absent, match, redeploy }: WriteConditions,
+  current: Blob | undefined,
+  body: DeclaredBody,
+): Parameters<typeof refusal>[0] | undefined {
+  if (absent === true && current !== undefined) return 'exists'
+  if (match !== undefined && (current === undefined || (match !== '*' && !match.includes(current.digest)))) {
+    return 'no-match'
+  }
+  if (redeploy !== 'once' || current === undefined) return undefined
+  const { bytes = current.bytes, sha256 = current.digest, sha1 = current.sha1, md5 = current.md5 } = body
+  const same = bytes === current.bytes && sha256 === current.digest && sha1 === current.sha1 && md5 === current.md5
+  return same ? undefined : 'redeploy'
 }
 
 export function tooLarge(repository: Repository, bytes: number, bytesMax: number): HoldfastError {

@@ -8,7 +8,7 @@ import type { Authenticator } from '../access/authenticator.ts'
 import type { Principal } from '../access/principal.ts'
 import { RefusalBudget } from '../access/refusal-budget.ts'
 import type { ArtifactChanges } from '../artifacts/artifact-changes.ts'
-import type { ArtifactWriter, PutOutcome } from '../artifacts/artifact-writer.ts'
+import type { ArtifactWriter, Put, PutOutcome } from '../artifacts/artifact-writer.ts'
 import type { DownloadLog } from '../artifacts/download-log.ts'
 import type { BodyCache } from '../artifacts/body-cache.ts'
 import type { Folders } from '../artifacts/folders.ts'
@@ -83,9 +83,8 @@ export class ArtifactRoutes {
     if (repository === undefined || repository === 'ask') return undefined
     const principal = this.#deps.authenticator.authenticateCached(authorization, connection)
     if (principal === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
-    if (!this.#isKept(repository, path)) return undefined
     const entry = this.#deps.resolver.peek(`${name}/${path}`)
-    if (entry?.artifact == null) return undefined
+    if (entry?.artifact == null || !this.#isKept(repository, entry.artifact)) return undefined
     const head = headOf(entry, repository, entry.artifact)
     if (ifNoneMatch !== undefined && ifNoneMatch !== head.etag) return undefined
     const body = ifNoneMatch === undefined ? this.#deps.bodies.get(entry.artifact.blob.digest) : undefined
@@ -101,9 +100,9 @@ export class ArtifactRoutes {
     const principal = await this.#authenticateInLane(request, socket)
     const repository = (await this.#deps.repositories.all()).get(name)
     if (repository === undefined || decide(principal, 'read', repository) !== 'allow') return undefined
-    if (!this.#isKept(repository, path)) return undefined
     const { entry, source } = await this.#deps.resolver.resolve(repository, path)
     if (entry.artifact === null || source !== 'current' || entry.artifact.blob.bytes > wholeBytesMax) return undefined
+    if (!this.#isKept(repository, entry.artifact)) return undefined
     const head = headOf(entry, repository, entry.artifact)
     const verdict = evaluateConditions('GET', { 'if-none-match': request.ifNoneMatch }, head)
     if (verdict === 'failed') return undefined
@@ -115,8 +114,8 @@ export class ArtifactRoutes {
   }
 
   /** Nobody else has to be asked whether what is here is current. */
-  #isKept(repository: Repository, path: string): boolean {
-    return repository.upstream === null || this.#deps.upstreams.isCurrent(repository, path)
+  #isKept(repository: Repository, artifact: Artifact): boolean {
+    return !isProxy(repository) || this.#deps.upstreams.isCurrent(repository, artifact)
   }
 
   #laneAnswer({ lane }: AnswerHead, body: Buffer | undefined): LaneAnswer {
@@ -283,6 +282,11 @@ export class ArtifactRoutes {
       const message = `repository '${repository.name}' has an upstream: what it has cannot be written here`
       throw new HoldfastError('METHOD_NOT_ALLOWED', message, { allow: ['GET', 'HEAD', 'DELETE'] })
     }
+    // RFC 9110 14.5: taken for a whole artifact, the part would replace all that was there.
+    if (request.headers['content-range'] !== undefined) {
+      const message = 'an upload cannot be resumed, nor a part be replaced (Content-Range): send the whole body'
+      throw new HoldfastError('BAD_REQUEST', message)
+    }
     if (target.path === '' || target.path.endsWith('/')) {
       throw new HoldfastError('PATH_INVALID', 'an artifact needs a name: the path ends in "/"', { path: target.path })
     }
@@ -297,6 +301,10 @@ export class ArtifactRoutes {
       requestId: exchange.requestId,
     }
     if (request.headers['x-checksum-deploy']?.toString().toLowerCase() === 'true') {
+      if (request.headers['transfer-encoding'] !== undefined || (contentLength(request) ?? 0) > 0) {
+        const message = 'a checksum deploy has no body: leave it out, or X-Checksum-Deploy to upload it'
+        throw new HoldfastError('BAD_REQUEST', message)
+      }
       writer.admit(repository, target.path, 0)
       return this.#putByChecksum(exchange, principal, facts, declared)
     }
@@ -305,6 +313,7 @@ export class ArtifactRoutes {
     if (this.#uploads >= this.#deps.uploadsMax) throw new HoldfastError('OVERLOADED', 'too many uploads at once')
     this.#uploads++
     try {
+      await writer.foresee(facts, { ...declared, bytes: expectedBytes })
       if (expectContinue) response.writeContinue()
       const sha512 = declared.sha512 === undefined ? undefined : createHash('sha512')
       const outcome = await writer.put({
@@ -329,7 +338,7 @@ export class ArtifactRoutes {
   async #putByChecksum(
     exchange: Exchange,
     principal: Principal,
-    facts: Parameters<ArtifactWriter['putByChecksum']>[0],
+    facts: Omit<Parameters<ArtifactWriter['putByChecksum']>[0], 'verify'>,
     declared: DeclaredChecksums,
   ): Promise<void> {
     const sha256 = parseDigest(declared.sha256 ?? '')
@@ -340,9 +349,14 @@ export class ArtifactRoutes {
       .filter(repository => decide(principal, 'read', repository) === 'allow')
       .map(repository => repository.id)
     const checksum = sha256 === undefined ? { sha1: declared.sha1 ?? '' } : { sha256 }
-    const outcome = await this.#deps.writer.putByChecksum(facts, checksum, readable)
+    const verify: Put['verify'] = actual => compareChecksums(declared, actual, 'the artifact that is here')
+    // Nobody keeps the sha512 of what is here: only an upload can be compared with it.
+    const outcome =
+      declared.sha512 === undefined
+        ? await this.#deps.writer.putByChecksum({ ...facts, verify }, checksum, readable)
+        : undefined
     if (outcome === undefined)
-      throw new HoldfastError('ARTIFACT_NOT_FOUND', 'no artifact with this checksum: send the bytes')
+      throw new HoldfastError('ARTIFACT_NOT_FOUND', 'no artifact is known to have these checksums: send the bytes')
     sendWritten(exchange, facts.repository, outcome)
   }
 

@@ -58,9 +58,9 @@ export function parseDeclaredChecksums(headers: ChecksumHeaders): DeclaredChecks
 
 /**
  * Throws CHECKSUM_MISMATCH, with both values in the message and in `data`, for the first declared checksum that differs.
- * `actual` must have every algorithm that was declared.
+ * `actual` must have every algorithm that was declared; `of` says in the message what it was computed of.
  */
-export function compareChecksums(declared: DeclaredChecksums, actual: DeclaredChecksums): void {
+export function compareChecksums(declared: DeclaredChecksums, actual: DeclaredChecksums, of = 'what arrived'): void {
   for (const algorithm of checksumAlgorithms) {
     const expected = declared[algorithm]
     if (expected === undefined) continue
@@ -69,7 +69,7 @@ export function compareChecksums(declared: DeclaredChecksums, actual: DeclaredCh
     if (found !== expected) {
       throw new HoldfastError(
         'CHECKSUM_MISMATCH',
-        `the request declares the ${algorithm} ${expected}, but what arrived has ${found}`,
+        `the request declares the ${algorithm} ${expected}, but ${of} has ${found}`,
         { algorithm, expected, found },
       )
     }

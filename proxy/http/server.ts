@@ -73,6 +73,8 @@ export class EdgeServer {
   readonly #lane: FastLane
   /** Answers that are not complete. */
   readonly #answering = new Map<ServerResponse, Underway>()
+  /** Connections on which a broken request waits for the answers to those before it. */
+  readonly #broken = new WeakSet<Socket>()
   /** Of the connections that node:http has. */
   readonly #lines = new WeakMap<Socket, RequestLines>()
   readonly #slowClients: SlowClients
@@ -125,14 +127,7 @@ export class EdgeServer {
       this.#onRequest(request, response, 'unknown'),
     )
     this.#server.on('timeout', (socket: Socket) => this.#onTimeout(socket))
-    this.#server.on('clientError', (error: Error & { code?: string }, socket: Socket) => {
-      // Bytes written now would become part of the answer that is under way, or the answer to a request before the broken one.
-      const owed = [...this.#answering.values()].some(
-        one => one.socket === socket && (one.response.headersSent || one.request.complete),
-      )
-      if (owed) socket.destroy()
-      else refuseBrokenRequest(error, socket)
-    })
+    this.#server.on('clientError', (error: Error & { code?: string }, socket: Socket) => this.#onBroken(error, socket))
     this.#server.on('connection', (socket: Socket) => this.#onConnection(socket))
   }
 
@@ -208,6 +203,32 @@ export class EdgeServer {
     // Each request on it listens for its end, and there may be many, pipelined.
     socket.setMaxListeners(0)
     this.#connections.add(socket)
+  }
+
+  /**
+   * The parser has refused what came. Bytes written now would become part of the answer that is under way, or the answer to a request before
+   * the broken one: whoever waits for that gets it first, an upload above all, which is stored.
+   */
+  #onBroken(error: Error & { code?: string }, socket: Socket): void {
+    if (this.#broken.has(socket)) return
+    const before = [...this.#answering.values()].filter(one => one.socket === socket)
+    const owed = before.filter(({ request }) => request.complete)
+    if (before.some(({ response }) => response.headersSent) || !socket.writable) {
+      socket.destroy()
+      return
+    }
+    const last = owed.at(-1)
+    if (last === undefined) {
+      refuseBrokenRequest(error, socket)
+      return
+    }
+    this.#broken.add(socket)
+    socket.pause()
+    last.response.once('close', () => {
+      this.#broken.delete(socket)
+      if (socket.writable) refuseBrokenRequest(error, socket)
+      socket.resume() // that the client has left, too, is read
+    })
   }
 
   #onRequest(request: IncomingMessage, response: ServerResponse, expectation: Expectation): void {

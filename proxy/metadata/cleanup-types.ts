@@ -8,8 +8,10 @@ export interface CleanupConditions {
   /** Neither written nor downloaded for so long. */
   readonly notDownloadedDays?: number
   /**
-   * Not among the newest versions of its group. 'artifacts': each artifact is a version, its folder the group. 'folders': each folder
-   * with artifacts directly in it is a version, the folder above is the group. Among those that fit `path` and `prerelease`.
+   * Not among the newest versions of its group. 'artifacts': each artifact is a version, its folder the group (what stands in no folder is
+   * one, too). 'folders': each folder
+   * with artifacts directly in it is a version, the folder above is the group; what stands in no folder is none. Among those that fit
+   * `path` and `prerelease`. What came back from the trash ranks by when it had been written.
    */
   readonly keepNewest?: { readonly count: number; readonly of: 'artifacts' | 'folders' }
   /** Glob of the whole path: `*` and `?` within a segment, `**` any number of segments. */
@@ -32,7 +34,10 @@ export interface CleanupCandidate {
   readonly path: string
   readonly digest: Digest
   readonly bytes: number
+  /** When it was written here, or restored. */
   readonly updatedAt: number
+  /** Of one that came back from the trash: when it had been written. */
+  readonly writtenAt: number | null
   /** Beginning of the last day on which it was downloaded; null: of no download is known. */
   readonly downloadedAt: number | null
 }

@@ -38,10 +38,12 @@ const candidates = statement<{
   digest: CleanupCandidate['digest']
   bytes: number
   updated_at: number
+  written_at: number | null
   downloaded_at: number | null
 }>(
   'cleanup-candidates',
-  `SELECT a.path, a.digest, b.bytes, a.updated_at, d.day::timestamp AT TIME ZONE 'UTC' AS downloaded_at
+  `SELECT a.path, a.digest, b.bytes, a.updated_at, CASE WHEN a.restored_version = a.version THEN a.written_at END AS written_at,
+    d.day::timestamp AT TIME ZONE 'UTC' AS downloaded_at
   FROM artifacts a JOIN blobs b ON b.digest = a.digest
   LEFT JOIN LATERAL (
     SELECT day FROM downloads d WHERE d.repository_id = a.repository_id AND d.path = a.path OFFSET 0) d ON true
@@ -108,8 +110,8 @@ export class CleanupTables implements CleanupStore {
 
   async candidates(repositoryId: number, after: string, limit: number): Promise<readonly CleanupCandidate[]> {
     const rows = await this.#database.query(candidates, [repositoryId, after, limit])
-    return rows.map(({ path, digest, bytes, updated_at, downloaded_at }) => {
-      return { path, digest, bytes, updatedAt: updated_at, downloadedAt: downloaded_at }
+    return rows.map(({ path, digest, bytes, updated_at, written_at, downloaded_at }) => {
+      return { path, digest, bytes, updatedAt: updated_at, writtenAt: written_at, downloadedAt: downloaded_at }
     })
   }
 

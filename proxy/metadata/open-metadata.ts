@@ -176,8 +176,8 @@ class PostgresMetadata implements types.Metadata {
   listRepositories = (): Promise<readonly types.Repository[]> => repositories.listRepositories(this.#database)
   createRepository = (repository: types.NewRepository): Promise<types.Repository> =>
     repositories.createRepository(this.#database, repository)
-  changeRepository = (name: string, change: types.RepositoryChange): Promise<types.Repository> =>
-    repositories.changeRepository(this.#database, name, change)
+  changeRepository = (name: string, change: types.RepositoryChange, force?: boolean): Promise<types.Repository> =>
+    repositories.changeRepository(this.#database, name, change, force)
   deleteRepository = (name: string): Promise<void> => repositories.deleteRepository(this.#database, name)
 
   exportIdentity = (): Promise<IdentityTables> => exportIdentity(this.#database)

@@ -4,7 +4,7 @@ import { repositoryColumns, repositoryOf, type RepositoryRow } from './rows.ts'
 import { statement, type Queryable } from './statement.ts'
 import type { NewRepository, Repository, RepositoryChange, Upstream } from './types.ts'
 
-/** Deletion of a repository against commits into it: the class of the advisory lock that commit_changes_2 shares. */
+/** What needs a repository to be empty against commits into it: the class of the advisory lock that commit_changes_2 shares. */
 const repositoryLockClass = 4832
 const trashDaysDefault = 7
 
@@ -26,7 +26,10 @@ const change = statement<RepositoryRow>(
     upstream = CASE WHEN $7::boolean THEN $8::jsonb ELSE upstream END
   WHERE name = $1 RETURNING ${repositoryColumns}`,
 )
-const find = statement<{ id: number }>('find-repository', 'SELECT id FROM repositories WHERE name = $1')
+const find = statement<{ id: number; proxied: boolean }>(
+  'find-repository',
+  'SELECT id, upstream IS NOT NULL AS proxied FROM repositories WHERE name = $1',
+)
 const lock = statement('lock-repository', `SELECT pg_advisory_xact_lock(${repositoryLockClass}, $1)`)
 const hasArtifacts = statement<{ used: boolean }>(
   'repository-has-artifacts',
@@ -48,11 +51,27 @@ export async function createRepository(database: Database, repository: NewReposi
   return repositoryOf(row)
 }
 
+/** `force`: an upstream may be given although there are artifacts, which its own will take the place of. */
 export async function changeRepository(
   database: Database,
   name: string,
   wanted: RepositoryChange,
+  force = false,
 ): Promise<Repository> {
+  if (wanted.upstream == null || force) return update(database, name, wanted)
+  return database.transaction(async transaction => {
+    const [repository] = await transaction.query(find, [name])
+    if (repository === undefined) throw notFound(name)
+    if (!repository.proxied) {
+      await transaction.query(lock, [repository.id])
+      const [row] = await transaction.query(hasArtifacts, [repository.id])
+      if (row?.used !== false) throw ownArtifacts(name)
+    }
+    return update(transaction, name, wanted)
+  })
+}
+
+async function update(database: Queryable, name: string, wanted: RepositoryChange): Promise<Repository> {
   const { redeploy = null, artifactBytesMax, anonymousRead = null, trashDays = null, upstream } = wanted
   const size = [artifactBytesMax !== undefined, artifactBytesMax ?? null]
   const source = [upstream !== undefined, jsonOf(upstream ?? null)]
@@ -76,6 +95,11 @@ export async function deleteRepository(database: Database, name: string): Promis
 /** As a parameter, null is SQL's and not JSON's. */
 function jsonOf(upstream: Upstream | null): string | null {
   return upstream === null ? null : JSON.stringify(upstream)
+}
+
+function ownArtifacts(name: string): HoldfastError {
+  const message = `repository '${name}' has artifacts of its own, which an upstream's would replace for good: create another repository for the upstream, or force it ("force": true, --force)`
+  return new HoldfastError('CONFLICT', message, { name })
 }
 
 function notFound(name: string): HoldfastError {

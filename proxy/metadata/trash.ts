@@ -28,6 +28,13 @@ const newest = statement<TrashRow>(
     SELECT DISTINCT ON (t.path) t.* FROM trash_refs t WHERE ${inPlace} AND t.path > $4 ORDER BY t.path, t.id DESC LIMIT $5
   ) t JOIN blobs b ON b.digest = t.digest ORDER BY t.path`,
 )
+/** The versions $2 that were made of the entries $1 are as old as those. */
+const keepTimes = statement(
+  'trash-keep-times',
+  `UPDATE artifacts a SET restored_version = r.version, written_at = t.updated_at
+  FROM unnest($1::bigint[], $2::bigint[]) AS r (id, version) JOIN trash_refs t ON t.id = r.id
+  WHERE a.repository_id = t.repository_id AND a.path = t.path AND a.version = r.version`,
+)
 const forget = statement('trash-forget', 'DELETE FROM trash_refs WHERE id = ANY ($1::bigint[])')
 const purge = statement(
   'trash-purge',
@@ -86,6 +93,10 @@ export class TrashTables implements TrashStore {
         return { entry, result: commitResultOf(puts[index]!, rows[index]!, this.#incarnation(), null) }
       })
       const back = restored.filter(({ result }) => 'artifact' in result)
+      const made = restored.flatMap(({ entry, result }) =>
+        'artifact' in result && result.outcome !== 'unchanged' ? [[entry.id, result.artifact.version] as const] : [],
+      )
+      await transaction.query(keepTimes, [made.map(([id]) => id), made.map(([, version]) => version)])
       await transaction.query(forget, [back.map(({ entry }) => entry.id)])
       return restored
     })

@@ -263,7 +263,8 @@ export interface Metadata {
 
   listRepositories(): Promise<readonly Repository[]>
   createRepository(repository: NewRepository): Promise<Repository> // CONFLICT if the name is taken
-  changeRepository(name: string, change: RepositoryChange): Promise<Repository> // REPOSITORY_NOT_FOUND
+  /** REPOSITORY_NOT_FOUND. CONFLICT for an upstream where there are artifacts and was no upstream, unless `force`. */
+  changeRepository(name: string, change: RepositoryChange, force?: boolean): Promise<Repository>
   /** Refuses with CONFLICT while artifacts are in it. */
   deleteRepository(name: string): Promise<void>
 

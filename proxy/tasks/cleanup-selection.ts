@@ -6,6 +6,8 @@ import { HoldfastError } from '../../shared/errors.ts'
 import type { CleanupCandidate, CleanupConditions } from '../metadata/cleanup-types.ts'
 
 const dayMs = 24 * 3_600_000
+/** Whoever restores something has so long, at least, to say so: to change the policy, or to use it. */
+const restoredDays = 7
 /** Artifacts of versions whose fate is open; beyond, the policy is refused. */
 const heldMax = 500_000
 
@@ -17,7 +19,7 @@ export interface CleanupFacts {
 
 interface Version {
   readonly name: string
-  updatedAt: number
+  writtenAt: number
   /** Those that the other conditions would let go. */
   readonly due: CleanupCandidate[]
 }
@@ -53,11 +55,11 @@ export class CleanupSelection {
     if (keepNewest === undefined) return due
     const folder = folderOf(artifact.path)
     if (keepNewest.of === 'artifacts') {
-      gone.push(...this.#offer(folder, { name: artifact.path, updatedAt: artifact.updatedAt, due }))
+      gone.push(...this.#offer(folder, { name: artifact.path, writtenAt: writtenAt(artifact), due }))
     } else if (folder !== '') {
       const at = this.#enter(folder)
-      at.version ??= { name: folder, updatedAt: artifact.updatedAt, due: [] }
-      at.version.updatedAt = Math.max(at.version.updatedAt, artifact.updatedAt)
+      at.version ??= { name: folder, writtenAt: writtenAt(artifact), due: [] }
+      at.version.writtenAt = Math.max(at.version.writtenAt, writtenAt(artifact))
       at.version.due.push(...due)
       this.#hold(due.length)
     }
@@ -119,18 +121,26 @@ export class CleanupSelection {
   }
 }
 
+/** A restore makes nothing newer: what comes back must not push out what is. */
+const writtenAt = (artifact: CleanupCandidate): number => artifact.writtenAt ?? artifact.updatedAt
+
 /** Newer by time of its last update, then by name. A format that knows the order of its versions compares here. */
-function newer(a: Pick<Version, 'name' | 'updatedAt'>, b: Pick<Version, 'name' | 'updatedAt'>): boolean {
-  return a.updatedAt > b.updatedAt || (a.updatedAt === b.updatedAt && a.name > b.name)
+function newer(a: Pick<Version, 'name' | 'writtenAt'>, b: Pick<Version, 'name' | 'writtenAt'>): boolean {
+  return a.writtenAt > b.writtenAt || (a.writtenAt === b.writtenAt && a.name > b.name)
 }
 
-/** Do the conditions on time hold? A download counts to the end of its day; before recording began everything may have been downloaded. */
+/**
+ * Do the conditions on time hold? A download counts to the end of its day; before recording began everything may have been downloaded. Ages
+ * begin with a restore; where a policy has none, what was restored has a week.
+ */
 export function isDue(
-  { updatedAt, downloadedAt }: Pick<CleanupCandidate, 'updatedAt' | 'downloadedAt'>,
+  { updatedAt, writtenAt, downloadedAt }: Pick<CleanupCandidate, 'updatedAt' | 'writtenAt' | 'downloadedAt'>,
   { unchangedDays, notDownloadedDays }: CleanupConditions,
   { now, recordedSince }: CleanupFacts,
 ): boolean {
-  if (unchangedDays !== undefined && now - updatedAt < unchangedDays * dayMs) return false
+  const graceDays = writtenAt === null || notDownloadedDays !== undefined ? undefined : restoredDays
+  const days = unchangedDays ?? graceDays
+  if (days !== undefined && now - updatedAt < days * dayMs) return false
   if (notDownloadedDays === undefined) return true
   const lastUse = Math.max(updatedAt, recordedSince, downloadedAt === null ? 0 : downloadedAt + dayMs)
   return now - lastUse >= notDownloadedDays * dayMs

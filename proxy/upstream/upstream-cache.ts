@@ -69,6 +69,8 @@ export interface UpstreamCacheDeps {
   readonly fetchesMax: number
   /** Monotonic, ms. */
   readonly now: () => number
+  /** Milliseconds since 1970. */
+  readonly time: () => number
   readonly log: Pick<Logger, 'info' | 'warn' | 'error'>
 }
 
@@ -82,7 +84,7 @@ export type Healed = Artifact | 'gone' | 'failed'
 
 export class UpstreamCache {
   readonly #deps: UpstreamCacheDeps
-  /** By `repository/path`: what the upstream last said. Of this worker only: after a start it is asked once more. */
+  /** By `repository/path`: what the upstream last said. Of this worker only: others go by when the copy was stored. */
   readonly #verdicts = new LRUCache<string, Verdict>({
     max: remembered,
     maxSize: rememberedChars,
@@ -103,8 +105,10 @@ export class UpstreamCache {
   }
 
   /** May this copy be served without a question? No I/O: for the hot path. */
-  isCurrent({ name }: Repository, path: string): boolean {
-    return isImmutable(path) || this.#verdict(`${name}/${path}`) === 'current'
+  isCurrent({ name, upstream }: ProxyRepository, artifact: Artifact): boolean {
+    const { path } = artifact
+    if (isImmutable(path) || this.#verdict(`${name}/${path}`) === 'current') return true
+    return isFresh(artifact, upstream, this.#deps.time())
   }
 
   /** A repository's settings have changed. */
@@ -124,7 +128,7 @@ export class UpstreamCache {
     const found = await resolver.resolve(repository, path)
     const { artifact } = found.entry
     const verdict = this.#verdict(key)
-    if (artifact === null ? verdict === 'absent' : isImmutable(path) || verdict === 'current') {
+    if (artifact === null ? verdict === 'absent' : this.isCurrent(repository, artifact)) {
       return { ...found, stale: false }
     }
     // What PostgreSQL cannot be told of would not be kept.
@@ -356,6 +360,15 @@ function kept(validators: Validators): Validators {
 function validatorsOf({ attributes }: Artifact, { url }: Upstream): Validators {
   const { from, ...validators } = (attributes['upstream'] ?? {}) as Validators & { readonly from?: string }
   return from === url ? validators : {}
+}
+
+/**
+ * It was stored so lately that whoever did has asked for us, too. Two clocks are compared: one that is off by more than the age makes us
+ * ask, no worse.
+ */
+function isFresh({ attributes, updatedAt }: Artifact, { url, maxAgeSeconds }: Upstream, time: number): boolean {
+  const { from } = (attributes['upstream'] ?? {}) as { readonly from?: string }
+  return from === url && Math.abs(time - updatedAt) < maxAgeSeconds * 1_000
 }
 
 function otherBytes(expected: Digest, found: Digest): HoldfastError {

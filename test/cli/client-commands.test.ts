@@ -46,16 +46,22 @@ t.test('repositories from the command line, against the real API', async t => {
   const { api, repositories } = await setUp(t)
   const url = await serve(t, (request, response) => api.routing(request, response))
   const run = runner(repo, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  t.equal((await run('create', 'full')).code, 0)
   const made = await run('create', 'libs', '--redeploy', 'once', '--artifact-bytes-max', '2GiB')
   t.match(made, { code: 0, out: "repository 'libs' created\n", err: '' })
   t.match(repositories.get('libs'), { redeploy: 'once', artifactBytesMax: 2 ** 31, anonymousRead: false })
   t.equal((await run('set', 'libs', '--anonymous-read', 'on', '--artifact-bytes-max=none')).code, 0)
   t.match(repositories.get('libs'), { redeploy: 'once', artifactBytesMax: null, anonymousRead: true })
   const listed = await run('list', '--json')
-  t.match(JSON.parse(listed.out), [{ name: 'libs', anonymousRead: true }, { name: 'open' }, { name: 'shut' }])
+  t.match(JSON.parse(listed.out), [
+    { name: 'full' },
+    { name: 'libs', anonymousRead: true },
+    { name: 'open' },
+    { name: 'shut' },
+  ])
   t.match(
     (await run('list')).out,
-    /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ +TRASH +UPSTREAM\nlibs +raw +once +- +on +7 d +-\n/,
+    /^NAME +FORMAT +REDEPLOY +LARGEST +ANONYMOUS READ +TRASH +UPSTREAM\nfull .*\nlibs +raw +once +- +on +7 d +-\n/,
   )
   t.match(await run('create', 'libs'), { code: 1, err: 'holdfast: the name is taken [CONFLICT]\n' })
   t.equal((await run('delete', 'libs')).code, 0)
@@ -70,6 +76,9 @@ t.test('repositories from the command line, against the real API', async t => {
   t.match(await run('set', 'mirror', '--upstream', 'https://u:p4ss@host/'), { code: 2, err: /not supported/ })
   t.equal((await run('set', 'mirror', '--upstream', 'none')).code, 0)
   t.equal(repositories.get('mirror')?.upstream, null)
+  t.equal((await run('set', 'full', '--upstream', 'https://host/')).code, 1, 'it has artifacts')
+  t.equal((await run('set', 'full', '--upstream', 'https://host/', '--force')).code, 0)
+  t.match(repositories.get('full')?.upstream, { url: 'https://host/' })
   const failed = await run('delete', 'libs', '--json')
   t.equal(failed.code, 1)
   t.match(JSON.parse(failed.err), { code: 'REPOSITORY_NOT_FOUND' })

@@ -90,7 +90,7 @@ t.test(
     t.strictSame(changes, [
       ['/repositories/mirror', { redeploy: 'allow', artifactBytesMax: null, upstream: null }],
       ['/repositories/of-an-old-release', { redeploy: 'allow', artifactBytesMax: null }],
-      ['/repositories/mirror', { redeploy: 'once', upstream }],
+      ['/repositories/mirror', { redeploy: 'once', upstream, force: true }],
       ['/repositories/of-an-old-release', { redeploy: 'once' }],
     ])
   },

@@ -10,6 +10,7 @@ import { backupHold } from './0011-backup-hold.ts'
 import { owedDrops } from './0012-owed-drops.ts'
 import { lostNames } from './0013-lost-names.ts'
 import { upstreams } from './0014-upstreams.ts'
+import { restored } from './0015-restored.ts'
 import { urgentRepairs } from './0016-urgent-repairs.ts'
 import type { Migration } from './migration.ts'
 
@@ -27,5 +28,6 @@ export const migrations: readonly Migration[] = [
   owedDrops,
   lostNames,
   upstreams,
+  restored,
   urgentRepairs,
 ]

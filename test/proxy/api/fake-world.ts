@@ -108,7 +108,8 @@ export async function setUp(t: Test): Promise<World> {
       repositories.set(change.name, made)
       return made
     },
-    changeRepository: async (name, change) => {
+    changeRepository: async (name, change, force = false) => {
+      if (name === 'full' && change.upstream != null && !force) throw new HoldfastError('CONFLICT', 'not empty')
       const changed = { ...found(name), ...change }
       repositories.set(name, changed)
       return changed

@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import { ArtifactWriter, type Put } from '../../../proxy/artifacts/artifact-writer.ts'
-import type { Blob, CommitArtifact, CommitResult } from '../../../proxy/metadata/types.ts'
+import type { Artifact, Blob, CommitArtifact, CommitResult } from '../../../proxy/metadata/types.ts'
 import type { BlobWriter, WrittenBlob } from '../../../proxy/routing/types.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { newGeneration, type ShardId } from '../../../shared/ids.ts'
@@ -11,6 +11,7 @@ function setUp(_: Test) {
   const world = {
     log: [] as string[],
     commits: [] as CommitArtifact[],
+    current: undefined as Artifact | undefined,
     existing: undefined as Blob | undefined,
     readable: true,
     quorum: true,
@@ -50,6 +51,7 @@ function setUp(_: Test) {
   const service = new ArtifactWriter({
     metadata: {
       incarnation: 'i',
+      findArtifact: async () => (world.log.push('find'), world.current),
       findBlob: async () => world.existing,
       pinBlob: async () => (world.log.push('pin'), world.pinned),
       digestReadable: async () => world.readable,
@@ -102,7 +104,9 @@ const put = (body: Buffer[], change: Partial<Put> = {}): Put => ({
   ...change,
 })
 /** The facts of a checksum deploy. */
-const facts = { repository, path: 'p', user: 'ann', contentType: null, attributes: {}, conditions: {}, requestId: 'r' }
+const facts = {
+  repository, path: 'p', user: 'ann', contentType: null, attributes: {}, conditions: {}, requestId: 'r', verify: () => {},
+} // prettier-ignore
 const small = Buffer.from('hello')
 const large = [Buffer.alloc(60_000, 1), Buffer.alloc(60_000, 2)]
 
@@ -195,6 +199,51 @@ t.test('a commit without an answer: the write fails, the announcement is left to
   world.answers = [away()]
   await t.rejects(service.putByChecksum(facts, { sha1: 'x' }, [1]), { code: 'METADATA_UNAVAILABLE' })
   t.equal(world.withdrawn.length, 3)
+})
+
+t.test('what the path would refuse is known before the body; what it cannot refuse is not asked for', async t => {
+  const { world, service } = setUp(t)
+  const { digest, sha1, bytes } = (world.existing = blobOf(small))
+  const other = blobOf('other').digest
+  const once = { ...repository, redeploy: 'once' } as const
+  const foresee = (change: Partial<Put>, body: Parameters<typeof service.foresee>[1] = {}): Promise<void> =>
+    service.foresee(put([], change), body)
+  await foresee({}, { bytes: 1, sha1: 'x' })
+  t.same(world.log, [], 'the hot path: no question')
+  for (const change of [{ conditions: { absent: true } }, { repository: once }]) await foresee(change, { bytes: 1 })
+  t.same(world.log, ['find', 'find'])
+  for (const match of ['*', [digest]] as const) {
+    await t.rejects(foresee({ conditions: { match } }), { code: 'PRECONDITION_FAILED' }, 'there is nothing')
+  }
+  world.current = artifactOf('p', 1, world.existing)
+  await t.rejects(foresee({ conditions: { absent: true } }), { code: 'PRECONDITION_FAILED' })
+  await t.rejects(foresee({ conditions: { match: [other] } }), { code: 'PRECONDITION_FAILED' })
+  await foresee({ conditions: { match: [other, digest] } })
+  await foresee({ conditions: { match: '*' } })
+  for (const body of [{ bytes: bytes + 1 }, { bytes, sha256: other }, { sha1: 'x' }, { bytes, md5: 'x' }]) {
+    await t.rejects(foresee({ repository: once }, body), { code: 'REDEPLOY_REFUSED' })
+  }
+  for (const body of [{}, { bytes }, { bytes, sha256: digest, sha1 }]) {
+    await foresee({ repository: once }, body)
+  }
+  t.notOk(world.announced)
+})
+
+t.test('I8: a checksum deploy writes nothing where the checksums contradict what it found', async t => {
+  const { world, service } = setUp(t)
+  const found: unknown[] = []
+  const verify: Put['verify'] = actual => {
+    found.push(actual)
+    throw new HoldfastError('CHECKSUM_MISMATCH', 'no')
+  }
+  const { digest: sha256, sha1, md5 } = (world.existing = blobOf(small))
+  world.readable = false
+  t.equal(await service.putByChecksum({ ...facts, verify }, { sha256 }, [1]), undefined)
+  t.same(found, [], 'of what one may not read the checksums are not told')
+  world.readable = true
+  await t.rejects(service.putByChecksum({ ...facts, verify }, { sha256 }, [1]), { code: 'CHECKSUM_MISMATCH' })
+  t.same(found, [{ sha256, sha1, md5 }])
+  t.same(world.log, [])
 })
 
 t.test('the same bytes again need no publication, but everybody hears that the announcement is over', async t => {

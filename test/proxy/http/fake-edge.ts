@@ -207,6 +207,7 @@ export async function startEdge(
       client,
       fetchesMax: 20,
       now: () => now() + world.laterMs,
+      time: () => Date.now() + world.laterMs,
       log: silent,
     }),
     writer,

@@ -237,6 +237,89 @@ t.test('an upload that is refused early costs no body: 100-continue is not given
   t.equal(world.server.requestsInFlight, 0)
 })
 
+t.test('what the path would refuse is refused before the body; what may be the same bytes again is not', async t => {
+  const world = await startEdge(t)
+  const { blob } = world.add('raw/there', 'hello')
+  world.add('once/there', 'hello')
+  const put = async (path: string, headers: string): Promise<number[]> => {
+    const connection = await RawConnection.open(world.url)
+    await connection.send(
+      `PUT /repository/${path} HTTP/1.1\r\nHost: h\r\n${rawAuth}Expect: 100-continue\r\n${headers}\r\n`,
+    )
+    await eventually('an answer', () => parseAnswers(Buffer.from(connection.received, 'latin1')).length > 0)
+    connection.close()
+    return parseAnswers(Buffer.from(connection.received, 'latin1')).map(({ status }) => status)
+  }
+  const length = 'Content-Length: 5\r\n'
+  for (const [path, headers, status] of [
+    ['raw/there', length + 'If-None-Match: *\r\n', 412],
+    ['raw/none', length + 'If-None-Match: *\r\n', 100],
+    ['raw/there', length + `If-Match: "${hash('sha256', 'other')}"\r\n`, 412],
+    ['raw/there', length + `If-Match: "${blob.digest}"\r\n`, 100],
+    ['raw/none', length + 'If-Match: *\r\n', 412],
+    ['once/there', 'Content-Length: 6\r\n', 409],
+    ['once/there', length + `X-Checksum-Sha1: ${hash('sha1', 'other')}\r\n`, 409],
+    ['once/there', 'Transfer-Encoding: chunked\r\n' + `Content-MD5: ${hash('md5', 'x', 'base64')}\r\n`, 409],
+    ['once/there', length + `X-Checksum-Sha256: ${blob.digest}\r\n`, 100],
+    ['once/there', length, 100],
+    ['once/none', length, 100],
+  ] as const) {
+    t.same(await put(path, headers), [status], path + ' ' + headers)
+  }
+  world.metadataFault = new HoldfastError('METADATA_UNAVAILABLE', 'away')
+  t.same(await put('raw/there', length + 'If-None-Match: *\r\n'), [503])
+  world.metadataFault = undefined
+  await eventually('all places are free', () => world.server.requestsInFlight === 0)
+  t.same(world.errors, [])
+})
+
+t.test('a part is not taken for the whole: Content-Range is refused before the body, and nothing is lost', async t => {
+  const world = await startEdge(t)
+  const { blob } = world.add('raw/x', '0123456789')
+  for (const more of ['', 'X-Checksum-Deploy: true\r\n']) {
+    const [answer, ...others] = await sendRaw(
+      world.url,
+      `PUT /repository/raw/x HTTP/1.1\r\nHost: h\r\n${rawAuth}${more}Expect: 100-continue\r\nContent-Range: bytes 5-9/10\r\nContent-Length: 5\r\n\r\n`,
+    )
+    t.equal(answer?.status, 400)
+    t.match(answer?.body, /send the whole body/)
+    t.same(others, [])
+  }
+  t.equal(world.artifacts.get('raw/x')?.blob.digest, blob.digest)
+})
+
+t.test('a checksum deploy: all checksums hold for what is found, and it has no body', async t => {
+  const world = await startEdge(t)
+  const { blob } = world.add('raw/x', 'hello')
+  const sha256 = { 'x-checksum-sha256': blob.digest }
+  const deploy = async (headers: Record<string, string>, body: string | null = null) => {
+    const deploy = { ...auth, 'x-checksum-deploy': 'true', ...headers }
+    return ask(world, '/repository/raw/y', { method: 'PUT', headers: deploy, body })
+  }
+  for (const [headers, found] of [
+    [{ ...sha256, 'x-checksum-sha1': '0'.repeat(40) }, blob.sha1],
+    [{ ...sha256, 'x-checksum-md5': '0'.repeat(32) }, blob.md5],
+    [{ 'x-checksum-sha1': blob.sha1, 'content-md5': hash('md5', 'x', 'base64') }, blob.md5],
+  ] as const) {
+    const refused = await deploy(headers)
+    t.equal(refused.status, 400)
+    t.match(json(refused.body), { code: 'CHECKSUM_MISMATCH', found, message: /the artifact that is here has/ })
+  }
+  const untold = await deploy({ ...sha256, 'x-checksum-sha512': '0'.repeat(128) })
+  t.match(json(untold.body), { code: 'ARTIFACT_NOT_FOUND', message: /send the bytes/ }, 'nobody knows its sha512')
+  const withBody = await deploy(sha256, 'hello')
+  t.match(json(withBody.body), { code: 'BAD_REQUEST', message: /has no body/ })
+  const head = `PUT /repository/raw/y HTTP/1.1\r\nHost: h\r\n${rawAuth}X-Checksum-Deploy: true\r\nX-Checksum-Sha256: ${blob.digest}\r\n`
+  const [chunked] = await sendRaw(world.url, head + 'Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n')
+  t.equal(chunked?.status, 400)
+  t.notOk(world.artifacts.has('raw/y'), 'nothing was written')
+  const all = { ...sha256, 'x-checksum-sha1': blob.sha1, 'x-checksum-md5': blob.md5 }
+  t.equal((await deploy(all)).status, 201, 'Content-Length: 0')
+  const [bare] = await sendRaw(world.url, head + '\r\n')
+  t.equal(bare?.status, 200, 'no length')
+  t.same(world.errors, [])
+})
+
 t.test('a client that sends its body without asking still reads why it was refused', async t => {
   const world = await startEdge(t)
   const head = (path: string, extra: string): string =>
@@ -356,6 +439,33 @@ t.test('I5: garbage behind a request never gets into the answer that is under wa
   const got = await reader.body()
   t.ok(got.equals(body.subarray(0, got.length)), `${got.length} right bytes, then the end`)
   t.ok(got.length < body.length)
+})
+
+t.test('an upload with too many bytes behind it is answered, then what they are', async t => {
+  const world = await startEdge(t)
+  const sockets = (): number => process.getActiveResourcesInfo().filter(name => name === 'TCPSocketWrap').length
+  const before = sockets()
+  const put = (path: string): string =>
+    `PUT /repository/raw/${path} HTTP/1.1\r\nHost: h\r\n${rawAuth}Content-Length: 3\r\n\r\nabc`
+  for (const [text, statuses] of [
+    [put('x') + 'de', [201, 400]],
+    [put('x') + 'de\r\n\r\n'.repeat(1_000), [200, 400]],
+    [put('y') + put('z') + 'de\r\n\r\n', [201, 201, 400]],
+    ['GET /repository/raw/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAccept: text/plain\r\n\r\nde', [200]],
+  ] as const) {
+    const connection = await RawConnection.open(world.url)
+    await connection.send(text)
+    await eventually('the connection ends', () => connection.ended)
+    const answers = parseAnswers(Buffer.from(connection.received, 'latin1'))
+    t.same(
+      answers.map(({ status }) => status),
+      statuses,
+    )
+    connection.close()
+  }
+  await eventually('nothing of them is left', () => sockets() <= before)
+  t.equal(world.server.requestsInFlight, 0)
+  t.same(world.errors, [])
 })
 
 t.test('beyond its limits the proxy says so early, and goes on telling that it is alive', async t => {

@@ -55,6 +55,23 @@ t.test('repositories', async t => {
   t.match(await metadata.changeRepository('snapshots', { upstream }), { type: 'proxy', upstream })
   t.match(await metadata.changeRepository('snapshots', { trashDays: 3 }), { upstream }, 'what is not named stays')
   t.match(await metadata.changeRepository('snapshots', { upstream: null }), { type: 'hosted', upstream: null })
+  await put(metadata, commit(created, 'own'))
+  await t.rejects(
+    metadata.changeRepository('snapshots', { upstream, trashDays: 4 }),
+    { code: 'CONFLICT', message: /artifacts of its own.*another repository.*--force/ },
+    'an upstream would take the place of what is here',
+  )
+  const untouched = (await metadata.listRepositories()).find(({ name }) => name === 'snapshots')
+  t.match(untouched, { upstream: null, trashDays: 3 }, 'nothing was changed')
+  t.match(await metadata.changeRepository('snapshots', { upstream: null, trashDays: 3 }), { upstream: null })
+  t.match(await metadata.changeRepository('snapshots', { upstream }, true), { upstream }, 'unless it is forced')
+  const moved = { ...upstream, url: 'https://other/' }
+  t.match(await metadata.changeRepository('snapshots', { upstream: moved }), { upstream: moved }, 'another address')
+  await t.rejects(metadata.changeRepository('none', { upstream }), { code: 'REPOSITORY_NOT_FOUND' })
+  await metadata.changeRepository('snapshots', { upstream: null })
+  await metadata.deleteArtifact({ repositoryId: created.id, repository: 'snapshots', path: 'own', user: 'ann' })
+  t.match(await metadata.changeRepository('snapshots', { upstream }), { upstream }, 'nothing is left in it')
+  await metadata.changeRepository('snapshots', { upstream: null })
   t.match(await metadata.createRepository({ name: 'mirror', upstream }), { type: 'proxy', upstream })
   t.same(
     (await metadata.listRepositories()).map(one => one.name),

@@ -88,6 +88,26 @@ t.test('against a server', async t => {
     await (await open(t, url, { migrations: known })).ping()
   })
 
+  t.test('a proxy of the release before goes on while artifacts get columns', async t => {
+    const url = await server.createDatabase()
+    const older = await open(t, url, { migrations: migrations.filter(({ number }) => number < 15) })
+    const repository = await older.createRepository({ name: 'r' })
+    const change = async (path: string): Promise<void> => {
+      await put(older, commit(repository, path))
+      await put(older, commit(repository, path))
+      await older.deleteArtifact({ repositoryId: repository.id, repository: 'r', path, user: 'ann' })
+    }
+    // Whatever its sessions have prepared is of the table as it was.
+    await Promise.all(Array.from({ length: 20 }, (_, index) => change(`before/${index}`)))
+    await open(t, url)
+    await Promise.all(Array.from({ length: 20 }, (_, index) => change(`after/${index}`)))
+    const place = { repositoryId: repository.id, path: 'after/' }
+    const entries = await older.trash.newest(place, '', 100)
+    t.equal(entries.length, 20)
+    await older.trash.restore(entries, { repository: 'r', user: 'ann', overwrite: false, redeploy: 'allow' })
+    t.equal((await older.listArtifacts(repository.id, 'after/', '', 100)).length, 20)
+  })
+
   t.test('a step that fails leaves nothing of itself behind', async t => {
     const url = await server.createDatabase()
     const broken = migration(901, { sql: 'CREATE TABLE half (); SELECT 1/0' })

@@ -27,6 +27,10 @@ const candidates = fc
           digest: fc.constant('' as Digest),
           bytes: fc.constant(1),
           updatedAt: fc.integer({ min: 0, max: 30 }).map(age => now - age * day),
+          writtenAt: fc.option(
+            fc.integer({ min: 0, max: 60 }).map(age => now - age * day),
+            { nil: null, freq: 2 },
+          ),
           downloadedAt: fc.option(
             fc.integer({ min: 0, max: 30 }).map(age => now - age * day),
             { nil: null },
@@ -63,9 +67,9 @@ function naive(all: readonly CleanupCandidate[], policy: CleanupConditions): str
   )
   const versionOf = (path: string): string | undefined => (keepNewest?.of === 'artifacts' ? path : folderOf(path))
   const times = new Map<string, number>()
-  for (const { path, updatedAt } of inScope) {
+  for (const { path, updatedAt, writtenAt } of inScope) {
     const version = versionOf(path)
-    if (version !== undefined) times.set(version, Math.max(times.get(version) ?? 0, updatedAt))
+    if (version !== undefined) times.set(version, Math.max(times.get(version) ?? 0, writtenAt ?? updatedAt))
   }
   const isKept = (path: string): boolean => {
     if (keepNewest === undefined) return false
@@ -109,7 +113,11 @@ t.test('what a second run finds: nothing more', async t => {
 t.test('times: written, downloaded on a day, and nothing known from before', async t => {
   const due = (updated: number, downloaded: number | null, notDownloadedDays = 10): boolean =>
     isDue(
-      { updatedAt: now - updated * day, downloadedAt: downloaded === null ? null : now - downloaded * day },
+      {
+        updatedAt: now - updated * day,
+        writtenAt: null,
+        downloadedAt: downloaded === null ? null : now - downloaded * day,
+      },
       { notDownloadedDays },
       { now, recordedSince },
     )
@@ -119,7 +127,19 @@ t.test('times: written, downloaded on a day, and nothing known from before', asy
   t.equal(due(40, 10.9), false, 'a download counts to the end of its day')
   t.equal(due(400, null, 50), true)
   t.equal(due(400, null, 51), false, 'before recording began it may have been downloaded')
-  t.equal(isDue({ updatedAt: now - 5 * day, downloadedAt: now }, { unchangedDays: 5 }, { now, recordedSince }), true)
+  const facts = { now, recordedSince }
+  t.equal(isDue({ updatedAt: now - 5 * day, writtenAt: null, downloadedAt: now }, { unchangedDays: 5 }, facts), true)
+  for (const [restored, policy, due] of [
+    [6, {}, false],
+    [7, {}, true],
+    [4, { unchangedDays: 5 }, false],
+    [5, { unchangedDays: 5 }, true],
+    [1, { notDownloadedDays: 2 }, false],
+    [50, { notDownloadedDays: 50 }, true],
+  ] as const) {
+    const back = { updatedAt: now - restored * day, writtenAt: now - 90 * day, downloadedAt: null }
+    t.equal(isDue(back, policy, facts), due, `restored ${restored} days ago, ${JSON.stringify(policy)}`)
+  }
 })
 
 t.test('globs', async t => {

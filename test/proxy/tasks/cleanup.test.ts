@@ -1,6 +1,7 @@
 /** Cleanup policies against a real PostgreSQL. */
 import t, { type Test } from 'tap'
 import { DownloadLog } from '../../../proxy/artifacts/download-log.ts'
+import { Trash } from '../../../proxy/artifacts/trash.ts'
 import type { CleanupConditions, CleanupPolicy, Download } from '../../../proxy/metadata/cleanup-types.ts'
 import type { Metadata, Repository } from '../../../proxy/metadata/types.ts'
 import { cleanup, previewCleanup } from '../../../proxy/tasks/cleanup.ts'
@@ -118,6 +119,45 @@ t.test('a policy of other repositories, newest versions, and the limit of a run'
   for (const params of [{ artifactsMax: 0 }, { policy: 3 }, { x: 1 }]) {
     await t.rejects(world.run(params), { code: 'BAD_REQUEST' })
   }
+})
+
+t.test(
+  'what comes back from the trash pushes out nothing that is newer, and is not deleted the next night',
+  async t => {
+    const world = await World.start(t)
+    const { metadata, repository } = world
+    const publisher = { prepare: async () => {}, withdraw: () => {}, publish: async () => {} }
+    const trash = new Trash({ metadata, publisher })
+    const all = { 'v/1': 50, 'v/2': 40, 'v/3': 30, 'v/4': 20, 'v/5': 10 }
+    await metadata.cleanup.createPolicy(policy('two', { keepNewest: { count: 2, of: 'artifacts' } }), 'ann')
+    await world.write(all)
+    const paths = async (): Promise<string> => (await world.paths()).map(path => path.slice(2)).join(' ')
+    // The second time what was restored goes into the trash once more.
+    for (const turn of ['once', 'again']) {
+      await world.run()
+      t.equal(await paths(), '4 5', turn)
+      t.match(await trash.restore({ repository, path: 'v/' }, 'ann', false), { restored: 3, refused: 0 })
+      await world.run()
+      t.equal(await paths(), '1 2 3 4 5', `${turn}: who restored them has a week`)
+      await world.query(
+        `UPDATE artifacts SET updated_at = now() - interval '7 days' WHERE path IN ('v/1', 'v/2', 'v/3')`,
+      )
+    }
+    await put(metadata, commit(repository, 'v/1'))
+    await world.run()
+    t.equal(await paths(), '1 5', 'what is written since is new')
+  },
+)
+
+t.test('a restore over the same bytes leaves what is there as new as it is', async t => {
+  const { metadata, repository } = await World.start(t)
+  const one = await put(metadata, commit(repository, 'a'))
+  await metadata.deleteArtifact({ repositoryId: repository.id, repository: 'r', path: 'a', user: 'ann' })
+  const again = { blob: one.artifact.blob, blobIs: 'existing' } as const
+  await put(metadata, commit(repository, 'a', again))
+  const entries = await metadata.trash.newest({ repositoryId: repository.id, path: '' }, '', 10)
+  await metadata.trash.restore(entries, { repository: 'r', user: 'ann', overwrite: true, redeploy: 'allow' })
+  t.match(await metadata.cleanup.candidates(repository.id, '', 10), [{ path: 'a', writtenAt: null }])
 })
 
 t.test('I27: an old primary deletes nothing; a run that was cut off is resumed', async t => {

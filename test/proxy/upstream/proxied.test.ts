@@ -79,6 +79,37 @@ t.test('what may change is asked for again when it is old: kept while the upstre
   t.equal((await get('list.txt')).bytes.toString(), 'two', 'what the upstream has no more is kept')
 })
 
+t.test(
+  'a copy that another worker has stored lately is not asked about; an older one, or of elsewhere, is',
+  async t => {
+    const { edge, upstream, get } = await start(t)
+    upstream.files.set('list.txt', Buffer.from('new'))
+    const stored = (ageMs: number, from = upstream.url): void => {
+      const attributes = { upstream: { from } }
+      edge.add('mirror/list.txt', 'copy', { attributes, updatedAt: Date.now() + edge.laterMs - ageMs })
+    }
+    stored(30_000)
+    for (const what of ['first', 'from memory']) t.equal((await get('list.txt')).bytes.toString(), 'copy', what)
+    t.equal(upstream.asked.length, 0)
+    edge.laterMs += 20_000
+    t.equal((await get('list.txt')).bytes.toString(), 'copy')
+    edge.laterMs += 20_000
+    t.equal((await get('list.txt')).bytes.toString(), 'new', 'by now it is older than a minute')
+    t.equal(upstream.asked.length, 1)
+    for (const [ageMs, from] of [
+      [61_000, upstream.url],
+      [-61_000, upstream.url],
+      [1_000, 'http://other/'],
+    ] as const) {
+      edge.laterMs += 61_000
+      stored(ageMs, from)
+      const before = upstream.asked.length
+      t.equal((await get('list.txt')).bytes.toString(), 'new', `${ageMs} ms old, from ${from}`)
+      t.equal(upstream.asked.length, before + 1)
+    }
+  },
+)
+
 t.test('an upstream that fails takes nothing away: the copy is served, and said to be old', async t => {
   const { edge, upstream, get } = await start(t)
   upstream.files.set('list.txt', Buffer.from('one'))
@@ -383,6 +414,20 @@ t.test('who waits for what another client is getting is not idle', async t => {
   t.ok((await get('a-1.0')).bytes.equals(body))
 })
 
+t.test('what passes through is logged as what it is: complete, or its client has left', async t => {
+  const { upstream, edge, get } = await start(t, { logLevel: 'debug' }, { artifactBytesMax: MiB })
+  const body = randomBytes(8 * MiB)
+  upstream.files.set('huge-1.0', body)
+  for (let turn = 0; turn < 3; turn += 1) t.ok((await get('huge-1.0')).bytes.equals(body))
+  const gone = await open(edge, 'huge-1.0')
+  gone.destroy()
+  await eventually('all are logged', () => edge.errors.length >= 4 && edge.server.requestsInFlight === 0)
+  const whole = { msg: 'request', status: 200, complete: true }
+  t.match(edge.errors, [whole, whole, whole, { msg: 'request', status: 200, complete: false }])
+  t.equal(edge.errors.length, 4, 'and nothing else')
+  t.match(await edge.metrics.registry.metrics(), /outcome="aborted"[^\n]*\} 1\n/)
+})
+
 t.test('slow clients of what passes through keep nobody from what is to be stored', async t => {
   const { upstream, edge, get } = await start(t, {}, { artifactBytesMax: 4 * MiB })
   upstream.files.set('huge-1.0', randomBytes(16 * MiB))
@@ -442,6 +487,7 @@ t.test('I38: what is remembered of long paths is bounded', async t => {
     client: { ask: async () => ({ kind: 'absent' }) },
     fetchesMax: 1,
     now: () => 0,
+    time: () => 0,
     log: pino({ level: 'silent' }),
   })
   const source = { url: 'http://host/', maxAgeSeconds: 60, absentMaxAgeSeconds: 30 }
