@@ -83,6 +83,7 @@ t.test('deleting, and the trash, from the command line', async t => {
   const [remove, run] = [runner(deleteArtifacts, env), runner(trash, env)]
   t.match(await remove('open/a/b'), { code: 0, out: '1 artifact deleted\n' })
   t.equal((await remove('open/a/')).code, 0)
+  t.match(await remove('open/nope/'), { code: 1, out: '', err: /ARTIFACT_NOT_FOUND/ })
   t.match(await remove('open/many/'), { code: 1, err: /CONFLICT/ })
   t.equal((await remove('open/many/', '--confirm', '5000')).code, 0)
   t.equal((await remove('open')).code, 2, 'a repository must be named with its slash')

@@ -143,6 +143,7 @@ export async function setUp(t: Test): Promise<World> {
         if (shown(place).endsWith('/many/') && confirmed !== 5_000) {
           throw new HoldfastError('CONFLICT', 'many', { confirm: 5_000 })
         }
+        if (shown(place).endsWith('/nope/')) throw new HoldfastError('ARTIFACT_NOT_FOUND', 'nothing there')
         return world.changes.push(['delete folder', shown(place), user])
       },
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
