@@ -4,6 +4,7 @@ import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { cleanup } from '../../cli/cleanup.ts'
+import { runClientCommand } from '../../cli/client.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
 import { repair } from '../../cli/repair.ts'
 import { repo } from '../../cli/repo.ts'
@@ -223,6 +224,12 @@ t.test('the password is taken from the environment, or from the data folder', as
   t.equal((await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: data })('list')).code, 0)
   const without = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: join(data, 'none') })('list')
   t.match(without, { code: 1, err: /UNAUTHORIZED/ })
+  t.match(
+    without.err,
+    `there is no ${join(data, 'none', 'admin.password')}: the password is taken from HOLDFAST_PASSWORD`,
+  )
+  const torn = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: join(data, 'admin.password') })('list')
+  t.match(torn.err, /admin\.password cannot be read \(ENOTDIR\): the password is taken/)
   const wrong = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: data, HOLDFAST_PASSWORD: 'wrong' })('list')
   t.match(wrong, { code: 1, err: /UNAUTHORIZED/ })
   t.equal((await runner(repo, { HOLDFAST_DATA: data })('list', '--port', new URL(url).port)).code, 0)
@@ -295,6 +302,11 @@ t.test('a server that is away, silent, or another one is told apart from a refus
   t.match(away, { err: /nobody answers/ })
   const other = await serve(t, (_, response) => void response.writeHead(502).end('<html>'))
   t.match(await runner(repo, { HOLDFAST_URL: other, HOLDFAST_PASSWORD: 'x' })('list'), { code: 1, err: /502/ })
+  for (const body of ['<html>', '"x"', '{"a":1}', 'null']) {
+    const page = await serve(t, (_, response) => void response.writeHead(200).end(body))
+    const found = await runner(repo, { HOLDFAST_URL: page, HOLDFAST_PASSWORD: 'x' })('list')
+    t.match(found, { code: 1, out: '', err: `holdfast: no Holdfast answers at ${page} [NODE_UNREACHABLE]\n` }, body)
+  }
   const cut = await serve(t, (_, response) => {
     response.writeHead(200, { 'content-length': 100 })
     response.write('{', () => response.destroy())
@@ -303,6 +315,16 @@ t.test('a server that is away, silent, or another one is told apart from a refus
     code: 1,
     err: /NODE_UNREACHABLE/,
   })
+})
+
+t.test('a mistake of ours is not taken for another server', async t => {
+  const { api } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const broken = async (): Promise<number> => {
+    throw new TypeError('ours')
+  }
+  const source = { args: [], env: { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' } }
+  await t.rejects(runClientCommand({}, source, broken), { message: 'ours' })
 })
 
 t.test('tasks from the command line, against the real API', async t => {
