@@ -217,6 +217,32 @@ t.test('what cannot be meant exits with 2 and asks nobody', async t => {
   }
 })
 
+t.test('a number that cannot be is refused with its bounds, which are those of the API', async t => {
+  const { api } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const env = { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' }
+  const [repos, policies] = [runner(repo, env), runner(cleanup, env)]
+  t.equal((await policies('create', 'old', '--unchanged-days', '30')).code, 0)
+  const set = { repo: (...args: string[]) => repos('set', 'open', ...args), policy: (...args: string[]) => policies('set', 'old', ...args) } // prettier-ignore
+  for (const [run, flag, bounds] of [
+    [set.repo, '--trash-days', [0, 3_650]],
+    [set.repo, '--upstream-max-age', [0, 31_622_400]],
+    [set.repo, '--upstream-absent-age', [0, 31_622_400]],
+    [set.policy, '--unchanged-days', [1, 36_500]],
+    [set.policy, '--not-downloaded-days', [1, 36_500]],
+    [set.policy, '--keep-newest', [1, 10_000]],
+  ] as const) {
+    const more = flag.startsWith('--upstream') ? ['--upstream', 'https://host/'] : []
+    for (const good of bounds) t.match(await run(`${flag}=${good}`, ...more), { code: 0, err: '' }, `${flag} ${good}`)
+    const beyond = await run(`${flag}=${bounds[1] + 1}`, ...more)
+    t.match(beyond, { code: 2, err: `must be <= ${bounds[1]}` }, flag)
+    for (const bad of ['-1', '99999999999']) {
+      t.match(await run(`${flag}=${bad}`), { code: 2, err: `${flag} is '${bad}', but must be a number` })
+      t.match((await run(`${flag}=${bad}`)).err, ` from ${bounds[0]} to ${bounds[1]}`)
+    }
+  }
+})
+
 t.test('the password is taken from the environment, or from the data folder', async t => {
   const { api } = await setUp(t)
   const url = await serve(t, (request, response) => api.routing(request, response))

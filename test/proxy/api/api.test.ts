@@ -432,3 +432,26 @@ t.test('deleting many artifacts at once has to be confirmed', async t => {
   t.match(refused.json(), { code: 'CONFLICT', confirm: 5_000 })
   t.equal((await world.call('POST', '/artifacts/delete', { ...body, confirm: 5_000 })).statusCode, 200)
 })
+
+t.test('a request that does not fit its schema is told what would', async t => {
+  const { call } = await setUp(t)
+  for (const [method, path, body, message] of [
+    ['PATCH', '/repositories/open', { redeploy: 'x' }, 'body/redeploy must be one of allow, once, deny'],
+    ['PATCH', '/repositories/open', { artifactBytesMax: 0 }, 'body/artifactBytesMax must be >= 1 or must be null'],
+    ['PATCH', '/repositories/open', { trashDays: 3_651 }, 'body/trashDays must be <= 3650'],
+    ['PATCH', '/repositories/open', { upstream: { url: 'https://h', frob: 1 } }, "body/upstream must not have a field 'frob' or must be null"],
+    ['POST', '/repositories', { name: 'a', frob: 1 }, "body must not have a field 'frob'"],
+    ['POST', '/repositories', { name: 'a', ['x'.repeat(200)]: 1 }, `body must not have a field '${'x'.repeat(100)}'`],
+    ['POST', '/repositories', {}, "body must have required property 'name'"],
+    ['POST', '/scrub', { action: 'x' }, 'body/action must be one of start, pause'],
+    ['GET', '/topology?bytes=x', undefined, 'querystring/bytes must be true'],
+    ['GET', '/topology?octets=true', undefined, "querystring must not have a field 'octets'"],
+  ] as const) {
+    const answer = await call(method, path, body)
+    t.equal(answer.statusCode, 400)
+    const { code, message: said } = answer.json() as { code: string; message: string }
+    t.same([code, said], ['BAD_REQUEST', message])
+  } // prettier-ignore
+  const change = await call('POST', '/topology/plan', { changes: [{ op: 'frob', node: 'a' }] })
+  t.match(change.json(), { message: /body\/changes\/0\/op must be one of drain-node, remove-node, / })
+})
