@@ -449,7 +449,7 @@ t.test('a request that does not fit its schema is told what would', async t => {
   ] as const) {
     const answer = await call(method, path, body)
     t.equal(answer.statusCode, 400)
-    const { code, message: said } = answer.json() as { code: string; message: string }
+    const { code, message: said } = answer.json<{ code: string; message: string }>()
     t.same([code, said], ['BAD_REQUEST', message])
   } // prettier-ignore
   const change = await call('POST', '/topology/plan', { changes: [{ op: 'frob', node: 'a' }] })
