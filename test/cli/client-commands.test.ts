@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { cleanup } from '../../cli/cleanup.ts'
 import { runClientCommand } from '../../cli/client.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
+import { gc } from '../../cli/gc.ts'
 import { repair } from '../../cli/repair.ts'
 import { repo } from '../../cli/repo.ts'
 import { deleteArtifacts } from '../../cli/delete.ts'
@@ -91,7 +92,16 @@ t.test('deleting, and the trash, from the command line', async t => {
   t.match(await run('list', 'open'), { code: 0, out: 'nothing\n' })
   t.match(await run('restore', 'open/a'), { code: 1, err: /ARTIFACT_NOT_FOUND/ })
   world.trash = [{ id: 3, artifact: artifactOf('f/ü'), deletedBy: 'dan', deletedAt: 0, expiresAt: 86_400_000 }]
-  t.match((await run('list', 'open/f/')).out, /PATH .*\nf\/ü +3 B +1970-01-01 00:00:00 +dan +1970-01-02 00:00:00\n/)
+  const long = { ...world.trash[0]!, artifact: artifactOf('l'.repeat(800)) }
+  world.trash = [...world.trash, long]
+  t.equal(
+    (await run('list', 'open/f/')).out,
+    `SIZE   DELETED              BY   UNTIL                PATH
+3 B    1970-01-01 00:00:00  dan  1970-01-02 00:00:00  f/ü
+800 B  1970-01-01 00:00:00  dan  1970-01-02 00:00:00  ${'l'.repeat(800)}
+`,
+  )
+  world.trash = [world.trash[0]!]
   t.match(await run('restore', 'open/f/', '--overwrite'), {
     code: 1,
     out: /^1 restored, 1 refused\nx: something lives/,
@@ -137,6 +147,21 @@ t.test('repairs from the command line, against the real API', async t => {
   t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
   t.same(world.changes, [['repairs now']])
   t.match(await run('hurry'), { code: 2, err: /holdfast repair status/ })
+})
+
+t.test('ages of garbage collection are told in units that fit', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(gc, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  for (const [minAgeMs, holdMs, text] of [
+    [3_600_000, 86_400_000, 'unused for 1 h are condemned, and deleted 24 h later'],
+    [5_400_000, 60_000, 'unused for 1.5 h are condemned, and deleted 1 min later'],
+    [2_000, 1, 'unused for 2 s are condemned, and deleted 0.001 s later'],
+    [0, 90_000, 'unused for 0 s are condemned, and deleted 1.5 min later'],
+  ] as const) {
+    Object.assign(world.collectionAges, { minAgeMs, holdMs })
+    t.match(await run('status'), { code: 0, out: text })
+  }
 })
 
 t.test('cleanup policies from the command line, against the real API', async t => {
