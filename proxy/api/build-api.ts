@@ -7,6 +7,7 @@ import { requestIdOf } from '../http/request-id.ts'
 import { installAccessControl } from './access-control.ts'
 import { headersOfAll, installErrors, refuseUnrouted, schemaError } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
+import { addAuditRoutes } from './audit-routes.ts'
 import { installAudit } from './audit.ts'
 import { addBackupRoutes } from './backup-routes.ts'
 import { addCleanupRoutes } from './cleanup-routes.ts'
@@ -65,6 +66,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addRepositoryRoutes(api, deps)
       addArtifactRoutes(api, deps)
       addClusterRoutes(api, deps)
+      addAuditRoutes(api, deps)
       addTaskRoutes(api, deps)
       addTopologyRoutes(api, deps)
       addGcRoutes(api, deps)

@@ -40,7 +40,7 @@ export interface ApiDeps {
   readonly passwords: Pick<Passwords, 'hash'>
   readonly metadata: Pick<
     Metadata,
-    'createRepository' | 'changeRepository' | 'deleteRepository' | 'findUser' | 'putUser' | 'audit'
+    'createRepository' | 'changeRepository' | 'deleteRepository' | 'findUser' | 'putUser' | 'audit' | 'listAudit'
   >
   /** The repositories as this worker knows them; proxy/artifacts' Repositories fits. */
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }

@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { audit } from '../../cli/audit.ts'
 import { cleanup } from '../../cli/cleanup.ts'
 import { runClientCommand } from '../../cli/client.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
@@ -19,7 +20,7 @@ import type { Digest } from '../../shared/ids.ts'
 import type { ConfigSource } from '../../shared/config.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { artifactOf } from '../proxy/artifacts/fixtures.ts'
-import { setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
+import { ann, setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
 import { eventually } from '../support/eventually.ts'
 
 /** The address of a server that answers so. */
@@ -147,6 +148,30 @@ t.test('repairs from the command line, against the real API', async t => {
   t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
   t.same(world.changes, [['repairs now']])
   t.match(await run('hurry'), { code: 2, err: /holdfast repair status/ })
+})
+
+t.test('the audit log from the command line, against the real API', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(audit, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  await world.call('DELETE', '/repositories/open')
+  await world.call('DELETE', '/repositories/shut', undefined, ann)
+  world.audit.push({ user: 'x\n\u001b[2J', action: 'write', subject: 'a', outcome: 'unauthorized', address: '::1' })
+  t.equal(
+    (await run('--limit', '2')).out,
+    `ID  TIME (UTC)           USER    FROM       ACTION             OUTCOME       WHAT
+3   1970-01-01 00:00:02  x??[2J  ::1        write              unauthorized  a
+2   1970-01-01 00:00:01  ann     192.0.2.1  repository.delete  FORBIDDEN     /api/v1/repositories/shut
+`,
+  )
+  const older = await run('--before', '2', '--json')
+  t.match(JSON.parse(older.out), [{ id: 1, user: 'admin', action: 'repository.delete', outcome: 'done' }])
+  t.equal((await run('list')).code, 2)
+  for (const limit of ['0', '1001']) {
+    t.match(await run('--limit', limit), { code: 2, err: '1 to 1000' })
+    t.equal((await world.call('GET', `/audit?limit=${limit}`)).statusCode, 400)
+  }
+  t.equal((await world.call('GET', '/audit', undefined, ann)).statusCode, 403)
 })
 
 t.test('ages of garbage collection are told in units that fit', async t => {

@@ -126,6 +126,12 @@ export async function setUp(t: Test): Promise<World> {
       if (world.fault !== undefined) throw world.fault
       world.audit.push(entry)
     },
+    listAudit: async (before, limit) =>
+      world.audit
+        .map((entry, index) => ({ ...entry, id: index + 1, at: 1_000 * index }))
+        .filter(({ id }) => id < before)
+        .toReversed()
+        .slice(0, limit),
   }
   const shown = ({ repository: { name }, path }: ArtifactPlace): string => `${name}/${path}`
   const authenticator = new Authenticator({
