@@ -17,7 +17,7 @@ holdfast cleanup delete <name>             (the policy)
 An artifact is deleted when all conditions of a policy hold, and can be restored: holdfast trash
 `
 
-const daysPattern = [/^([1-9]\d{0,4}|none)$/, 'must be a number of days, or none'] as const
+const daysPattern = [/^([1-9]\d{0,4}|none)$/, 'must be a number of days from 1 to 36500, or none'] as const
 
 export const cleanupOptions = {
   repositories: { kind: 'string', doc: 'Names of repositories with commas between them, or all.' },
@@ -25,7 +25,7 @@ export const cleanupOptions = {
   notDownloadedDays: { kind: 'string', pattern: daysPattern, doc: 'Condition: neither written nor downloaded for so many days.' }, // prettier-ignore
   keepNewest: {
     kind: 'string',
-    pattern: [/^([1-9]\d{0,4}|none)$/, 'must be a number, or none'],
+    pattern: [/^([1-9]\d{0,4}|none)$/, 'must be a number from 1 to 10000, or none'],
     doc: 'Condition: not among the newest so many versions of its group.',
   },
   keepNewestOf: {

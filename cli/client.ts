@@ -46,14 +46,30 @@ export class ApiClient {
 
   /**
    * Resolves with the JSON of a 2xx (undefined for an empty one). Rejects with the server's error code and message, or NODE_UNREACHABLE
-   * when nobody answers in time; the message says whether it was silence or nobody. Nothing is tried twice.
+   * when nobody answers in time, or somebody else does; the message says which. Nothing is tried twice.
    */
   async call(method: 'GET' | 'POST' | 'PATCH' | 'PUT' | 'DELETE', path: string, body?: unknown): Promise<unknown> {
     const response = await this.#send(method, path, body)
     const text = await this.#text(response)
     const answer = text === '' ? undefined : parseJson(text)
-    if (response.ok) return answer
-    throw refusalOf(response.status, answer)
+    if (!response.ok) throw refusalOf(response.status, answer)
+    // Some other server's page.
+    if (text !== '' && typeof answer !== 'object') throw this.noHoldfast()
+    return answer
+  }
+
+  /** Does a Holdfast answer here? What an answer did not have, another server, with JSON of its own, does not have either. */
+  async isHoldfast(): Promise<boolean> {
+    try {
+      const { info } = (await this.call('GET', '/openapi.json')) as { info?: { title?: unknown } }
+      return info?.title === 'Holdfast'
+    } catch {
+      return false
+    }
+  }
+
+  noHoldfast(cause?: unknown): HoldfastError {
+    return new HoldfastError('NODE_UNREACHABLE', `no Holdfast answers at ${this.origin}`, {}, { cause })
   }
 
   async #send(method: string, path: string, body: unknown): Promise<Response> {
@@ -119,6 +135,7 @@ export async function runClientCommand<const Table extends Options>(
   write: Writer = standardWriter,
 ): Promise<number> {
   let json = source.args.includes('--json')
+  let noPassword: string | undefined
   try {
     const config = readConfig({ ...clientOptions, ...options }, source) as ClientConfig & ConfigOf<Table>
     const print = (text: string, document: unknown): void =>
@@ -128,11 +145,19 @@ export async function runClientCommand<const Table extends Options>(
     if (!/^https?:\/\/[^/?#@\s]+\/?$/.test(base) || !URL.canParse(base)) {
       throw new HoldfastError('CONFIG_INVALID', `the URL must be http://host:port, not '${base}'`)
     }
-    return await work({ client: new ApiClient(base, await login(config, base), config.timeoutMs), config, print })
+    const known = await login(config, base)
+    if ('noPassword' in known) noPassword = known.noPassword
+    const client = new ApiClient(base, 'user' in known ? known : undefined, config.timeoutMs)
+    return await work({ client, config, print }).catch(async (error: unknown) => {
+      if (isHoldfastError(error) || (await client.isHoldfast())) throw error
+      throw client.noHoldfast(error)
+    })
   } catch (error) {
     if (!isHoldfastError(error)) throw error
     write.err(errorText(error, json))
-    if (!json && isHoldfastError(error, 'UNAUTHORIZED')) write.err(`${passwordHint}\n`)
+    if (!json && isHoldfastError(error, 'UNAUTHORIZED')) {
+      write.err(`${noPassword === undefined ? '' : `${noPassword}: `}${passwordHint}\n`)
+    }
     return error.code === 'CONFIG_INVALID' || error.code === 'BAD_REQUEST' ? 2 : 1
   }
 }
@@ -169,19 +194,21 @@ export const standardWriter: Writer = {
   err: text => void process.stderr.write(text),
 }
 
-/** The password of the cluster on this machine is told to no other host, unless its folder is named. */
+/** The password of the cluster on this machine is told to no other host, unless its folder is named. Without one, it says why. */
 async function login(
   { user, password, data }: ClientConfig,
   base: string,
-): Promise<{ user: string; password: string } | undefined> {
+): Promise<{ user: string; password: string } | { noPassword: string }> {
   if (password !== undefined) return { user, password }
   const folder = data ?? (isThisMachine(base) ? './data' : undefined)
-  if (folder === undefined) return undefined
+  if (folder === undefined) return { noPassword: 'no password was given' }
+  const file = join(folder, 'admin.password')
   try {
-    return { user, password: (await readFile(join(folder, 'admin.password'), 'utf8')).trim() }
-  } catch {
+    return { user, password: (await readFile(file, 'utf8')).trim() }
+  } catch (error) {
     // No data folder here, or not ours to read: ask without credentials, the answer says what is missing.
-    return undefined
+    const { code } = error as NodeJS.ErrnoException
+    return { noPassword: code === 'ENOENT' ? `there is no ${file}` : `${file} cannot be read (${code})` }
   }
 }
 

@@ -29,7 +29,6 @@ const shardsPerNode = 2
  * addresses from the nodes themselves. CONFIG_INVALID if the state cannot be read.
  */
 export async function openClusterFolder(folder: string, givenPassword: string | undefined): Promise<ClusterFolder> {
-  await mkdir(join(folder, 'run'), { recursive: true, mode: 0o700 })
   await mkdir(join(folder, 'log'), { recursive: true, mode: 0o700 })
   const file = join(folder, 'cluster.json')
   const kept = await readState(file)
@@ -39,8 +38,25 @@ export async function openClusterFolder(folder: string, givenPassword: string | 
   if (kept === undefined || ports.some((port, index) => port !== kept.ports[index])) {
     await writePrivate(file, JSON.stringify({ format: 1, ...state, ports }, null, 2) + '\n')
   }
-  const nodes = zones.map((zone, index) => localNode(folder, zone, ports[index] as number))
+  const nodes = localNodes(folder, ports)
   return { clusterId: state.clusterId, secret: state.secret, nodes, ...(await adminPassword(folder, givenPassword)) }
+}
+
+/** The storage nodes of a cluster in this folder, one in each zone. Pure. */
+export function localNodes(folder: string, ports: readonly number[]): readonly LocalNode[] {
+  return zones.map((zone, index) => localNode(folder, zone, ports[index] as number))
+}
+
+/** Makes the folder, with the one for what runs. CONFIG_INVALID if it cannot be made. */
+export async function makeDataFolder(folder: string): Promise<void> {
+  try {
+    await mkdir(join(folder, 'run'), { recursive: true, mode: 0o700 })
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    const why = code === 'ENOTDIR' || code === 'EEXIST' ? 'it, or what it should lie in, is no folder' : String(code)
+    const message = `the data folder ${folder} cannot be made (${why}): name another one with --data`
+    throw new HoldfastError('CONFIG_INVALID', message, { folder }, { cause: error })
+  }
 }
 
 /** Which of the shards named in `--replaced-shard` this node has. CONFIG_INVALID if one of them nobody has. Pure. */

@@ -146,6 +146,14 @@ export const commands: Readonly<Record<string, Command>> = {
       return clientHelp(scrubOptions, scrubUsage)
     },
   },
+  audit: {
+    summary: 'Who changed what through the API, and who was refused',
+    run: async source => (await import('./audit.ts')).audit(source),
+    help: async () => {
+      const { auditOptions, auditUsage } = await import('./audit.ts')
+      return clientHelp(auditOptions, auditUsage)
+    },
+  },
   metadata: {
     summary: 'Bring a restored database up to date, or rebuild a lost one, from the shards',
     run: async source => (await import('./metadata.ts')).metadata(source),

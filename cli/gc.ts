@@ -99,11 +99,16 @@ async function runTask({ client }: Command, params: object): Promise<{ run: JobR
   return { run, lines: lines.map(({ line }) => line) }
 }
 
+/** `24 h`, `1.5 h`, `30 min`, `0 s`: of a setting, so closer than `humanTime`. */
+function span(ms: number): string {
+  const [size, unit] = ms >= 3_600_000 ? [3_600_000, 'h'] : ms >= 60_000 ? [60_000, 'min'] : [1_000, 's']
+  return `${Number((ms / size).toFixed(unit === 's' ? 3 : 1))} ${unit}`
+}
+
 function statusText({ disarmed, minAgeMs, holdMs, counted }: Status): string {
-  const hours = (ms: number): string => `${Math.round(ms / 360_000) / 10} h`
   const state =
     disarmed === null
-      ? `armed: blobs unused for ${hours(minAgeMs)} are condemned, and deleted ${hours(holdMs)} later`
+      ? `armed: blobs unused for ${span(minAgeMs)} are condemned, and deleted ${span(holdMs)} later`
       : `disarmed since ${new Date(disarmed.at).toISOString()} by ${disarmed.by}: ${disarmed.reason}`
   const last =
     counted == null

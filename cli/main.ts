@@ -30,14 +30,36 @@ function usage(): string {
   return `Usage: holdfast <command> [options]\n\n${lines.join('\n')}\n\nholdfast <command> --help shows the options of a command.\n`
 }
 
-try {
-  process.exit(await main(process.argv.slice(2)))
-} catch (error) {
-  const known = isHoldfastError(error)
-  process.stderr.write(
-    known
-      ? `holdfast: ${error.message} [${error.code}]\n`
-      : `holdfast: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
-  )
-  process.exit(known && error.code === 'CONFIG_INVALID' ? 2 : 1)
+/** Resolves with the exit code. */
+async function exitCode(args: readonly string[]): Promise<number> {
+  try {
+    return await main(args)
+  } catch (error) {
+    const known = isHoldfastError(error)
+    process.stderr.write(
+      known
+        ? `holdfast: ${error.message} [${error.code}]\n`
+        : `holdfast: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+    )
+    return known && error.code === 'CONFIG_INVALID' ? 2 : 1
+  }
 }
+
+/** Resolves when the reader of a pipe has taken all that was written, or has gone. */
+function written(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise(resolve => stream.write('', () => resolve()))
+}
+
+let lost = false
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    // A reader that has seen enough (`| head`) is none of our failures; a full disk is.
+    if (error.code === 'EPIPE' || lost) return
+    lost = true
+    process.stderr.write(`holdfast: the output is not complete: ${error.message}\n`)
+  })
+}
+const code = await exitCode(process.argv.slice(2))
+await Promise.all([written(process.stdout), written(process.stderr)])
+// Kept connections and timers would keep the process for some seconds.
+process.exit(lost ? 1 : code)

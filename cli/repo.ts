@@ -13,6 +13,9 @@ holdfast repo set <name> …the same [--force]   (an upstream although there are
 holdfast repo delete <name>   (only when it is empty)
 `
 
+/** The API looks closer. */
+const secondsPattern = [/^\d{1,8}$/, 'must be a number of seconds from 0 to 31622400'] as const
+
 export const repoOptions = {
   redeploy: {
     kind: 'string',
@@ -21,7 +24,10 @@ export const repoOptions = {
   },
   artifactBytesMax: {
     kind: 'string',
-    pattern: [/^([1-9]\d{0,14}(B|KiB|MiB|GiB|TiB)?|none)$/i, 'must be a size such as 512MiB, or none'],
+    pattern: [
+      /^([1-9]\d{0,14}(B|KiB|MiB|GiB|TiB)?|none)$/i,
+      'must be a size of 1 byte or more, such as 512MiB, or none',
+    ],
     doc: 'Largest artifact.',
   },
   anonymousRead: {
@@ -31,7 +37,7 @@ export const repoOptions = {
   },
   trashDays: {
     kind: 'string',
-    pattern: [/^\d{1,4}$/, 'must be a number of days'],
+    pattern: [/^\d{1,4}$/, 'must be a number of days from 0 to 3650'],
     doc: 'For how many days what is deleted can be restored (7 unless told); 0: not at all.',
   },
   upstream: {
@@ -41,12 +47,12 @@ export const repoOptions = {
   },
   upstreamMaxAge: {
     kind: 'string',
-    pattern: [/^\d{1,8}$/, 'must be a number of seconds'],
+    pattern: secondsPattern,
     doc: 'For how long a copy of what may change at the upstream is current (600 unless told); a path with a version in it never changes.',
   },
   upstreamAbsentAge: {
     kind: 'string',
-    pattern: [/^\d{1,8}$/, 'must be a number of seconds'],
+    pattern: secondsPattern,
     doc: "For how long the upstream's word counts that there is nothing (300 unless told).",
   },
   force: {

@@ -1,6 +1,7 @@
 /** `holdfast topology …`, `holdfast shard …`, `holdfast node …`: who owns what, and changes of that while the cluster serves. */
 import type { JobRun } from '../proxy/metadata/job-types.ts'
 import type { PlanView, TopologyView, WantedChange } from '../proxy/topology/topology-control.ts'
+import { replicasMax, weightMax } from '../shared/cluster-map.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
 import { HoldfastError } from '../shared/errors.ts'
 import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
@@ -23,8 +24,12 @@ A <change> is one of the last six in quotes, with the weight as its last word: '
 `
 
 export const topologyOptions = {
-  weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, 'must be a number'], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
-  replicas: { kind: 'string', pattern: [/^\d{1,2}$/, 'must be a number'], doc: 'Copies of everything from now on.' },
+  weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, `must be a number from 0 to ${weightMax}, with up to three decimals`], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
+  replicas: {
+    kind: 'string',
+    pattern: [/^\d{1,2}$/, `must be a number from 1 to ${replicasMax}`],
+    doc: 'Copies of everything from now on.',
+  },
   byBytes: { kind: 'bool', default: false, doc: 'Look at bytes; with plan and apply: swap partitions to spread them better.' }, // prettier-ignore
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
   wait: { kind: 'bool', default: false, doc: 'Wait until all is settled; exit code 1 unless it is.' },

@@ -43,7 +43,7 @@ const verbs: Readonly<Record<string, (command: Command, place: Place) => Promise
       entries.push(...page.entries)
       after = page.next
     } while (after !== undefined && entries.length < listedMax)
-    const table = textTable(['PATH', 'SIZE', 'DELETED', 'BY', 'UNTIL'], entries.map(rowOf))
+    const table = textTable(['SIZE', 'DELETED', 'BY', 'UNTIL', 'PATH'], entries.map(rowOf))
     const more = after === undefined ? '' : `\nand more: name a folder`
     print(entries.length === 0 ? 'nothing' : table + more, { entries, complete: after === undefined })
     return 0
@@ -80,8 +80,9 @@ export function trash(source: ConfigSource, write?: Writer): Promise<number> {
   )
 }
 
+/** The path, which may be long, comes last, where it makes no other row wider. */
 function rowOf({ path, bytes, deletedBy, deletedAt, expiresAt }: Entry): string[] {
-  return [path, humanBytes(bytes), shortTime(deletedAt), deletedBy, shortTime(expiresAt)]
+  return [humanBytes(bytes), shortTime(deletedAt), deletedBy, shortTime(expiresAt), path]
 }
 
 const reasons: Readonly<Record<RestoreOutcome['refusals'][number]['reason'], string>> = {

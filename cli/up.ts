@@ -3,23 +3,16 @@
  * and an embedded PostgreSQL unless a real one is given.
  */
 import { join, resolve } from 'node:path'
-import { mkdir, rm, writeFile } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { HoldfastError } from '../shared/errors.ts'
-import {
-  openClusterFolder,
-  replacedShardsOf,
-  rotateLog,
-  tryPort,
-  type ClusterFolder,
-  type LocalNode,
-} from './cluster-folder.ts'
+import { makeDataFolder, openClusterFolder, rotateLog, tryPort, type ClusterFolder } from './cluster-folder.ts'
 import { startEmbeddedPostgres, type EmbeddedPostgres } from './embedded-postgres.ts'
 import { lockFolder, type FolderLock } from './folder-lock.ts'
-import { nodeEnvironment } from './node-environment.ts'
 import { endOrphans } from './orphans.ts'
 import { SupervisedProcess } from './supervised-process.ts'
+import { checkChildren, nodeChild, proxyChild, type Child } from './up-children.ts'
 import type { UpConfig } from './up-config.ts'
 
 export interface RunningCluster {
@@ -73,6 +66,10 @@ class LocalCluster {
     this.#log = log
   }
 
+  get #given() {
+    return { folder: this.#folder, config: this.#config, env: process.env }
+  }
+
   start(): Promise<RunningCluster> {
     const starting = this.#start()
     this.#launching.push(starting)
@@ -81,8 +78,9 @@ class LocalCluster {
 
   async #start(): Promise<RunningCluster> {
     const { host, port, adminPassword } = this.#config
+    checkChildren(this.#given)
     // The folder's lock comes first: nothing of a running cluster may be touched by a second start.
-    await mkdir(join(this.#folder, 'run'), { recursive: true, mode: 0o700 })
+    await makeDataFolder(this.#folder)
     this.#lock = await lockFolder(join(this.#folder, 'run', 'up.lock'), `the data folder ${this.#folder}`)
     await endOrphans(this.#folder, this.#log)
     if ((await tryPort(port, host)) === undefined) {
@@ -160,58 +158,30 @@ class LocalCluster {
 
   async #storageNodes(cluster: ClusterFolder): Promise<void> {
     for (const node of cluster.nodes) {
-      const env = {
-        ...nodeEnvironment(process.env),
-        HOLDFAST_SECRET: cluster.secret,
-        HOLDFAST_CLUSTER_ID: cluster.clusterId,
-        // A node refuses shards that are not its own.
-        HOLDFAST_REPLACED_SHARDS: replacedShardsOf(node, cluster.nodes, this.#config.replacedShards).join(','),
-        // Each sync of a shard holds one of libuv's threads: with its default of four, reads would wait for writes.
-        UV_THREADPOOL_SIZE: process.env['UV_THREADPOOL_SIZE'] ?? '12',
-      }
-      this.#nodes.push(await this.#process(node.id, ['storage-node', ...nodeFlags(this.#folder, node)], env))
+      this.#nodes.push(await this.#process(node.id, nodeChild(this.#given, cluster, node)))
     }
     this.#ending.signal.throwIfAborted()
     await Promise.all(this.#nodes.map(node => node.start()))
   }
 
   async #startProxy(cluster: ClusterFolder, postgresUrl: string): Promise<void> {
-    const { host, port, workers, redisUrl } = this.#config
-    const flags = ['--host', host, '--port', String(port), '--workers', String(workers)]
-    const nodes = cluster.nodes.map(node => `http://127.0.0.1:${node.port}`).join(',')
-    flags.push('--state-folder', join(this.#folder, 'proxy'), '--storage-nodes', nodes)
-    this.#proxy = await this.#process('proxy', ['proxy', ...flags], {
-      ...process.env,
-      HOLDFAST_SECRET: cluster.secret,
-      HOLDFAST_CLUSTER_ID: cluster.clusterId,
-      HOLDFAST_POSTGRES_URL: postgresUrl,
-      HOLDFAST_ADMIN_PASSWORD: cluster.adminPassword,
-      ...(redisUrl === undefined ? {} : { HOLDFAST_REDIS_URL: redisUrl }),
-    })
+    this.#proxy = await this.#process('proxy', proxyChild(this.#given, cluster, postgresUrl))
     this.#ending.signal.throwIfAborted()
     await this.#proxy.start()
   }
 
-  async #process(name: string, args: readonly string[], env: NodeJS.ProcessEnv): Promise<SupervisedProcess> {
+  async #process(name: string, { args, env }: Child): Promise<SupervisedProcess> {
     const logFile = join(this.#folder, 'log', `${name}.log`)
     await rotateLog(logFile, logBytesMax)
     this.#ending.signal.throwIfAborted()
     return new SupervisedProcess({
       name,
       args: [this.#main, ...args],
-      // Other settings (HOLDFAST_HOT_CACHE_BYTES…) reach the part that has them as they are; flags win over the environment.
-      env: { ...env, HOLDFAST_LOG_LEVEL: 'info' },
+      env,
       pidFile: join(this.#folder, 'run', `${name}.pid`),
       logFile,
       readyMs,
       log: this.#log,
     })
   }
-}
-
-function nodeFlags(folder: string, node: LocalNode): string[] {
-  const flags = ['--node', node.id, '--zone', node.zone, '--host', '127.0.0.1', '--port', String(node.port)]
-  flags.push('--state-folder', join(folder, 'nodes', node.id))
-  for (const shard of node.shards) flags.push('--shard', `${shard.id}=${shard.folder}`)
-  return flags
 }

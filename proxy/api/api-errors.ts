@@ -1,4 +1,4 @@
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest, FastifySchemaValidationError } from 'fastify'
 import { HoldfastError, toHoldfastError, type ErrorCode } from '../../shared/errors.ts'
 import { errorBody, errorHeaders, httpStatus } from '../http/http-errors.ts'
 import type { ApiDeps } from './types.ts'
@@ -40,6 +40,33 @@ export function refuseUnrouted(thrown: FastifyError, { id }: FastifyRequest, rep
   const headers = { ...errorHeaders(error), ...headersOfAll(id) }
   void reply.code(httpStatus[error.code]).headers(headers).send(errorBody(error, id))
 }
+
+/**
+ * What is wrong with a request (`where`: its body, its query …), and what would be right. There is more than one error only where one of
+ * several schemas would do: each value that may stand there is named, once.
+ */
+export function schemaError(errors: readonly FastifySchemaValidationError[], where: string): HoldfastError {
+  const places = new Map<string, { allowed: Set<string>; words: Set<string> }>()
+  for (const { keyword, instancePath, params, message = 'is wrong' } of errors) {
+    // It says no more than that none of the others would do.
+    if (keyword === 'anyOf') continue
+    const place = places.get(instancePath) ?? { allowed: new Set(), words: new Set() }
+    places.set(instancePath, place)
+    if (keyword === 'const') place.allowed.add(String(params['allowedValue']))
+    else if (keyword === 'type' && params['type'] === 'null') place.allowed.add('null')
+    else if (keyword === 'additionalProperties') place.words.add(unknownField(params['additionalProperty']))
+    else place.words.add(message)
+  }
+  const problems = [...places].map(([path, { allowed, words }]) => {
+    const values = [...allowed].join(', ')
+    const choice = allowed.size === 0 ? [] : [allowed.size === 1 ? `must be ${values}` : `must be one of ${values}`]
+    return `${where}${path} ${[...words, ...choice].join(' or ')}`
+  })
+  return new HoldfastError('BAD_REQUEST', problems.join('; or '))
+}
+
+/** A name that a client made up may be long. */
+const unknownField = (name: unknown): string => `must not have a field '${String(name).slice(0, 100)}'`
 
 /** Of every answer of the API. */
 export function headersOfAll(requestId: string): Record<string, string> {

@@ -57,7 +57,7 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
         schema: {
           tags,
           summary,
-          description: `Queues a run of the task ${task}. 409 while one is queued or running.`,
+          description: `Queues a run of the task ${task}. 409 while one is queued or running, or without a backup target.`,
           body,
           response: { 202: runView, default: errorAnswer },
         },

@@ -5,8 +5,9 @@ import fastify, { type FastifyBaseLogger, type FastifyInstance, type RawServerDe
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { requestIdOf } from '../http/request-id.ts'
 import { installAccessControl } from './access-control.ts'
-import { headersOfAll, installErrors, refuseUnrouted } from './api-errors.ts'
+import { headersOfAll, installErrors, refuseUnrouted, schemaError } from './api-errors.ts'
 import { addArtifactRoutes } from './artifact-routes.ts'
+import { addAuditRoutes } from './audit-routes.ts'
 import { installAudit } from './audit.ts'
 import { addBackupRoutes } from './backup-routes.ts'
 import { addCleanupRoutes } from './cleanup-routes.ts'
@@ -46,6 +47,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
     bodyLimit: bodyBytesMax,
     routerOptions: { maxParamLength: paramCharsMax },
     frameworkErrors: refuseUnrouted,
+    schemaErrorFormatter: schemaError,
     genReqId: request => requestIdOf(request.headers['x-request-id']),
     // What a client sends is taken as it is, or refused: nothing converted, nothing dropped unsaid.
     ajv: { customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false } },
@@ -64,6 +66,7 @@ export async function buildApi(deps: ApiDeps): Promise<Api> {
       addRepositoryRoutes(api, deps)
       addArtifactRoutes(api, deps)
       addClusterRoutes(api, deps)
+      addAuditRoutes(api, deps)
       addTaskRoutes(api, deps)
       addTopologyRoutes(api, deps)
       addGcRoutes(api, deps)

@@ -2,7 +2,7 @@ import { encodeClusterMap } from '../../shared/cluster-map.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { userKey } from '../access/authenticator.ts'
 import type { Api } from './build-api.ts'
-import { clusterStatus, errorAnswer, nothing, passwordChange, userParams } from './schemas.ts'
+import { clusterMapView, clusterStatus, errorAnswer, nothing, passwordChange, userParams } from './schemas.ts'
 import type { ApiDeps } from './types.ts'
 
 const admin = { access: { demands: [{ action: 'admin' }] } } as const
@@ -23,11 +23,19 @@ export function addClusterRoutes(app: Api, deps: ApiDeps): void {
   )
   app.get(
     '/cluster-map',
-    { config: admin, schema: { tags: ['cluster'], summary: 'The newest cluster map, as it is stored' } },
+    {
+      config: admin,
+      schema: {
+        tags: ['cluster'],
+        summary: 'The newest cluster map, as it is stored',
+        response: { 200: clusterMapView, default: errorAnswer },
+      },
+    },
     async (_request, reply) => {
       const map = deps.clusterMap()
       if (map === undefined) throw new HoldfastError('NOT_FOUND', 'there is no cluster map yet')
-      return reply.type('application/json; charset=utf-8').send(encodeClusterMap(map))
+      // Text is sent as it is; the schema only describes it.
+      return reply.type('application/json; charset=utf-8').send(encodeClusterMap(map) as never)
     },
   )
   app.put(

@@ -176,6 +176,41 @@ export const clusterStatus = Type.Object({
 })
 export type ClusterStatus = Static<typeof clusterStatus>
 
+const mapTable = Type.String({
+  description: 'Base64 of little-endian u16: entry `partition * copies + i` is the index in `shards` of the i-th owner',
+})
+export const clusterMapView = Type.Object({
+  format: Type.Integer(),
+  hash: Type.String({ description: 'sha256: of names and digests, for their partitions' }),
+  partitions: Type.Integer(),
+  clusterId: Type.String(),
+  epoch: Type.Integer({ description: 'Version of the map; only grows' }),
+  replicas: Type.Integer({ description: 'Copies wanted of everything' }),
+  spread: Type.String({ description: 'strict: zones before balance; balanced: weights first' }),
+  copies: Type.Integer({ description: 'Entries of each partition in `table`' }),
+  nodes: Type.Array(Type.Object({ id: Type.String(), zone: Type.String(), url: Type.String() })),
+  shards: Type.Array(
+    Type.Object({
+      id: Type.String(),
+      node: Type.String(),
+      weight: Type.Number(),
+      out: Type.Optional(Type.Object({ weight: Type.Number(), since: Type.Number(), auto: Type.Boolean() })),
+    }),
+  ),
+  table: mapTable,
+  writesFrom: Type.Optional(Type.Integer({ description: 'Nodes refuse writes sent by an older epoch than this' })),
+  previous: Type.Optional(
+    Type.Object(
+      { since: Type.Integer(), copies: Type.Integer(), replicas: Type.Optional(Type.Integer()), table: mapTable },
+      {
+        description:
+          'Owners before the change under way, of partitions that are not settled; 65535 in `table`: settled',
+      },
+    ),
+  ),
+  checksum: Type.String({ description: 'sha256 of the document without it' }),
+})
+
 /** A 204. */
 export const nothing = Type.Null({ description: 'Done' })
 

@@ -151,7 +151,8 @@ function addRuns(app: Api, { tasks }: ApiDeps): void {
       schema: {
         tags,
         summary: 'Run now',
-        description: 'The primary begins within about a second. 409 while a run is queued or running.',
+        description:
+          'The primary begins within about a second. 409 while a run is queued or running, 404 or 409 also for one that could only fail.',
         params: ofTask,
         body: runRequest,
         response: { 202: runView, default: errorAnswer },

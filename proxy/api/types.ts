@@ -27,7 +27,7 @@ export interface ArtifactPlace {
 export interface ArtifactOperations {
   /** ARTIFACT_NOT_FOUND if there is none. */
   deleteArtifact(place: ArtifactPlace, user: string): Promise<void>
-  /** Everything below the folder; resolves with how many there were. CONFLICT if so many have to be confirmed. */
+  /** Everything below the folder; resolves with how many there were. ARTIFACT_NOT_FOUND if none; CONFLICT if so many have to be confirmed. */
   deleteFolder(place: ArtifactPlace, user: string, confirmed?: number): Promise<number>
   /** Resolves with how many artifacts were copied or moved. */
   transfer(kind: 'copy' | 'move', from: ArtifactPlace, to: ArtifactPlace, user: string): Promise<number>
@@ -40,7 +40,7 @@ export interface ApiDeps {
   readonly passwords: Pick<Passwords, 'hash'>
   readonly metadata: Pick<
     Metadata,
-    'createRepository' | 'changeRepository' | 'deleteRepository' | 'findUser' | 'putUser' | 'audit'
+    'createRepository' | 'changeRepository' | 'deleteRepository' | 'findUser' | 'putUser' | 'audit' | 'listAudit'
   >
   /** The repositories as this worker knows them; proxy/artifacts' Repositories fits. */
   readonly repositories: { all(): Promise<ReadonlyMap<string, Repository>> }

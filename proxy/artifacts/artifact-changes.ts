@@ -58,8 +58,8 @@ export class ArtifactChanges {
   }
 
   /**
-   * A page at a time, each as a whole; resolves with how many there were. CONFLICT, with nothing deleted, if there are so many that
-   * their number (or a higher one) has to be `confirmed`.
+   * A page at a time, each as a whole; resolves with how many there were. ARTIFACT_NOT_FOUND if there was nothing. CONFLICT, with nothing
+   * deleted, if there are so many that their number (or a higher one) has to be `confirmed`.
    */
   async deleteFolder({ repository, path }: Place, user: string, confirmed?: number): Promise<number> {
     await this.#brake(repository, path, confirmed)
@@ -72,8 +72,10 @@ export class ArtifactChanges {
         this.#tombstones(repository, await this.#deps.metadata.deleteFolder(target, pageSize), user),
       )
       count += deleted
-      if (deleted < pageSize) return count
+      if (deleted < pageSize) break
     }
+    if (count === 0) throw notFound(repository, path)
+    return count
   }
 
   async #brake(repository: Repository, path: string, confirmed: number | undefined): Promise<void> {

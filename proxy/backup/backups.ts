@@ -19,6 +19,9 @@ export interface Backups {
   readonly list: () => Promise<{ readonly backups: readonly BackupSummary[]; readonly damaged: number }>
 }
 
+export const noTarget = (): HoldfastError =>
+  new HoldfastError('CONFLICT', 'no backup target is configured: set HOLDFAST_BACKUP_TARGET on every proxy')
+
 export function backupsOf(
   config: Pick<ProxyConfig, 'backupTarget' | 'backupPassphrase'> & Partial<CredentialConfig>,
   metadata: Pick<Metadata, 'clusterId' | 'backupTargets'>,
@@ -27,9 +30,7 @@ export function backupsOf(
   let opened: BackupStore | undefined
   let opening: Promise<BackupStore> | undefined
   const open = async (anew: boolean): Promise<BackupStore> => {
-    if (backupTarget === undefined) {
-      throw new HoldfastError('CONFLICT', 'no backup target is configured: set HOLDFAST_BACKUP_TARGET on every proxy')
-    }
+    if (backupTarget === undefined) throw noTarget()
     const { clusterId, backupTargets } = metadata
     const target = openBackupTarget(backupTarget, config)
     const wasUsed = async (): Promise<boolean> => !anew && (await backupTargets.isKnown(target.label))

@@ -374,7 +374,6 @@ export class ArtifactRoutes {
     } else if (query.get('recursive') === 'true') {
       const confirmed = confirmedCount(query.get('confirm'))
       deleted = await this.#deps.changes.deleteFolder({ repository, path: target.path }, principal.name, confirmed)
-      if (deleted === 0) throw new HoldfastError('ARTIFACT_NOT_FOUND', `no folder ${repository.name}/${target.path}`)
     } else {
       throw new HoldfastError('BAD_REQUEST', 'this is a folder: add ?recursive=true to delete everything below it')
     }

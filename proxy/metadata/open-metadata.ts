@@ -183,7 +183,9 @@ class PostgresMetadata implements types.Metadata {
   exportIdentity = (): Promise<IdentityTables> => exportIdentity(this.#database)
   findUser = (name: string): Promise<types.User | undefined> => users.findUser(this.#database, name)
   putUser = (user: types.User): Promise<void> => users.putUser(this.#database, user)
-  audit = (entry: Parameters<types.Metadata['audit']>[0]): Promise<void> => users.appendAudit(this.#database, entry)
+  audit = (entry: types.AuditEntry): Promise<void> => users.appendAudit(this.#database, entry)
+  listAudit = (before: number, limit: number): Promise<readonly types.AuditLine[]> =>
+    users.listAudit(this.#database, before, limit)
 
   findArtifact = (repositoryId: number, path: string): Promise<types.Artifact | undefined> =>
     artifacts.findArtifact(this.#database, repositoryId, path)

@@ -256,6 +256,21 @@ export interface MetadataSnapshot {
   ): Promise<readonly Artifact[]>
 }
 
+/** Who changed what, or was refused, and from where. */
+export interface AuditEntry {
+  readonly user: string
+  readonly action: string
+  readonly subject: string
+  /** 'done', or why it was refused. */
+  readonly outcome: string
+  readonly address: string
+}
+export interface AuditLine extends AuditEntry {
+  readonly id: number
+  /** Milliseconds since 1970, by the clock of PostgreSQL. */
+  readonly at: number
+}
+
 export interface Metadata {
   /** Random id of this database, made when it was created or rebuilt. */
   readonly incarnation: string
@@ -272,7 +287,9 @@ export interface Metadata {
   exportIdentity(): Promise<IdentityTables>
   findUser(name: string): Promise<User | undefined>
   putUser(user: User): Promise<void>
-  audit(entry: { user: string; action: string; subject: string; outcome: string; address: string }): Promise<void>
+  audit(entry: AuditEntry): Promise<void>
+  /** Entries with a smaller id, newest first. */
+  listAudit(before: number, limit: number): Promise<readonly AuditLine[]>
 
   /** One indexed, pipelined read. */
   findArtifact(repositoryId: number, path: string): Promise<Artifact | undefined>

@@ -9,6 +9,7 @@ import assert from 'node:assert/strict'
 import { atMost } from '../../shared/at-most.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import type { Digest } from '../../shared/ids.ts'
+import { noTarget } from '../backup/backups.ts'
 import { blobBytes, type BlobSourceDeps, currentLocation, isUnreadable } from '../backup/blob-source.ts'
 import type { ManifestBlob, ManifestEntry } from '../backup/manifest.ts'
 import type { BackupStore } from '../backup/store.ts'
@@ -76,6 +77,9 @@ export function backup(deps: BackupJobDeps): Job<Checkpoint> {
     title: 'Copy everything that is new to the backup target',
     defaultSchedule: deps.hasTarget ? '7 1 * * *' : null,
     checkParams: params => void paramsOf(params),
+    checkStart: async () => {
+      if (!deps.hasTarget) throw noTarget()
+    },
     run: context => new BackupRun(deps, context).run(),
   }
 }

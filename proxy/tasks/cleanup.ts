@@ -53,6 +53,7 @@ export function cleanup(deps: CleanupDeps): Job<Checkpoint> {
     title: 'Delete, into the trash, what the cleanup policies say',
     defaultSchedule: '7 1 * * *',
     checkParams: params => void paramsOf(params),
+    checkStart: async params => checkPolicy(await deps.metadata.cleanup.listPolicies(), paramsOf(params).policy),
     run: context => runCleanup(deps, context),
   }
 }
@@ -83,12 +84,9 @@ async function runCleanup(deps: CleanupDeps, context: JobContext<Checkpoint>): P
   const { term, log, save, progress, pause } = context
   const { policy: only, artifactsMax } = paramsOf(context.params)
   let state: Checkpoint = context.checkpoint ?? { done: [], artifacts: 0, bytes: 0 }
-  const policies = (await deps.metadata.cleanup.listPolicies()).filter(
-    ({ name }) => only === undefined || name === only,
-  )
-  if (only !== undefined && policies[0]?.enabled !== true) {
-    throw new HoldfastError('CONFLICT', `there is no policy '${only}' that is switched on`)
-  }
+  const all = await deps.metadata.cleanup.listPolicies()
+  checkPolicy(all, only)
+  const policies = all.filter(({ name }) => only === undefined || name === only)
   for (const policy of policies) {
     if (!policy.enabled || state.done.includes(policy.name)) continue
     let [artifacts, bytes] = [0, 0]
@@ -118,6 +116,18 @@ async function runCleanup(deps: CleanupDeps, context: JobContext<Checkpoint>): P
     await save(state)
   }
   await forgetDownloads(deps, context)
+}
+
+/** NOT_FOUND or CONFLICT if only a policy shall be carried out that is not there, or is switched off. */
+function checkPolicy(policies: readonly CleanupPolicy[], only: string | undefined): void {
+  if (only === undefined) return
+  const policy = policies.find(({ name }) => name === only)
+  if (policy === undefined) {
+    throw new HoldfastError('NOT_FOUND', `no cleanup policy '${only}': holdfast cleanup list`, { name: only })
+  }
+  if (policy.enabled) return
+  const how = `holdfast cleanup set ${only} --enabled on`
+  throw new HoldfastError('CONFLICT', `cleanup policy '${only}' is switched off: ${how}`, { name: only })
 }
 
 async function forgetDownloads({ metadata }: CleanupDeps, { term, pause }: JobContext<Checkpoint>): Promise<void> {

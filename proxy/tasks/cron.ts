@@ -20,9 +20,15 @@ const fields = [
   { name: 'hour', min: 0, max: 23 },
   { name: 'day of month', min: 1, max: 31 },
   { name: 'month', min: 1, max: 12 },
-  { name: 'day of week', min: 0, max: 7 },
-] as const
-type Field = (typeof fields)[number]
+  { name: 'day of week', min: 0, max: 7, note: '; 0 and 7 are Sunday' },
+] as const satisfies readonly Field[]
+
+interface Field {
+  readonly name: string
+  readonly min: number
+  readonly max: number
+  readonly note?: string
+}
 
 export const cronCharsMax = 200
 const minuteMs = 60_000
@@ -82,19 +88,22 @@ function parseField(text: string, field: Field, whole: string): Set<number> {
   const values = new Set<number>()
   for (const item of text.split(',')) {
     const match = /^(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:\/(\d{1,2}))?$/.exec(item)
-    if (match === null) throw bad(whole, `'${item}' is no ${field.name}`)
+    if (match === null) throw bad(whole, `'${item}' is no ${fieldText(field)}`)
     const [, from, to, step] = match
     const first = from === undefined ? field.min : Number(from)
     // `5/10` means from 5 on, as in most crons.
     const last = to !== undefined ? Number(to) : from === undefined || step !== undefined ? field.max : first
     const by = step === undefined ? 1 : Number(step)
     if (first < field.min || last > field.max || first > last || by < 1) {
-      throw bad(whole, `'${item}' is no ${field.name} (${field.min} to ${field.max})`)
+      throw bad(whole, `'${item}' is no ${fieldText(field)}`)
     }
     for (let value = first; value <= last; value += by) values.add(value)
   }
   return values
 }
+
+/** `minute (0 to 59)` */
+const fieldText = ({ name, min, max, note = '' }: Field): string => `${name} (${min} to ${max}${note})`
 
 function bad(text: string, why: string): HoldfastError {
   return new HoldfastError('BAD_REQUEST', `'${text.slice(0, cronCharsMax)}' is no schedule: ${why}`)

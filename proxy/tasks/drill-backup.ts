@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { HoldfastError } from '../../shared/errors.ts'
+import { noTarget } from '../backup/backups.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
 
 const linesMax = 200
@@ -22,12 +23,15 @@ export function drillBackup(deps: DrillBackupDeps): Job<never> {
     title: 'Restore the newest backup into a scratch cluster and read it back',
     defaultSchedule: null,
     checkParams: params => void percentOf(params),
+    checkStart: async () => {
+      if (deps.target === undefined) throw noTarget()
+    },
     run: context => run(deps, context),
   }
 }
 
 async function run({ target, credentialsFile, program }: DrillBackupDeps, context: JobContext<never>): Promise<void> {
-  if (target === undefined) throw new HoldfastError('CONFLICT', 'no backup target is configured')
+  if (target === undefined) throw noTarget()
   const { signal } = context.term
   signal.throwIfAborted()
   const args = ['backup', 'drill', '--backup-target', target, '--percent', String(percentOf(context.params))]

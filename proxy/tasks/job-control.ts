@@ -49,7 +49,10 @@ export class JobControl {
     return viewOf(this.#find(name), await this.#store.agenda())
   }
 
-  /** Queues a run. CONFLICT while one is queued or running, BAD_REQUEST for parameters that the job does not take. */
+  /**
+   * Queues a run. CONFLICT while one is queued or running, BAD_REQUEST for parameters that the job does not take, and what its `checkStart`
+   * rejects with.
+   */
   async run(name: string, user: string, params: JobParams = {}): Promise<JobRun> {
     const job = this.#find(name)
     if (JSON.stringify(params).length > paramsCharsMax) throw new HoldfastError('TOO_LARGE', 'too many parameters')
@@ -57,6 +60,7 @@ export class JobControl {
     else if (Object.keys(params).length > 0) {
       throw new HoldfastError('BAD_REQUEST', `task '${name}' takes no parameters`, { task: name })
     }
+    await job.checkStart?.(params)
     return this.#store.enqueue({ job: name, user, params })
   }
 

@@ -55,6 +55,11 @@ export interface Job<Checkpoint = unknown> {
   /** Throws BAD_REQUEST for parameters that make no sense; without it only {} is accepted. */
   checkParams?(params: JobParams): void
   /**
+   * Rejects a run that somebody asks for and that could only fail (NOT_FOUND, CONFLICT), so that none begins: a slip is no failed task. May
+   * look at settings and the database. `run` cannot rely on it: what it found may have changed, and scheduled runs are not asked for.
+   */
+  checkStart?(params: JobParams): Promise<void>
+  /**
    * Does the work in idempotent steps of up to a second each, with a lease check before each, `save` now and then, and resumes from
    * `context.checkpoint`. Resolves: succeeded. METADATA_UNAVAILABLE, COORDINATION_UNAVAILABLE, LEASE_LOST, STALE_TOKEN and what comes of
    * the signal interrupt the run, which is resumed; any other rejection ends it as failed.

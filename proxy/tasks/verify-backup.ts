@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { atMost } from '../../shared/at-most.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import type { Digest } from '../../shared/ids.ts'
+import { noTarget } from '../backup/backups.ts'
 import type { Throttle } from '../backup/blob-source.ts'
 import type { ManifestBlob } from '../backup/manifest.ts'
 import type { BackupStore } from '../backup/store.ts'
@@ -16,6 +17,7 @@ const badTold = 100
 
 export interface VerifyBackupDeps {
   readonly openStore: () => Promise<BackupStore>
+  readonly hasTarget: boolean
   readonly throttle: Throttle
 }
 
@@ -41,6 +43,12 @@ export function verifyBackup(deps: VerifyBackupDeps): Job<Checkpoint> {
     title: 'Read a backup and compare every digest',
     defaultSchedule: null,
     checkParams: params => void paramsOf(params),
+    checkStart: async params => {
+      const { backup } = paramsOf(params)
+      if (!deps.hasTarget) throw noTarget()
+      if (backup === undefined || (await (await deps.openStore()).ids()).includes(backup)) return
+      throw new HoldfastError('NOT_FOUND', `no backup '${backup}': holdfast backup list`, { backup })
+    },
     run: context => verify(deps, context),
   }
 }

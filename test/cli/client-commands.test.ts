@@ -3,8 +3,11 @@ import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
+import { audit } from '../../cli/audit.ts'
 import { cleanup } from '../../cli/cleanup.ts'
+import { runClientCommand } from '../../cli/client.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
+import { gc } from '../../cli/gc.ts'
 import { repair } from '../../cli/repair.ts'
 import { repo } from '../../cli/repo.ts'
 import { deleteArtifacts } from '../../cli/delete.ts'
@@ -17,7 +20,7 @@ import type { Digest } from '../../shared/ids.ts'
 import type { ConfigSource } from '../../shared/config.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { artifactOf } from '../proxy/artifacts/fixtures.ts'
-import { setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
+import { ann, setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
 import { eventually } from '../support/eventually.ts'
 
 /** The address of a server that answers so. */
@@ -92,13 +95,23 @@ t.test('deleting, and the trash, from the command line', async t => {
   const [remove, run] = [runner(deleteArtifacts, env), runner(trash, env)]
   t.match(await remove('open/a/b'), { code: 0, out: '1 artifact deleted\n' })
   t.equal((await remove('open/a/')).code, 0)
+  t.match(await remove('open/nope/'), { code: 1, out: '', err: /ARTIFACT_NOT_FOUND/ })
   t.match(await remove('open/many/'), { code: 1, err: /CONFLICT/ })
   t.equal((await remove('open/many/', '--confirm', '5000')).code, 0)
   t.equal((await remove('open')).code, 2, 'a repository must be named with its slash')
   t.match(await run('list', 'open'), { code: 0, out: 'nothing\n' })
   t.match(await run('restore', 'open/a'), { code: 1, err: /ARTIFACT_NOT_FOUND/ })
   world.trash = [{ id: 3, artifact: artifactOf('f/ü'), deletedBy: 'dan', deletedAt: 0, expiresAt: 86_400_000 }]
-  t.match((await run('list', 'open/f/')).out, /PATH .*\nf\/ü +3 B +1970-01-01 00:00:00 +dan +1970-01-02 00:00:00\n/)
+  const long = { ...world.trash[0]!, artifact: artifactOf('l'.repeat(800)) }
+  world.trash = [...world.trash, long]
+  t.equal(
+    (await run('list', 'open/f/')).out,
+    `SIZE   DELETED              BY   UNTIL                PATH
+3 B    1970-01-01 00:00:00  dan  1970-01-02 00:00:00  f/ü
+800 B  1970-01-01 00:00:00  dan  1970-01-02 00:00:00  ${'l'.repeat(800)}
+`,
+  )
+  world.trash = [world.trash[0]!]
   t.match(await run('restore', 'open/f/', '--overwrite'), {
     code: 1,
     out: /^1 restored, 1 refused\nx: something lives/,
@@ -144,6 +157,45 @@ t.test('repairs from the command line, against the real API', async t => {
   t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
   t.same(world.changes, [['repairs now']])
   t.match(await run('hurry'), { code: 2, err: /holdfast repair status/ })
+})
+
+t.test('the audit log from the command line, against the real API', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(audit, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  await world.call('DELETE', '/repositories/open')
+  await world.call('DELETE', '/repositories/shut', undefined, ann)
+  world.audit.push({ user: 'x\n\u001b[2J', action: 'write', subject: 'a', outcome: 'unauthorized', address: '::1' })
+  t.equal(
+    (await run('--limit', '2')).out,
+    `ID  TIME (UTC)           USER    FROM       ACTION             OUTCOME       WHAT
+3   1970-01-01 00:00:02  x??[2J  ::1        write              unauthorized  a
+2   1970-01-01 00:00:01  ann     192.0.2.1  repository.delete  FORBIDDEN     /api/v1/repositories/shut
+`,
+  )
+  const older = await run('--before', '2', '--json')
+  t.match(JSON.parse(older.out), [{ id: 1, user: 'admin', action: 'repository.delete', outcome: 'done' }])
+  t.equal((await run('list')).code, 2)
+  for (const limit of ['0', '1001']) {
+    t.match(await run('--limit', limit), { code: 2, err: '1 to 1000' })
+    t.equal((await world.call('GET', `/audit?limit=${limit}`)).statusCode, 400)
+  }
+  t.equal((await world.call('GET', '/audit', undefined, ann)).statusCode, 403)
+})
+
+t.test('ages of garbage collection are told in units that fit', async t => {
+  const world = await setUp(t)
+  const url = await serve(t, (request, response) => world.api.routing(request, response))
+  const run = runner(gc, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  for (const [minAgeMs, holdMs, text] of [
+    [3_600_000, 86_400_000, 'unused for 1 h are condemned, and deleted 24 h later'],
+    [5_400_000, 60_000, 'unused for 1.5 h are condemned, and deleted 1 min later'],
+    [2_000, 1, 'unused for 2 s are condemned, and deleted 0.001 s later'],
+    [0, 90_000, 'unused for 0 s are condemned, and deleted 1.5 min later'],
+  ] as const) {
+    Object.assign(world.collectionAges, { minAgeMs, holdMs })
+    t.match(await run('status'), { code: 0, out: text })
+  }
 })
 
 t.test('cleanup policies from the command line, against the real API', async t => {
@@ -224,6 +276,32 @@ t.test('what cannot be meant exits with 2 and asks nobody', async t => {
   }
 })
 
+t.test('a number that cannot be is refused with its bounds, which are those of the API', async t => {
+  const { api } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const env = { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' }
+  const [repos, policies] = [runner(repo, env), runner(cleanup, env)]
+  t.equal((await policies('create', 'old', '--unchanged-days', '30')).code, 0)
+  const set = { repo: (...args: string[]) => repos('set', 'open', ...args), policy: (...args: string[]) => policies('set', 'old', ...args) } // prettier-ignore
+  for (const [run, flag, bounds] of [
+    [set.repo, '--trash-days', [0, 3_650]],
+    [set.repo, '--upstream-max-age', [0, 31_622_400]],
+    [set.repo, '--upstream-absent-age', [0, 31_622_400]],
+    [set.policy, '--unchanged-days', [1, 36_500]],
+    [set.policy, '--not-downloaded-days', [1, 36_500]],
+    [set.policy, '--keep-newest', [1, 10_000]],
+  ] as const) {
+    const more = flag.startsWith('--upstream') ? ['--upstream', 'https://host/'] : []
+    for (const good of bounds) t.match(await run(`${flag}=${good}`, ...more), { code: 0, err: '' }, `${flag} ${good}`)
+    const beyond = await run(`${flag}=${bounds[1] + 1}`, ...more)
+    t.match(beyond, { code: 2, err: `must be <= ${bounds[1]}` }, flag)
+    for (const bad of ['-1', '99999999999']) {
+      t.match(await run(`${flag}=${bad}`), { code: 2, err: `${flag} is '${bad}', but must be a number` })
+      t.match((await run(`${flag}=${bad}`)).err, ` from ${bounds[0]} to ${bounds[1]}`)
+    }
+  }
+})
+
 t.test('the password is taken from the environment, or from the data folder', async t => {
   const { api } = await setUp(t)
   const url = await serve(t, (request, response) => api.routing(request, response))
@@ -231,6 +309,12 @@ t.test('the password is taken from the environment, or from the data folder', as
   t.equal((await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: data })('list')).code, 0)
   const without = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: join(data, 'none') })('list')
   t.match(without, { code: 1, err: /UNAUTHORIZED/ })
+  t.match(
+    without.err,
+    `there is no ${join(data, 'none', 'admin.password')}: the password is taken from HOLDFAST_PASSWORD`,
+  )
+  const torn = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: join(data, 'admin.password') })('list')
+  t.match(torn.err, /admin\.password cannot be read \(ENOTDIR\): the password is taken/)
   const wrong = await runner(repo, { HOLDFAST_URL: url, HOLDFAST_DATA: data, HOLDFAST_PASSWORD: 'wrong' })('list')
   t.match(wrong, { code: 1, err: /UNAUTHORIZED/ })
   t.equal((await runner(repo, { HOLDFAST_DATA: data })('list', '--port', new URL(url).port)).code, 0)
@@ -303,6 +387,11 @@ t.test('a server that is away, silent, or another one is told apart from a refus
   t.match(away, { err: /nobody answers/ })
   const other = await serve(t, (_, response) => void response.writeHead(502).end('<html>'))
   t.match(await runner(repo, { HOLDFAST_URL: other, HOLDFAST_PASSWORD: 'x' })('list'), { code: 1, err: /502/ })
+  for (const body of ['<html>', '"x"', '{"a":1}', 'null']) {
+    const page = await serve(t, (_, response) => void response.writeHead(200).end(body))
+    const found = await runner(repo, { HOLDFAST_URL: page, HOLDFAST_PASSWORD: 'x' })('list')
+    t.match(found, { code: 1, out: '', err: `holdfast: no Holdfast answers at ${page} [NODE_UNREACHABLE]\n` }, body)
+  }
   const cut = await serve(t, (_, response) => {
     response.writeHead(200, { 'content-length': 100 })
     response.write('{', () => response.destroy())
@@ -311,6 +400,16 @@ t.test('a server that is away, silent, or another one is told apart from a refus
     code: 1,
     err: /NODE_UNREACHABLE/,
   })
+})
+
+t.test('a mistake of ours is not taken for another server', async t => {
+  const { api } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const broken = async (): Promise<number> => {
+    throw new TypeError('ours')
+  }
+  const source = { args: [], env: { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' } }
+  await t.rejects(runClientCommand({}, source, broken), { message: 'ours' })
 })
 
 t.test('tasks from the command line, against the real API', async t => {

@@ -4,7 +4,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { text } from 'node:stream/consumers'
 import { verify } from '../../cli/copies.ts'
-import { node, topology } from '../../cli/topology.ts'
+import { node, shard, topology } from '../../cli/topology.ts'
 
 /** What the command prints and sends to a server that answers everything with `answer`. */
 async function run(command: typeof topology, answer: object, ...args: string[]) {
@@ -33,6 +33,13 @@ t.test('--rate is bytes, with a unit or without', async t => {
   t.match(await rateOf('2gib'), { code: 0, sent: [{ bytesPerSecond: 2 * 1024 ** 3 }] })
   for (const wrong of ['999', '1MB', '-1KiB', 'fast'])
     t.match(await rateOf(wrong), { code: 2, err: /--rate is .*32MiB/ })
+})
+
+t.test('a number that cannot be is refused with its bounds, and asks nobody', async t => {
+  const replicas = await run(topology, {}, 'apply', '--replicas', 'x')
+  t.match(replicas, { code: 2, err: "--replicas is 'x', but must be a number from 1 to 16", sent: [] })
+  const weight = await run(shard, {}, 'reweight', 'a-1', '--weight', '-1')
+  t.match(weight, { code: 2, err: "--weight is '-1', but must be a number from 0 to 1000000000", sent: [] })
 })
 
 t.test('an address that is none is refused in words, and asks nobody', async t => {

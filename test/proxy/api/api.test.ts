@@ -1,14 +1,24 @@
 import t from 'tap'
 import fastify from 'fastify'
+import { Check } from 'typebox/schema'
 import { userKey } from '../../../proxy/access/authenticator.ts'
 import { anonymous } from '../../../proxy/access/principal.ts'
 import { installAccessControl } from '../../../proxy/api/access-control.ts'
 import { repositoriesKey } from '../../../proxy/artifacts/repositories.ts'
 import type { Repository } from '../../../proxy/metadata/types.ts'
 import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
+import { encodeClusterMap, sealClusterMap, settledEntry } from '../../../shared/cluster-map.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
+import { partitionCount } from '../../../shared/partition.ts'
+import { buildClusterMap } from '../../../shared/placement.ts'
+import { evenSpec, topologyOf } from '../../shared/topologies.ts'
 import { artifactOf } from '../artifacts/fixtures.ts'
 import { admin, ann, basic, setUp, status } from './fake-world.ts'
+
+/** An answer as the OpenAPI document has it. */
+interface Described {
+  readonly content?: { readonly 'application/json': { readonly schema?: object } }
+}
 
 t.test('repositories: created, shown, changed, deleted, and every proxy hears of it', async t => {
   const { call, announced, audit } = await setUp(t)
@@ -156,6 +166,35 @@ t.test('status, the map and the description', async t => {
   const unavailable = await world.call('GET', '/status')
   t.equal(unavailable.statusCode, 503)
   t.equal(unavailable.headers['retry-after'], '2')
+})
+
+t.test('every answer has its schema, the cluster map as well', async t => {
+  const world = await setUp(t)
+  const built = buildClusterMap(topologyOf(evenSpec(4, 4)))
+  const [first, ...rest] = built.shards
+  world.map = sealClusterMap({
+    ...built,
+    shards: [{ ...first!, weight: 0, out: { weight: 1, since: 5, auto: true } }, ...rest],
+    writesFrom: 1,
+    previous: { since: 1, copies: 2, replicas: 2, table: new Uint16Array(partitionCount * 2).fill(settledEntry) },
+  })
+  const answer = await world.call('GET', '/cluster-map')
+  t.equal(answer.body, encodeClusterMap(world.map), 'the text itself')
+  const document: unknown = (await world.call('GET', '/openapi.json', undefined, {})).json()
+  const { paths } = document as { paths: Record<string, Record<string, { responses: Record<string, Described> }>> }
+  for (const [path, methods] of Object.entries(paths)) {
+    for (const [method, { responses }] of Object.entries(methods)) {
+      const good = Object.entries(responses).filter(([status]) => /^2/.test(status))
+      t.equal(good.length, 1, `${method} ${path}`)
+      for (const [status, { content }] of good) t.ok(status === '204' || content?.['application/json'].schema, path)
+    }
+  }
+  const schema = paths['/api/v1/cluster-map']?.['get']?.responses['200']?.content?.['application/json'].schema
+  const closed = JSON.parse(JSON.stringify(schema), (_, part: { type?: unknown } | null) =>
+    part?.type === 'object' ? { ...part, additionalProperties: false } : part,
+  ) as object
+  t.ok(Check(closed, answer.json()), 'it has what is described, and nothing else')
+  t.notOk(Check(closed, { ...answer.json<object>(), more: 1 }))
 })
 
 t.test('a new password works at once and ends the old one', async t => {
@@ -431,4 +470,27 @@ t.test('deleting many artifacts at once has to be confirmed', async t => {
   t.equal(refused.statusCode, 409)
   t.match(refused.json(), { code: 'CONFLICT', confirm: 5_000 })
   t.equal((await world.call('POST', '/artifacts/delete', { ...body, confirm: 5_000 })).statusCode, 200)
+})
+
+t.test('a request that does not fit its schema is told what would', async t => {
+  const { call } = await setUp(t)
+  for (const [method, path, body, message] of [
+    ['PATCH', '/repositories/open', { redeploy: 'x' }, 'body/redeploy must be one of allow, once, deny'],
+    ['PATCH', '/repositories/open', { artifactBytesMax: 0 }, 'body/artifactBytesMax must be >= 1 or must be null'],
+    ['PATCH', '/repositories/open', { trashDays: 3_651 }, 'body/trashDays must be <= 3650'],
+    ['PATCH', '/repositories/open', { upstream: { url: 'https://h', frob: 1 } }, "body/upstream must not have a field 'frob' or must be null"],
+    ['POST', '/repositories', { name: 'a', frob: 1 }, "body must not have a field 'frob'"],
+    ['POST', '/repositories', { name: 'a', ['x'.repeat(200)]: 1 }, `body must not have a field '${'x'.repeat(100)}'`],
+    ['POST', '/repositories', {}, "body must have required property 'name'"],
+    ['POST', '/scrub', { action: 'x' }, 'body/action must be one of start, pause'],
+    ['GET', '/topology?bytes=x', undefined, 'querystring/bytes must be true'],
+    ['GET', '/topology?octets=true', undefined, "querystring must not have a field 'octets'"],
+  ] as const) {
+    const answer = await call(method, path, body)
+    t.equal(answer.statusCode, 400)
+    const { code, message: said } = answer.json<{ code: string; message: string }>()
+    t.same([code, said], ['BAD_REQUEST', message])
+  } // prettier-ignore
+  const change = await call('POST', '/topology/plan', { changes: [{ op: 'frob', node: 'a' }] })
+  t.match(change.json(), { message: /body\/changes\/0\/op must be one of drain-node, remove-node, / })
 })

@@ -8,12 +8,13 @@ import type { BackupSummary } from '../../../proxy/backup/types.ts'
 import type { ClusterStatus } from '../../../proxy/api/schemas.ts'
 import type { ApiDeps, ArtifactPlace } from '../../../proxy/api/types.ts'
 import type { CleanupPolicy } from '../../../proxy/metadata/cleanup-types.ts'
-import type { Disarmed } from '../../../proxy/metadata/collection-types.ts'
+import type { CollectionAges, Disarmed } from '../../../proxy/metadata/collection-types.ts'
 import type { Repository, User } from '../../../proxy/metadata/types.ts'
 import type { TrashEntry } from '../../../proxy/metadata/trash-types.ts'
 import type { Job } from '../../../proxy/tasks/job.ts'
 import { JobControl } from '../../../proxy/tasks/job-control.ts'
 import type { RepairProgress } from '../../../proxy/tasks/repair-progress.ts'
+import type { ClusterMap } from '../../../shared/cluster-map.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import { MemoryJobStore } from '../tasks/memory-job-store.ts'
 import type { Digest, Generation, ShardId } from '../../../shared/ids.ts'
@@ -70,6 +71,8 @@ export interface World {
   trash: readonly TrashEntry[]
   readonly policies: Map<string, CleanupPolicy>
   repairs: RepairProgress
+  readonly collectionAges: CollectionAges
+  map: ClusterMap | undefined
   readonly call: (
     method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE',
     path: string,
@@ -94,7 +97,7 @@ export async function setUp(t: Test): Promise<World> {
   ])
   const world: Omit<World, 'api' | 'call'> = {
     repositories, users, audit: [], announced: [], changes: [], logged: [], jobStore: new MemoryJobStore(), fault: undefined,
-    disarmed: undefined, trash: [], policies: new Map(), repairs: nothingToRepair,
+    disarmed: undefined, trash: [], policies: new Map(), repairs: nothingToRepair, collectionAges: { minAgeMs: 1, holdMs: 2 }, map: undefined,
   } // prettier-ignore
   const found = (name: string): Repository => {
     const one = repositories.get(name)
@@ -124,6 +127,12 @@ export async function setUp(t: Test): Promise<World> {
       if (world.fault !== undefined) throw world.fault
       world.audit.push(entry)
     },
+    listAudit: async (before, limit) =>
+      world.audit
+        .map((entry, index) => ({ ...entry, id: index + 1, at: 1_000 * index }))
+        .filter(({ id }) => id < before)
+        .toReversed()
+        .slice(0, limit),
   }
   const shown = ({ repository: { name }, path }: ArtifactPlace): string => `${name}/${path}`
   const authenticator = new Authenticator({
@@ -144,6 +153,7 @@ export async function setUp(t: Test): Promise<World> {
         if (shown(place).endsWith('/many/') && confirmed !== 5_000) {
           throw new HoldfastError('CONFLICT', 'many', { confirm: 5_000 })
         }
+        if (shown(place).endsWith('/nope/')) throw new HoldfastError('ARTIFACT_NOT_FOUND', 'nothing there')
         return world.changes.push(['delete folder', shown(place), user])
       },
       transfer: async (kind, from, to, user) => world.changes.push([kind, shown(from), shown(to), user]),
@@ -210,7 +220,7 @@ export async function setUp(t: Test): Promise<World> {
         }
       },
     },
-    collectionAges: { minAgeMs: 1, holdMs: 2 },
+    collectionAges: world.collectionAges,
     inspection: {
       verify: async (one, path) => ({
         repository: one.name, path, version: 1, partition: 1, copiesWanted: 0, copies: [], references: [], healthy: true,
@@ -241,7 +251,7 @@ export async function setUp(t: Test): Promise<World> {
       if (world.fault !== undefined) throw world.fault
       return status
     },
-    clusterMap: () => undefined,
+    clusterMap: () => world.map,
     log: { error: (facts: unknown) => world.logged.push(facts), warn: () => undefined },
     version: '1',
   })

@@ -105,7 +105,12 @@ t.test('a folder goes in pages, each as a whole', async t => {
   t.equal(await changes.deleteFolder(at('f/'), 'ann'), 1_200)
   t.same([...world.artifacts.keys()], ['other'])
   t.same(world.log, ['prepare 500', 'publish 500 of 500', 'prepare 500', 'publish 500 of 500', 'prepare 200', 'publish 200 of 200']) // prettier-ignore
-  t.equal(await changes.deleteFolder(at('f/'), 'ann'), 0)
+  await t.rejects(
+    changes.deleteFolder(at('f/'), 'ann'),
+    { code: 'ARTIFACT_NOT_FOUND' },
+    'a slip of the path is no success',
+  )
+  await t.rejects(changes.deleteFolder(at('f/'), 'ann', 9), { code: 'ARTIFACT_NOT_FOUND' })
 })
 
 t.test('a folder that is much of its repository goes only when its number is confirmed', async t => {

@@ -107,6 +107,13 @@ t.test('users and audit', async t => {
   await metadata.audit({ user: 'ann', action: 'delete', subject: 'a/b', outcome: 'ok', address: '::1' })
   const client = await connect(t, url)
   t.match((await client.query('SELECT * FROM audit')).rows, [{ user_name: 'ann', subject: 'a/b', at: Date }])
+  for (const subject of ['two', 'three']) {
+    await metadata.audit({ user: 'bob', action: 'write', subject, outcome: 'done', address: '::2' })
+  }
+  const [third, second] = await metadata.listAudit(Number.MAX_SAFE_INTEGER, 2)
+  t.match(third, { user: 'bob', action: 'write', subject: 'three', outcome: 'done', address: '::2' })
+  t.ok(Math.abs(Date.now() - third!.at) < 3_600_000, 'milliseconds')
+  t.match(await metadata.listAudit(second!.id, 10), [{ user: 'ann', subject: 'a/b', outcome: 'ok', address: '::1' }])
 })
 
 t.test('an artifact is created, read, replaced, deleted and created again', async t => {

@@ -28,6 +28,7 @@ function callsOf(one: Metadata): Record<string, () => Promise<unknown>> {
     findUser: () => one.findUser('u'),
     putUser: () => one.putUser({ name: 'u', passwordHash: '', admin: false }),
     audit: () => one.audit({ user: 'u', action: 'a', subject: 's', outcome: 'o', address: '' }),
+    listAudit: () => one.listAudit(10, 1),
     findArtifact: () => one.findArtifact(repository.id, 'there'),
     findBlob: () => one.findBlob({ sha1: '00' }),
     digestReadable: () => one.digestReadable(digestOf('x'), [1]),

@@ -11,6 +11,7 @@ import { dueRepairs } from '../../../proxy/metadata/repairs.ts'
 import { readSnapshot } from '../../../proxy/metadata/snapshot.ts'
 import { statement, type Queryable, type Statement, type Values } from '../../../proxy/metadata/statement.ts'
 import { TrashTables } from '../../../proxy/metadata/trash.ts'
+import { listAudit } from '../../../proxy/metadata/users.ts'
 import type { Digest } from '../../../shared/ids.ts'
 import { startTestPostgres } from '../../support/postgres.ts'
 import { connect, open, silent } from './fixtures.ts'
@@ -62,6 +63,7 @@ t.test('a page reads no more than itself, however much lies around it', async t 
     INSERT INTO outbox SELECT i, 1, 'r', 'z/' || i, 'put', i, 'u', now() - interval '1 hour' FROM generate_series(21, ${rows}) i;
     INSERT INTO repairs (kind, subject, partition, digest, generation, missing, handoffs, due_at)
       SELECT 'blob', i, 1, ${digest('i::text')}, 'g', '{}', '{}', now() + interval '1 day' FROM generate_series(1, ${rows}) i;
+    INSERT INTO audit (user_name, action, subject, outcome, address) SELECT 'u', 'a', 's', 'done', '' FROM generate_series(1, ${rows});
     ANALYZE`)
   const database = new Database(
     { url, poolSize: 3, commitLanes: 1 },
@@ -147,6 +149,7 @@ t.test('a page reads no more than itself, however much lies around it', async t 
     snapshotBlobs: of => readSnapshot(of, snapshot => snapshot.namedBlobs(middle, 20, [2])),
     trashPurge: of => new TrashTables(of, () => 'i').purge({ repositoryId: 1, path: 'a/1' }, 100),
     deleteFolder: of => artifacts.deleteFolder(of, target, 100),
+    listAudit: of => listAudit(of, rows, 20),
   }
   for (const [name, use] of Object.entries(uses)) {
     for (const [sql, cost] of await costs(use)) t.ok(cost <= 200, `${name}: ${sql} reads ${cost} rows`)

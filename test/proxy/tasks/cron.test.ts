@@ -30,6 +30,11 @@ t.test('what is no schedule is refused', async t => {
     '5-1 * * * *', '*/0 * * * *', '1,,2 * * * *', 'a * * * *', '@daily', '* * * JAN *', '1.5 * * * *', '0 0 30 2 *', '0 0 31 4,6,9,11 *',
     `${'1,'.repeat(200)}1 * * * *`,
   ]) t.throws(() => parseCron(text), { code: 'BAD_REQUEST' }, text) // prettier-ignore
+  for (const [text, message] of [
+    ['0 0 * * MON', "'MON' is no day of week (0 to 7; 0 and 7 are Sunday)"],
+    ['0 0 * JAN *', "'JAN' is no month (1 to 12)"],
+    ['60 * * * *', "'60' is no minute (0 to 59)"],
+  ] as const) t.throws(() => parseCron(text), { message: `'${text}' is no schedule: ${message}` }) // prettier-ignore
   t.equal(after('  0  0 \t* * * ', '2026-01-01T00:00:00Z'), '2026-01-02T00:00:00.000Z', 'blanks do not matter')
 })
 
