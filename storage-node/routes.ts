@@ -246,6 +246,9 @@ async function getClusterMap({ node, response }: Call): Promise<void> {
 
 async function putClusterMap(call: Call): Promise<void> {
   const { node, request } = call
+  // From here on nothing of a primary before counts: it may be about to drop what this map gives to a shard of this node.
+  const fence = headerOf(request, wireHeader.fence)
+  if (fence !== undefined) await node.state.acceptFence(fence)
   await node.storeClusterMap(await readBody(request, bodyOf(call, mapBytesMax)))
   answer(call, { epoch: node.state.epoch })
 }

@@ -171,7 +171,7 @@ export class Shard {
     await this.#corrupt.allSettled()
     await this.#log?.close()
     try {
-      if (this.health.state !== 'failed') await this.checkpoint()
+      await this.checkpoint()
     } finally {
       await this.#release()
       this.health.fail('closed')
@@ -334,7 +334,12 @@ export class Shard {
       const { partition, digest, generation, bytes, blockCrcs, confirmed } = blob
       const time = this.clock.now()
       const mark = confirmed === undefined ? {} : { confirmed }
-      await this.append(newRecord({ kind: 'file', partition, digest, generation, bytes, time, ...mark }, blockCrcs))
+      const record = newRecord({ kind: 'file', partition, digest, generation, bytes, time, ...mark }, blockCrcs)
+      await this.append(record).catch(async (error: unknown) => {
+        // Nobody would look for it before the next scrub, and the disk may be full.
+        await this.#deps.fs.unlink(this.files.blob(name)).catch(() => {}) // a disk that fails: a scrub finds it
+        throw error
+      })
       crashPoint('commit.afterRecord')
     })
   }
@@ -393,7 +398,8 @@ export class Shard {
   /** Makes the index durable up to what it has applied, so that the next start need not replay it. */
   async checkpoint(): Promise<void> {
     const position = this.#checkpoint
-    if (position === undefined || this.#index === undefined) return
+    // What an index lacks that has failed is in the log, from its last checkpoint on.
+    if (position === undefined || this.#index === undefined || this.health.state === 'failed') return
     this.#checkpoint = undefined
     this.#checkpointBytes = 0
     await this.lookUp(index => index.setCheckpoint(position))
@@ -521,6 +527,8 @@ export class Shard {
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
     const { changes, blobs, uses, lossDelta, newest } = await this.#changes.run('', () =>
       this.lookUp(async index => {
+        // A group before it may be missing from the index: the next opening takes both from the log, in their order.
+        if (this.health.state === 'failed') throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'failed')
         const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
         await index.write(plan.changes)
         return plan

@@ -4,7 +4,7 @@ import { crc32 } from 'node:zlib'
 import { blockBytes } from '../shared/record.ts'
 import type { VerifyAnswer } from '../shared/wire.ts'
 import type { BlobLocation } from './index.ts'
-import { BlockReader, blockCrcsOf, openPresentFile, openSegmentOf, readError } from './read-blob.ts'
+import { BlockReader, blockCrcsOf, openBlobFile, openSegmentOf, readError } from './read-blob.ts'
 import type { Shard } from './shard.ts'
 import { isHoldfastError } from '../shared/errors.ts'
 import { readFully } from './store-fs.ts'
@@ -55,7 +55,9 @@ async function checkInline(shard: Shard, location: BlobLocation, name: string) {
 }
 
 async function checkFile(shard: Shard, location: BlobLocation, name: string, signal: AbortSignal, turn: Turn) {
-  const open = await openPresentFile(shard, name)
+  // Anew: by now another file may stand under the name than the one that is kept open.
+  shard.openFiles.forget(shard.files.blob(name))
+  const open = await openBlobFile(shard, name)
   try {
     if ((await open.file.size()) !== location.bytes) return 'length of the file'
     open.blockCrcs ??= await blockCrcsOf({ shard, name }, location)

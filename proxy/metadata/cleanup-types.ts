@@ -33,6 +33,7 @@ export interface CleanupPolicy {
 export interface CleanupCandidate {
   readonly path: string
   readonly digest: Digest
+  readonly version: number
   readonly bytes: number
   /** When it was written here, or restored. */
   readonly updatedAt: number
@@ -64,7 +65,7 @@ export interface CleanupStore {
   /** Into the trash, those that still have these bytes. Fenced by the primary's token. */
   remove(
     repository: Pick<Repository, 'id' | 'name'>,
-    doomed: readonly Pick<CleanupCandidate, 'path' | 'digest'>[],
+    doomed: readonly Pick<CleanupCandidate, 'path' | 'digest' | 'version'>[],
     user: string,
     token: number,
   ): Promise<readonly DeletedArtifact[]>

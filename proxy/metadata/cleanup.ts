@@ -36,18 +36,27 @@ const facts = statement<{ now: number; since: string | null }>(
 const candidates = statement<{
   path: string
   digest: CleanupCandidate['digest']
+  version: number
   bytes: number
   updated_at: number
   written_at: number | null
   downloaded_at: number | null
 }>(
   'cleanup-candidates',
-  `SELECT a.path, a.digest, b.bytes, a.updated_at, CASE WHEN a.restored_version = a.version THEN a.written_at END AS written_at,
+  `SELECT a.path, a.digest, a.version, b.bytes, a.updated_at, CASE WHEN a.restored_version = a.version THEN a.written_at END AS written_at,
     d.day::timestamp AT TIME ZONE 'UTC' AS downloaded_at
   FROM artifacts a JOIN blobs b ON b.digest = a.digest
   LEFT JOIN LATERAL (
     SELECT day FROM downloads d WHERE d.repository_id = a.repository_id AND d.path = a.path OFFSET 0) d ON true
   WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > $2 ORDER BY a.path LIMIT $3`,
+)
+/** As everything that locks artifacts: a repository cannot be deleted meanwhile. */
+const lockRepository = statement('cleanup-lock-repository', 'SELECT pg_advisory_xact_lock_shared(4832, $1)')
+/** Those that are as they were judged, and stay so until the transaction ends. In path order, as commits lock them. */
+const lockUnchanged = statement<{ path: string }>(
+  'cleanup-lock-unchanged',
+  `SELECT a.path FROM artifacts a JOIN unnest($2::text[], $3::bigint[]) AS d (path, version) ON d.path = a.path AND d.version = a.version
+  WHERE a.repository_id = $1 AND a.digest IS NOT NULL ORDER BY a.path FOR NO KEY UPDATE OF a`,
 )
 /** What stands there already is left alone: a row lock each would be a write, too. */
 const record = statement(
@@ -110,28 +119,35 @@ export class CleanupTables implements CleanupStore {
 
   async candidates(repositoryId: number, after: string, limit: number): Promise<readonly CleanupCandidate[]> {
     const rows = await this.#database.query(candidates, [repositoryId, after, limit])
-    return rows.map(({ path, digest, bytes, updated_at, written_at, downloaded_at }) => {
-      return { path, digest, bytes, updatedAt: updated_at, writtenAt: written_at, downloadedAt: downloaded_at }
+    return rows.map(({ path, digest, version, bytes, updated_at, written_at, downloaded_at }) => {
+      return { path, digest, version, bytes, updatedAt: updated_at, writtenAt: written_at, downloadedAt: downloaded_at }
     })
   }
 
   async remove(
     { id, name }: Pick<Repository, 'id' | 'name'>,
-    doomed: readonly Pick<CleanupCandidate, 'path' | 'digest'>[],
+    doomed: readonly Pick<CleanupCandidate, 'path' | 'digest' | 'version'>[],
     user: string,
     token: number,
   ): Promise<readonly DeletedArtifact[]> {
     if (doomed.length === 0) return []
-    const changes = doomed.map(({ path, digest }) => {
-      return { op: 'delete', delete: { repositoryId: id, repository: name, path, user, match: [digest] } } as const
+    return fenced(this.#database, token, async transaction => {
+      await transaction.query(lockRepository, [id])
+      const judged = [doomed.map(({ path }) => path), doomed.map(({ version }) => version)]
+      // The others were written or deleted since they were judged: they stay as they are, also with the same bytes.
+      const unchanged = new Set((await transaction.query(lockUnchanged, [id, ...judged])).map(({ path }) => path))
+      const going = doomed.filter(({ path }) => unchanged.has(path))
+      const changes = going.map(({ path, digest }) => {
+        return { op: 'delete', delete: { repositoryId: id, repository: name, path, user, match: [digest] } } as const
+      })
+      const rows = changes.length === 0 ? [] : await runChanges(transaction, changes, 'trash')
+      // Refused: its repository is gone.
+      return rows.flatMap((row, index) =>
+        row.outcome === 'deleted' && row.outbox_seq !== null
+          ? [{ path: going[index]!.path, version: row.version, outboxSeq: row.outbox_seq }]
+          : [],
+      )
     })
-    const rows = await fenced(this.#database, token, transaction => runChanges(transaction, changes, 'trash'))
-    // Refused: it was written or deleted since it was judged, or its repository is gone. Then it stays as it is.
-    return rows.flatMap((row, index) =>
-      row.outcome === 'deleted' && row.outbox_seq !== null
-        ? [{ path: doomed[index]!.path, version: row.version, outboxSeq: row.outbox_seq }]
-        : [],
-    )
   }
 
   async recordDownloads(downloads: readonly Download[]): Promise<void> {

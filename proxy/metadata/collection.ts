@@ -51,11 +51,15 @@ const judgeLosers = statement<JudgedLoser>(
   ORDER BY l.digest`,
 )
 /** One statement, so one snapshot: of each row that is deleted it sees the loss, and a later loss has a row that it does not see. */
-const settleLosers = statement(
+const settleLosers = statement<{ count: number }>(
   'gc-settle-losers',
-  `DELETE FROM lost_names b WHERE b.digest = ANY ($1::bytea[])
-    AND (${naming.artifact} OR ${naming.trash} OR NOT EXISTS (SELECT FROM blobs x WHERE x.digest = b.digest OFFSET 0))`,
+  `WITH page AS MATERIALIZED (SELECT b.digest, b.id FROM lost_names b WHERE b.digest = ANY ($1::bytea[])
+    AND (${naming.artifact} OR ${naming.trash} OR NOT EXISTS (SELECT FROM blobs x WHERE x.digest = b.digest OFFSET 0)) LIMIT $2),
+  settled AS (DELETE FROM lost_names l USING page p WHERE l.digest = p.digest AND l.id = p.id RETURNING 1)
+  SELECT count(*) AS count FROM settled`,
 )
+/** A digest that loses its name every second of a day has 86,400; a statement takes a few times as many. */
+const settledPage = 50_000
 const addLosers = statement(
   'gc-add-losers',
   `INSERT INTO lost_names (digest) SELECT d FROM unnest($1::bytea[]) d
@@ -158,7 +162,11 @@ export class CollectionTables implements CollectionStore {
   }
 
   async settleLosers(digests: readonly Digest[], token: number): Promise<void> {
-    await fenced(this.#database, token, transaction => transaction.query(settleLosers, [digests.map(bytea)]))
+    for (let count = settledPage; count >= settledPage;) {
+      const values = [digests.map(bytea), settledPage]
+      const [row] = await fenced(this.#database, token, transaction => transaction.query(settleLosers, values))
+      count = row!.count
+    }
   }
 
   async addLosers(digests: readonly Digest[], token: number): Promise<void> {

@@ -195,15 +195,20 @@ class Collection {
   async #condemn(): Promise<void> {
     const { collection, ages } = this.#deps
     const { token } = this.#context.term
+    const all = (await collection.counted()) ?? nothing
     for (;;) {
       await this.#checkNotDisarmed()
       const page = await collection.judgeLosers(this.#at.after, judgedPage, ages)
       const last = page.at(-1)
       if (last === undefined) return
-      const unused = page.filter(blob => blob.verdict === 'unused').map(blob => blob.digest)
+      const unused = page.filter(blob => blob.verdict === 'unused')
       let { condemned } = this.#at
+      // More may have lost their names since they were judged, and a run that is resumed here judges them for the first time.
+      const wanted = unused.reduce((sum, { bytes }) => plus(sum, bytes), condemned)
+      if (!this.#params.force && isMuch(wanted, all)) throw tooMuch(wanted, all)
       this.#check()
-      const done = unused.length === 0 ? [] : await collection.condemn(unused, ages.minAgeMs, token)
+      const digests = unused.map(({ digest }) => digest)
+      const done = digests.length === 0 ? [] : await collection.condemn(digests, ages.minAgeMs, token)
       for (const { bytes } of done) condemned = plus(condemned, bytes)
       const settled = page.filter(({ verdict }) => isSettled.has(verdict)).map(blob => blob.digest)
       this.#check()
@@ -264,7 +269,7 @@ class Collection {
       const thorough = this.#at.surveyed
       const count = thorough ? sweptThoroughly : sweptAtOnce
       const begunAt = performance.now()
-      const swept = await sweepLeftovers(deps, { from, count, thorough }, minAgeMs, this.#context.term)
+      const swept = await sweepLeftovers(deps, { from, count, thorough, silent }, minAgeMs, this.#context.term)
       for (const shard of swept.silent) silent.add(shard)
       if (swept.dropped.length > 0) this.#context.log(`${swept.dropped.length} copies that nothing names swept`)
       this.#at = { ...this.#at, partition: from + count }

@@ -35,14 +35,21 @@ export interface Swept {
  */
 export async function sweepLeftovers(
   deps: SweepDeps,
-  range: { readonly from: number; readonly count: number; readonly thorough: boolean },
+  range: {
+    readonly from: number
+    readonly count: number
+    readonly thorough: boolean
+    /** Shards that did not answer before, and are not asked again. */
+    readonly silent?: ReadonlySet<ShardId>
+  },
   minAgeMs: number,
   term: Term,
 ): Promise<Swept> {
   const view = deps.view.current()
   const answers = new Map<ShardId, ShardSummary>()
   const shards = view.map.shards.map(({ id }) => id)
-  await atMost(askedAtOnce, shards, async shard => {
+  const asked = shards.filter(shard => range.silent?.has(shard) !== true)
+  await atMost(askedAtOnce, asked, async shard => {
     const summary = await unlessAway(summariesOf(deps, shard, range, term.signal))
     if (summary !== undefined) answers.set(shard, summary)
   })
@@ -52,8 +59,8 @@ export async function sweepLeftovers(
     if (!isSuspect && !range.thorough) continue
     term.signal.throwIfAborted()
     const holders = [...answers.keys()].filter(shard => (answers.get(shard)?.get(partition)?.blobs.count ?? 0) > 0)
-    const asked = isSuspect ? holders : holders.slice(0, 1) // for all of them
-    dropped.push(...(await sweepPartition(deps, partition, { asked, holders }, minAgeMs, term)))
+    const listed = isSuspect ? holders : holders.slice(0, 1) // for all of them
+    dropped.push(...(await sweepPartition(deps, partition, { asked: listed, holders }, minAgeMs, term)))
   }
   return { dropped, silent: shards.filter(shard => !answers.has(shard)) }
 }

@@ -374,3 +374,17 @@ t.test('the empty folder of a shard that was there before is not set up again un
   t.match((await replaced.client.call('GET', wirePath.status)).json, { shards: [{ state: 'ok' }, { state: 'ok' }] })
   t.equal(await replaced.client.appendBlob(shardA, testBlob(10)), 'ok')
 })
+
+t.test('I25: a file put in the place of another is read anew, though the old one is still open', async t => {
+  const node = await startNode(t)
+  const { client } = node
+  const blob = testBlob(300_000)
+  t.equal((await client.put(shardA, blob)).status, 200)
+  t.same((await client.get(shardA, blob)).body, blob.body)
+  const [file = ''] = (await readdir(join(node.folder, shardA, 'blobs'), { recursive: true })).filter(name => name.includes(blob.digest)) // prettier-ignore
+  const path = join(node.folder, shardA, 'blobs', file)
+  await writeFile(`${path}.other`, Buffer.alloc(blob.bytes))
+  await rename(`${path}.other`, path)
+  const answer = await client.call('GET', wirePath.verify(shardA, blob))
+  t.match(answer.json, { state: 'corrupt' })
+})

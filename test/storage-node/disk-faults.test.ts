@@ -20,8 +20,11 @@ import { blobName } from '../../storage-node/blob-name.ts'
 import { EntryAges } from '../../storage-node/entry-ages.ts'
 import { Leftovers } from '../../storage-node/leftovers.ts'
 import type { Shard } from '../../storage-node/shard.ts'
+import { ShardIndex } from '../../storage-node/index.ts'
+import { nodeFs } from '../../storage-node/store-fs.ts'
 import { isTrashSlice, trashSlice } from '../../storage-node/trash.ts'
 import { FaultyFs } from './faulty-fs.ts'
+import { appendBlob, openShard, putFile } from './open-shard.ts'
 
 const isLog = (path: string) => path.includes('/a-1/log/')
 const isTemporary = (path: string) => path.includes('/a-1/tmp/')
@@ -439,3 +442,56 @@ async function startWithNode(t: Test, limits: object, clock: { now(): number; mo
   })
   return { client, folder, node }
 }
+
+t.test(
+  'a group that the index did not take is not passed over: index and log say the same, before and after',
+  async t => {
+    const folder = t.testdir()
+    const shard = await openShard(nodeFs, folder)
+    const [kept, next, later] = [testBlob(100), testBlob(100), testBlob(100)]
+    await appendBlob(shard, kept)
+    // A disk that is full for a moment: of two writes of the index the first one fails.
+    const write = Object.getOwnPropertyDescriptor(ShardIndex.prototype, 'write')!
+    let calls = 0
+    Object.defineProperty(ShardIndex.prototype, 'write', {
+      ...write,
+      value: function (this: ShardIndex, changes: never) {
+        if (++calls === 1) return Promise.reject(Object.assign(new Error('no space'), { code: 'LEVEL_IO_ERROR' }))
+        return (write.value as ShardIndex['write']).call(this, changes)
+      },
+    })
+    t.teardown(() => Object.defineProperty(ShardIndex.prototype, 'write', write))
+    const dropped = t.rejects(shard.drop(kept, 'moved'), { code: 'SHARD_FAILED' })
+    await setImmediate()
+    const second = t.rejects(appendBlob(shard, next), { code: 'SHARD_FAILED' })
+    await Promise.all([dropped, second])
+    Object.defineProperty(ShardIndex.prototype, 'write', write)
+    await shard.checkpoint()
+    await shard.reopen()
+    t.equal(shard.health.state, 'ok')
+    await appendBlob(shard, later)
+    const held = async (from: Shard) => Promise.all([kept, next, later].map(async one => (await from.locate(blobName(one))) !== undefined)) // prettier-ignore
+    const served = await held(shard)
+    t.same(served, [false, true, true], 'as the log says')
+    await shard.close()
+    await rm(join(folder, 'index'), { recursive: true })
+    const again = await openShard(nodeFs, folder)
+    t.same(await held(again), served)
+    await again.close()
+  },
+)
+
+t.test('a large blob whose record finds no room leaves no file', async t => {
+  const folder = t.testdir()
+  const fs = new FaultyFs()
+  const shard = await openShard(fs, folder)
+  await appendBlob(shard, testBlob(10))
+  fs.fails = (operation, path) => (operation === 'write' && path.includes('/log/') ? 'ENOSPC' : undefined)
+  for (let round = 0; round < 2; round += 1) {
+    await t.rejects(putFile(fs, shard, testBlob(3_000_000)), { code: 'INSUFFICIENT_STORAGE' })
+    await shard.health.measure()
+  }
+  fs.fails = () => undefined
+  t.same(await readdir(join(folder, 'blobs', '0a3')), [])
+  await shard.close()
+})

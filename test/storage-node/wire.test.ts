@@ -616,6 +616,11 @@ t.test('the cluster map only grows, survives a restart, and must be of this clus
   t.equal((await client.call('PUT', wirePath.clusterMap, testMap(3))).status, 200)
   t.same((await client.call('GET', wirePath.clusterMap)).body, testMap(3))
   t.equal((await client.call('PUT', wirePath.clusterMap, testMap(3))).status, 200, 'the same again')
+  const fence = (token: number) => ({ 'holdfast-fence': `primary:${token}` })
+  t.equal((await client.call('PUT', wirePath.clusterMap, testMap(3), fence(9))).status, 200)
+  const drop = JSON.stringify({ shard: shardA, reason: 'moved', blobs: [] })
+  refused(t, await client.call('POST', wirePath.drop, drop, fence(8)), 409, 'STALE_TOKEN')
+  refused(t, await client.call('PUT', wirePath.clusterMap, testMap(3), fence(8)), 409, 'STALE_TOKEN')
   refused(t, await client.call('PUT', wirePath.clusterMap, testMap(2)), 409, 'STALE_EPOCH')
   refused(t, await client.call('PUT', wirePath.clusterMap, testMap(3, { replicas: 2 })), 409, 'STALE_EPOCH')
   refused(

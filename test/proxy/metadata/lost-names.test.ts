@@ -120,6 +120,16 @@ t.test('what is being lost while losers are settled stays among them', async t =
   t.same(await losers(at), { [one.digest]: 'unused' })
 })
 
+t.test('a name that was lost very often is settled in pieces', async t => {
+  const at = await place(t)
+  const { metadata, repository, behind, token } = at
+  const one = blob('one')
+  await put(metadata, commit(repository, 'a', { blob: one }))
+  await behind.query(`INSERT INTO lost_names (digest) SELECT '\\x${one.digest}'::bytea FROM generate_series(1, 120000)`)
+  await metadata.collection.settleLosers([one.digest], token)
+  t.same(await losers(at), {})
+})
+
 t.test('a catch-up that brings newer references notes what they displace', async t => {
   const at = await place(t)
   const { metadata, repository, behind } = at

@@ -25,6 +25,7 @@ const candidates = fc
         fc.record({
           path: fc.constant(path),
           digest: fc.constant('' as Digest),
+          version: fc.constant(1),
           bytes: fc.constant(1),
           updatedAt: fc.integer({ min: 0, max: 30 }).map(age => now - age * day),
           writtenAt: fc.option(

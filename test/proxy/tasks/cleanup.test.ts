@@ -180,7 +180,7 @@ t.test('what was written since it was judged stays', async t => {
   const before = (await put(metadata, commit(repository, 'a'))).artifact
   const same = (await put(metadata, commit(repository, 'b'))).artifact
   await put(metadata, commit(repository, 'a'))
-  const doomed = [before, same].map(({ path, blob: { digest } }) => ({ path, digest }))
+  const doomed = [before, same].map(({ path, version, blob: { digest } }) => ({ path, version, digest }))
   t.match(await metadata.cleanup.remove(repository, doomed, 'cleanup:x', token), [{ path: 'b' }])
   t.ok(await metadata.findArtifact(repository.id, 'a'))
   t.same(world.published, [])
@@ -290,4 +290,16 @@ t.test('the log of downloads: once per path and day, bounded, and patient', asyn
   t.equal(last.notedDay, undefined, 'it is noted by its next download')
   await log.close()
   t.equal(written.slice(1).flat().length, 50_000)
+})
+
+t.test('what was written since it was judged stays, also with the same bytes', async t => {
+  const { metadata, repository, token, query } = await World.start(t)
+  const [again, same] = [commit(repository, 'a/1', { attributes: { build: 1 } }), commit(repository, 'a/2')]
+  for (const one of [again, same]) await put(metadata, one)
+  await query(`UPDATE artifacts SET updated_at = now() - interval '100 days'`)
+  const judged = await metadata.cleanup.candidates(repository.id, '', 10)
+  t.equal((await put(metadata, { ...again, attributes: { build: 2 } })).outcome, 'replaced')
+  const gone = await metadata.cleanup.remove(repository, judged, 'cleanup:x', token)
+  t.same(gone.map(({ path }) => path), ['a/2']) // prettier-ignore
+  t.match(await metadata.findArtifact(repository.id, 'a/1'), { attributes: { build: 2 } })
 })

@@ -38,6 +38,7 @@ class World {
   readonly losses = new Map<ShardId, Map<string, BlobKey>>()
   newest: ShardStatus['newest']
   readonly lines: string[] = []
+  readonly asked: string[] = []
   checkpoint: unknown
   /** Called before each step that saves. */
   onSave: () => void = () => {}
@@ -103,6 +104,7 @@ class World {
   #ask =
     (shard: ShardId) =>
     async <Answer>(_method: string, path: string, body?: unknown): Promise<Answer> => {
+      this.asked.push(`${shard} ${path.split('/')[2] ?? ''}`)
       if (this.away.has(shard)) throw new HoldfastError('NODE_UNREACHABLE', 'away')
       if (path.endsWith('/status')) {
         return {
@@ -353,6 +355,33 @@ t.test('more than 5 % of everything stops the run, unless it is forced', async t
   world.checkpoint = undefined
   await world.run(held, { force: true })
   t.match(world.lines.at(-2), 'condemned: 1101 blobs')
+})
+
+t.test('a run that is resumed behind the brake is braked all the same', async t => {
+  const world = await World.start(t)
+  const { metadata } = world
+  await garbage(world, 'first')
+  const [repository] = await metadata.listRepositories()
+  const paths = Array.from({ length: 1_100 }, (_, index) => `many/${index}`)
+  for (let start = 0; start < paths.length; start += 500) {
+    await Promise.all(paths.slice(start, start + 500).map(path => metadata.commitArtifact(commit(repository!, path))))
+  }
+  const died = new Error('the primary died')
+  world.onSave = () => {
+    if ((world.checkpoint as { phase?: string } | undefined)?.phase === 'condemn') throw died
+  }
+  await t.rejects(world.run(held), died)
+  world.onSave = () => {}
+  await metadata.deleteFolder({ repositoryId: repository!.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
+  await t.rejects(world.run(held), { code: 'CONFLICT', message: /more than 5 %/ })
+})
+
+t.test('a shard that does not answer is asked once in a sweep, and named', async t => {
+  const world = await World.start(t)
+  world.away.add(stranger)
+  await world.run(held, { full: true })
+  t.match(world.lines, new Set([`not looked at, for they did not answer: ${stranger}`]))
+  t.ok(world.asked.filter(one => one === `${stranger} summaries`).length === 1)
 })
 
 t.test(
