@@ -58,8 +58,7 @@ export async function drill(source: ConfigSource, write: Writer = standardWriter
     const config = readConfig(drillOptions, source)
     json = config.json
     const store = await BackupStore.open(openBackupTarget(config.backupTarget, config), config.backupPassphrase)
-    const id = config.backup ?? (await store.ids()).at(-1)
-    if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${config.backupTarget}`)
+    const id = await store.idOf(config.backup)
     const say = (line: string): void => write.err(`${line}\n`)
     const report = await practise({ ...config, store, id, env: source.env, say, signal: ending.signal })
     write.out((config.json ? JSON.stringify(report) : reportText(report)) + '\n')
