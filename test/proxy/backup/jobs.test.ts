@@ -246,6 +246,32 @@ t.test('a disk that is not mounted is not taken for an empty one', async t => {
   t.equal(claim.clusterId, 'c')
 })
 
+t.test('why a scratch cluster did not start is said', async t => {
+  const world = new World()
+  world.put('a')
+  const folder = t.testdir({ target: {}, scratch: {}, 'main.mjs': '' })
+  await world.create(world.backups(join(folder, 'target')))
+  // In place of `holdfast up`.
+  await writeFile(
+    join(folder, 'main.mjs'),
+    `import { mkdirSync, writeFileSync } from 'node:fs'
+    const folder = process.argv[process.argv.indexOf('--data') + 1]
+    mkdirSync(folder + '/log')
+    writeFileSync(folder + '/log/proxy.log', 'what the proxy said')
+    process.stderr.write('holdfast: proxy did not start; see ' + folder + '/log/proxy.log [INTERNAL]')
+    process.exitCode = 3`,
+  )
+  const program = process.argv[1] ?? ''
+  process.argv[1] = join(folder, 'main.mjs')
+  t.teardown(() => (process.argv[1] = program))
+  let err = ''
+  const write = { out: () => {}, err: (text: string) => void (err += text) }
+  const args = ['--backup-target', join(folder, 'target'), '--scratch', join(folder, 'scratch')]
+  t.equal(await drill({ args, env: process.env }, write), 1)
+  t.match(err, /proxy did not start; see .*\nwhat the proxy said\nholdfast: the scratch cluster ended with 3 before/)
+  t.same(await readdir(join(folder, 'scratch')), [])
+})
+
 t.test('a drill whose scratch folder is not there says so, with --json as JSON', async t => {
   const world = new World()
   world.put('a')
