@@ -31,7 +31,7 @@ export const backupOptions = {
   anew: {
     kind: 'bool',
     default: false,
-    doc: 'create accepts an empty target that had backups before, and begins with a full one; nothing may be left on it.',
+    doc: 'create accepts an empty target that had backups before, and begins with a full one; one that is not empty is refused.',
   },
 } as const satisfies Options
 

@@ -92,7 +92,7 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
     Type.Object(
       {
         backup: wanted,
-        last: Type.Optional(Type.Boolean({ description: 'Even if it is the last good one: 409 without it' })),
+        last: Type.Optional(Type.Boolean({ description: 'Even if it is the last good one; the run fails without it' })),
       },
       closed,
     ),

@@ -75,9 +75,10 @@ export class BackupStore {
         const key = await keyOf(target, claim.encryption, passphrase)
         return new BackupStore(target, clusterId, { encryption: claim.encryption, key }, bytes)
       } catch (error) {
-        // Without a checksum it may be the claim that is wrong, not the passphrase: its salt, its proof.
+        // Without a checksum it may be the claim that is wrong, not the passphrase: its salt, its proof. The first error is the one to
+        // tell if the summaries know no better.
         if (checked || !isHoldfastError(error, 'CONFIG_INVALID', 'BACKUP_DAMAGED')) throw error
-        const access = await accessBySummaries(target, passphrase, clusterId).catch(() => undefined) // nor do they know better
+        const access = await accessBySummaries(target, passphrase, clusterId).catch(() => undefined)
         if (access === undefined) throw error
         return new BackupStore(target, clusterId, access, undefined)
       }
@@ -279,7 +280,10 @@ async function readClaim(target: BackupTarget): Promise<{
   }
 }
 
-/** Undefined if no summary that can be read says it. A key is proved; without one, all summaries have to be of one cluster. */
+/**
+ * Undefined if no summary that can be read says it. A key is proved by what it opens. CONFLICT if any of them is of another cluster than
+ * `clusterId`.
+ */
 async function accessBySummaries(
   target: BackupTarget,
   passphrase: string | undefined,
@@ -309,7 +313,7 @@ async function accessBySummaries(
   return undefined
 }
 
-/** `3 backups, 4 manifests, blobs`; '' if there is nothing of a backup. */
+/** `3 backups, 4 manifests, 90 blobs`; '' if there is nothing of a backup. */
 async function contentsOf(target: BackupTarget): Promise<string> {
   const backups = await target.list('backups')
   const manifests = await target.list('manifests')
