@@ -1,4 +1,5 @@
-/** `holdfast backup create | list | verify | prune` */
+/** `holdfast backup create | list | verify | prune | remove | drill` */
+import type { BackupList } from '../proxy/backup/backups.ts'
 import type { BackupSummary } from '../proxy/backup/types.ts'
 import type { JobLogLine, JobRun } from '../proxy/metadata/job-types.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
@@ -12,6 +13,7 @@ export const backupUsage = `holdfast backup create [--anew]               (runs 
 holdfast backup list
 holdfast backup verify [<id>] [--percent <n>] [--repair]
 holdfast backup prune --keep <n>
+holdfast backup remove <id> [--last]          (one backup, damaged or not; --last: even if no other is good)
 holdfast backup drill [--percent <n>] [--backup <id>] [--scratch <folder>]
                                               (restores into a scratch cluster on this machine, reads it back, measures RPO and RTO;
                                               asks the target only, so: HOLDFAST_BACKUP_TARGET; also as the task 'drill-backup')
@@ -25,21 +27,30 @@ export const backupOptions = {
     default: false,
     doc: 'verify removes what is damaged: the next backup copies it again, if the cluster has it still.',
   },
+  last: { kind: 'bool', default: false, doc: 'remove also removes the last good backup.' },
   anew: {
     kind: 'bool',
     default: false,
-    doc: 'create accepts an empty target that had backups before, and begins with a full one.',
+    doc: 'create accepts an empty target that had backups before, and begins with a full one; one that is not empty is refused.',
   },
 } as const satisfies Options
 
 type Command = ClientCommand<typeof backupOptions>
 
+interface List {
+  readonly backups: readonly BackupSummary[]
+  /** Proxies of earlier releases only count them. */
+  readonly damagedBackups?: BackupList['damaged']
+  readonly damaged: number
+}
+
 const verbs: Readonly<Record<string, (command: Command, word: string | undefined) => Promise<number>>> = {
   create: command => runTask(command, '/backups', command.config.anew ? { anew: true } : {}),
   list: async ({ client, print }) => {
-    const list = (await client.call('GET', '/backups')) as { backups: readonly BackupSummary[]; damaged: number }
+    const list = (await client.call('GET', '/backups')) as List
     const text = textTable(['BACKUP', 'AGE', 'ARTIFACTS', 'BLOBS', 'BYTES', 'NEW', 'MISSING'], list.backups.map(row))
-    print(list.damaged === 0 ? text : `${text}\n${list.damaged} more cannot be read`, list)
+    const damaged = (list.damagedBackups ?? []).map(({ id, why }) => `${id} is damaged: ${why}`)
+    print([text, ...damaged].join('\n'), list)
     return list.damaged === 0 ? 0 : 1
   },
   verify: (command, backup) => {
@@ -50,6 +61,10 @@ const verbs: Readonly<Record<string, (command: Command, word: string | undefined
     const { keep } = command.config
     if (keep === 0) throw new HoldfastError('CONFIG_INVALID', 'say how many to keep: --keep <n>')
     return runTask(command, '/backups/prune', { keep })
+  },
+  remove: (command, backup) => {
+    if (backup === undefined) throw new HoldfastError('CONFIG_INVALID', `which backup? Try:\n${backupUsage}`)
+    return runTask(command, '/backups/remove', { backup, ...(command.config.last ? { last: true } : {}) })
   },
 }
 
@@ -62,7 +77,7 @@ export function backup(source: ConfigSource, write?: Writer): Promise<number> {
     (command, words) => {
       const [verb = '', word, ...more] = words
       const run = Object.hasOwn(verbs, verb) ? verbs[verb] : undefined
-      if (run === undefined || more.length > 0 || (word !== undefined && verb !== 'verify')) {
+      if (run === undefined || more.length > 0 || (word !== undefined && verb !== 'verify' && verb !== 'remove')) {
         throw new HoldfastError('CONFIG_INVALID', `what does 'backup ${words.join(' ')}' mean? Try:\n${backupUsage}`)
       }
       return run(command, word)

@@ -52,7 +52,7 @@ export const commands: Readonly<Record<string, Command>> = {
     },
   },
   backup: {
-    summary: 'Back up the cluster, list, verify and prune backups',
+    summary: 'Back up the cluster, list, verify, prune and remove backups',
     run: async source => (await import('./backup.ts')).backup(source),
     help: async () => {
       const [{ backupOptions, backupUsage }, { drillOptions }] = [

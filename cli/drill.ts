@@ -2,7 +2,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { setMaxListeners } from 'node:events'
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
@@ -44,6 +44,8 @@ export interface DrillReport {
 const readyMs = 120_000
 const endMs = 45_000
 const readAtOnce = 8
+/** Of what a cluster said that never was ready. */
+const tailLines = 10
 const secretPrefix = 'HOLDFAST_'
 
 /** Resolves with the exit code: 1 if anything was missing or wrong. The scratch cluster and its folder are gone then. */
@@ -58,8 +60,7 @@ export async function drill(source: ConfigSource, write: Writer = standardWriter
     const config = readConfig(drillOptions, source)
     json = config.json
     const store = await BackupStore.open(openBackupTarget(config.backupTarget, config), config.backupPassphrase)
-    const id = config.backup ?? (await store.ids()).at(-1)
-    if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${config.backupTarget}`)
+    const id = await store.idOf(config.backup)
     const say = (line: string): void => write.err(`${line}\n`)
     const report = await practise({ ...config, store, id, env: source.env, say, signal: ending.signal })
     write.out((config.json ? JSON.stringify(report) : reportText(report)) + '\n')
@@ -92,7 +93,7 @@ async function practise({ store, id, percent, scratch, env, say, signal }: Pract
   const port = await freePort()
   const cluster = startScratchCluster(folder, port, password, env)
   try {
-    await ready(cluster, signal)
+    await ready(cluster, folder, say, signal)
     say(`scratch cluster ready after ${humanTime(performance.now() - startedAt)}`)
     const origin = `http://127.0.0.1:${port}`
     const client = new ApiClient(origin, { user: 'admin', password }, 60_000)
@@ -128,24 +129,42 @@ function startScratchCluster(folder: string, port: number, password: string, env
   const args = [resolve(process.argv[1] ?? ''), 'up', '--data', folder, '--host', '127.0.0.1', '--port', String(port)]
   return spawn(process.execPath, args, {
     env: { ...Object.fromEntries(inherited), ...own },
-    stdio: ['ignore', 'pipe', 'ignore', 'ipc'],
+    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
   })
 }
 
-async function ready(cluster: ChildProcess, signal: AbortSignal): Promise<void> {
+/** What it says before it is ready is said if it never is. */
+async function ready(cluster: ChildProcess, folder: string, say: Practice['say'], signal: AbortSignal): Promise<void> {
   const timeout = AbortSignal.timeout(readyMs)
-  await new Promise<void>((done, failed) => {
-    const fail = (why: string): void => failed(new HoldfastError('CONFLICT', `the scratch cluster ${why}`))
-    cluster.once('error', error => fail(`cannot be started: ${error.message}`))
-    cluster.once('exit', code => fail(`ended with ${code ?? 'a signal'} before it was ready`))
-    timeout.addEventListener('abort', () => fail(`was not ready after ${humanTime(readyMs)}`), { once: true })
-    signal.addEventListener('abort', () => failed(signal.reason as Error), { once: true })
-    let text = ''
-    cluster.stdout?.on('data', (chunk: Buffer) => {
-      text = (text + chunk.toString()).slice(-2_000)
-      if (text.includes('Holdfast is ready')) done()
+  let text = ''
+  let errors = ''
+  cluster.stderr?.on('data', (chunk: Buffer) => (errors = (errors + chunk.toString()).slice(-8_000)))
+  try {
+    await new Promise<void>((done, failed) => {
+      const fail = (why: string): void => failed(new HoldfastError('CONFLICT', `the scratch cluster ${why}`))
+      cluster.once('error', error => fail(`cannot be started: ${error.message}`))
+      // Not 'exit': its last words may be on their way then.
+      cluster.once('close', code => fail(`ended with ${code ?? 'a signal'} before it was ready`))
+      timeout.addEventListener('abort', () => fail(`was not ready after ${humanTime(readyMs)}`), { once: true })
+      signal.addEventListener('abort', () => failed(signal.reason as Error), { once: true })
+      cluster.stdout?.on('data', (chunk: Buffer) => {
+        text = (text + chunk.toString()).slice(-2_000)
+        if (text.includes('Holdfast is ready')) done()
+      })
     })
-  })
+  } catch (error) {
+    if (!signal.aborted) for (const line of await lastWords(folder, errors)) say(line)
+    throw error
+  }
+}
+
+/** Its own, and the end of the log that they name: it goes with the folder. */
+async function lastWords(folder: string, errors: string): Promise<readonly string[]> {
+  const lines = errors.trim().split('\n').slice(-tailLines)
+  const named = [...errors.matchAll(/see ([^\s)]+\.log)/g)].at(-1)?.[1]
+  if (named?.startsWith(folder) !== true) return lines
+  const log = await readFile(named, 'utf8').catch(() => '') // it says nothing then
+  return [...lines, ...log.trim().split('\n').slice(-tailLines)].filter(line => line !== '')
 }
 
 async function endOf(cluster: ChildProcess): Promise<void> {

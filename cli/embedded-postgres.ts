@@ -47,11 +47,15 @@ export interface EmbeddedPostgresOptions {
  * supervisor, lock files, a half-made folder) is cleared first; nothing acknowledged is lost.
  *
  * Order: the npm package of this platform, PostgreSQL on the machine, PGlite (binaries.ts says why); a folder stays
- * with what initialised it. Rejects with DATA_IN_USE when another process supervises the folder, POSTGRES_START_FAILED
- * for everything else, `signal.reason` on abort.
+ * with what initialised it. The PG* variables of this process are forgotten: they speak of somebody's own servers, and
+ * pg, here and in the processes started after this, takes from them whatever a URL leaves open.
+ *
+ * Rejects with DATA_IN_USE when another process supervises the folder, POSTGRES_START_FAILED for everything else,
+ * `signal.reason` on abort.
  */
 export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions): Promise<EmbeddedPostgres> {
   options.signal?.throwIfAborted()
+  for (const name of Object.keys(process.env)) if (/^PG[A-Z]+$/.test(name)) delete process.env[name]
   try {
     const layout = await prepareFolder(options.folder)
     const lock = await lockFolder(layout.lock, 'the embedded database')

@@ -1,4 +1,5 @@
 /** Puts a backup into an empty cluster through its ordinary API and writes, so that all that holds of a write holds of what is restored. */
+import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LRUCache } from 'lru-cache'
 import { Pool } from 'undici'
@@ -62,7 +63,10 @@ export interface Restored {
 
 /** Resolves when all is there but for `missing`. CONFLICT if the cluster is not empty. A restore that broke off is resumed by the same call. */
 export async function restoreBackup(deps: RestoreDeps, backup: string): Promise<Restored> {
-  await deps.store.summary(backup)
+  await deps.store.summary(backup).catch((error: unknown) => {
+    if (!isHoldfastError(error, 'BACKUP_DAMAGED')) throw error
+    deps.say(`${error.message}; all that is restored stands in the manifest`)
+  })
   await deps.store.checkManifest(backup)
   const { state } = (await deps.client.call('POST', '/restore', { backup })) as Pick<Restored, 'state'>
   const pool = new Pool(deps.origin, { connections: deps.atOnce, headersTimeout: 120_000, bodyTimeout: 120_000 })
@@ -250,9 +254,9 @@ class Restore {
       }
     }
     try {
-      const body = this.#deps.store.getBlob(digest)
+      const body = wholeBlob(this.#deps.store, digest, bytes)
       const status = await this.#put(artifact, { ...headers, 'content-length': String(bytes) }, body)
-      if (status >= 300) throw new HoldfastError('BACKUP_DAMAGED', `the cluster answers ${status}`)
+      if (status >= 300) throw new HoldfastError('BACKUP_DAMAGED', `the cluster refuses it (${status})`)
     } catch (error) {
       if (!isHoldfastError(error, 'NOT_FOUND', 'BACKUP_DAMAGED')) throw error
       if (this.#missing++ < toldMax) this.#deps.say(`${repository}/${path} is not restored: ${error.message}`)
@@ -313,6 +317,29 @@ class Restore {
       throw new HoldfastError('NODE_UNREACHABLE', 'the cluster does not answer', {}, { cause: error })
     }
   }
+}
+
+/**
+ * The bytes of a blob, of which the last ones come only once all are known to be good: a request that says how many bytes come must not
+ * be broken by other ones, which would look like a cluster that does not answer. BACKUP_DAMAGED, NOT_FOUND.
+ */
+async function* wholeBlob(store: BackupStore, digest: Digest, bytes: number): AsyncGenerator<Buffer> {
+  const sha256 = createHash('sha256')
+  let found = 0
+  let waiting: Buffer | undefined
+  for await (const chunk of store.getBlob(digest)) {
+    found += chunk.length
+    if (found > bytes)
+      throw new HoldfastError('BACKUP_DAMAGED', `it is damaged in the backup (more than ${bytes} bytes)`)
+    if (waiting !== undefined) yield waiting
+    sha256.update(chunk)
+    waiting = chunk
+  }
+  if (found < bytes)
+    throw new HoldfastError('BACKUP_DAMAGED', `it is damaged in the backup (${found} of ${bytes} bytes)`)
+  if (sha256.digest('hex') !== digest)
+    throw new HoldfastError('BACKUP_DAMAGED', 'it is damaged in the backup (checksum)')
+  if (waiting !== undefined) yield waiting
 }
 
 function headersOf(

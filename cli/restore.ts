@@ -43,8 +43,7 @@ async function run({ client, config, print }: Command, target: string, say: (lin
   const { origin, authorization } = client
   if (authorization === undefined) throw new HoldfastError('CONFIG_INVALID', 'a restore needs the administrator: set HOLDFAST_PASSWORD') // prettier-ignore
   const store = await BackupStore.open(openBackupTarget(target, config), config.backupPassphrase)
-  const id = config.backup ?? (await store.ids()).at(-1)
-  if (id === undefined) throw new HoldfastError('NOT_FOUND', `there is no complete backup on ${target}`)
+  const id = await store.idOf(config.backup)
   const { signal } = new AbortController()
   setMaxListeners(0, signal) // each of the requests at once listens
   const restored = await restoreBackup(

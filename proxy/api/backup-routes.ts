@@ -6,6 +6,8 @@ import type { ApiDeps } from './types.ts'
 
 const closed = { additionalProperties: false } as const
 const id = Type.String({ pattern: '^\\d{8}t\\d{6}z-\\d{1,15}$' })
+/** The run says which there are, if it is none of them. */
+const wanted = Type.String({ minLength: 1, maxLength: 100 })
 const amount = Type.Object({ blobs: Type.Integer(), bytes: Type.Integer() })
 const backupView = Type.Object({
   id,
@@ -24,7 +26,10 @@ const backupView = Type.Object({
 })
 const backupList = Type.Object({
   backups: Type.Array(backupView, { description: 'Newest first' }),
-  damaged: Type.Integer({ description: 'Backups whose summary cannot be read' }),
+  damaged: Type.Integer({
+    description: 'Backups that are left out, since their summary cannot be read or their manifest is missing',
+  }),
+  damagedBackups: Type.Array(Type.Object({ id, why: Type.String() }), { description: 'Which they are' }),
 })
 
 const tags = ['backups']
@@ -40,7 +45,7 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
     },
     async () => {
       const { backups: found, damaged } = await backups.list()
-      return { backups: [...found], damaged }
+      return { backups: [...found], damaged: damaged.length, damagedBackups: [...damaged] }
     },
   )
   const start = (
@@ -69,7 +74,9 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
       },
     )
   }
-  const anew = Type.Optional(Type.Boolean({ description: 'The target may be empty although it was used before' }))
+  const anew = Type.Optional(
+    Type.Boolean({ description: 'The target may be empty although it was used before; one that is not is refused' }),
+  )
   start('/backups', 'backup', 'Back up now', Type.Object({ anew }, closed), body => body)
   start(
     '/backups/prune',
@@ -79,12 +86,25 @@ export function addBackupRoutes(app: Api, { backups, tasks }: ApiDeps): void {
     ({ keep }) => ({ prune: keep }),
   )
   start(
+    '/backups/remove',
+    'backup',
+    'Remove one backup, damaged or not, and the blobs that none of the others names',
+    Type.Object(
+      {
+        backup: wanted,
+        last: Type.Optional(Type.Boolean({ description: 'Even if it is the last good one; the run fails without it' })),
+      },
+      closed,
+    ),
+    ({ backup, last }) => ({ remove: backup, ...(last === undefined ? {} : { last }) }),
+  )
+  start(
     '/backups/verify',
     'verify-backup',
     'Read a backup and compare every digest',
     Type.Object(
       {
-        backup: Type.Optional(id),
+        backup: Type.Optional(wanted),
         percent: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 100 })),
         repair: Type.Optional(
           Type.Boolean({ description: 'Remove what is damaged, so that the next backup copies it' }),

@@ -8,6 +8,8 @@ import { type BackupTarget, isObjectName, objectNamePattern, type PutOptions } f
 
 const readBytes = 256 * 1024
 const temporaryPattern = /^[0-9a-f]{24}$/
+/** What a disk says of one file that it cannot give any more, or that is no file; the last two: checksums of file systems. */
+const damagedFile = /^(EIO|EISDIR|ELOOP|EILSEQ|Unknown system error -(74|117))$/
 const noLinks = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'])
 
 export class FolderTarget implements BackupTarget {
@@ -44,7 +46,11 @@ export class FolderTarget implements BackupTarget {
     try {
       yield* createReadStream(this.#pathOf(name), { highWaterMark: readBytes }) as AsyncIterable<Buffer>
     } catch (error) {
-      throw this.#translate(error, `${name} cannot be read`)
+      const what = `${name} cannot be read`
+      const code = codeOf(error)
+      if (code === undefined || !damagedFile.test(code)) throw this.#translate(error, what)
+      const message = `backup target ${this.label}: ${what} (${code})`
+      throw new HoldfastError('BACKUP_DAMAGED', message, { code }, { cause: error })
     }
   }
 

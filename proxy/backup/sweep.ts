@@ -1,11 +1,7 @@
 /** Which blobs of a target no backup names any more, prefix by prefix: memory for one 256th of the digests. */
 import type { Digest } from '../../shared/ids.ts'
 import type { ManifestBlob, ManifestEntry } from './manifest.ts'
-import type { BackupStore } from './store.ts'
-
-export const prefixes: readonly string[] = Array.from({ length: 256 }, (_, index) =>
-  index.toString(16).padStart(2, '0'),
-)
+import { type BackupStore, prefixes } from './store.ts'
 
 /** The blobs of a manifest, which stand in the order of their digests, in steps. */
 class BlobLines {

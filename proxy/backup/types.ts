@@ -1,4 +1,5 @@
 /** Where backups are kept, and what one is. */
+import type { SealParameters } from './seal.ts'
 
 /** Names have two or three parts of lower-case letters, digits, '.', '_' and '-': nothing of a request ever gets into one (I40). */
 export const objectNamePattern = /^[a-z]+(\/[0-9a-f]{2})?\/[0-9a-z][0-9a-z._-]{0,127}$/
@@ -22,6 +23,7 @@ export interface BackupTarget {
   readonly label: string
   /** Durable and complete when it resolves. false: the name is taken already, and what is there stays as it is. */
   put(name: string, body: AsyncIterable<Buffer>, options?: PutOptions): Promise<boolean>
+  /** BACKUP_DAMAGED if it is there, and its bytes cannot be had any more. */
   get(name: string): AsyncIterable<Buffer>
   /** Last parts of the names below a folder such as 'manifests' or 'blobs/3f', in no order; none if it is not there. */
   list(folder: string): Promise<readonly string[]>
@@ -40,6 +42,9 @@ export interface BackupCounts {
   readonly bytes: number
 }
 
+/** What, beside the passphrase, the key of a target needs. */
+export type BackupEncryption = SealParameters & { /** Sealed with that key. */ readonly proof: string }
+
 /** What stands in `backups/<id>`: it is written last, and a backup without it is none. */
 export interface BackupSummary {
   readonly format: 1
@@ -56,6 +61,8 @@ export interface BackupSummary {
   /** Blobs that no replica could give: their artifacts are in the manifest, their bytes nowhere. */
   readonly missing: number
   readonly encrypted: boolean
+  /** As in the claim of the target, which may get lost. Without it in those of earlier releases. */
+  readonly encryption?: BackupEncryption | null
 }
 
 export const backupIdPattern = /^\d{8}t\d{6}z-\d{1,15}$/

@@ -42,7 +42,7 @@ export function translateError(error: unknown, statement: string): HoldfastError
   const message = error instanceof Error ? error.message : String(error)
   return new HoldfastError(
     code,
-    messageOf(code, message),
+    isLoginRefused(state) ? loginText(message) : messageOf(code, message),
     { statement, ...(state && { sqlState: state }) },
     { cause: error },
   )
@@ -50,11 +50,19 @@ export function translateError(error: unknown, statement: string): HoldfastError
 
 function codeOf(state: string | undefined): ErrorCode {
   if (state === undefined || contentionStates.has(state) || serverStates.test(state)) return 'METADATA_UNAVAILABLE'
+  if (isLoginRefused(state)) return 'CONFIG_INVALID'
   if (state === '54000') return 'PATH_INVALID' // longer than an index entry may be
   // A NUL or half a surrogate pair: such text never came from a valid request.
   if (state === '22021' || state === '22P05' || state === '22P02') return 'BAD_REQUEST'
   return 'INTERNAL'
 }
+
+/** Invalid authorization: the password, the user, or what pg_hba.conf says of both. */
+const isLoginRefused = (state: string | undefined): boolean => state?.startsWith('28') === true
+
+/** PostgreSQL names the user, and no password. */
+const loginText = (message: string): string =>
+  `PostgreSQL refuses the login (${message}): look at the user and the password in HOLDFAST_POSTGRES_URL`
 
 function messageOf(code: ErrorCode, message: string): string {
   if (code === 'METADATA_UNAVAILABLE') return `the database did not do it: ${message}`

@@ -66,6 +66,9 @@ type Checkpoint = Making | { readonly phase: 'prune'; readonly missing: number }
 
 interface Params {
   readonly prune: number | undefined
+  /** Removes this backup, damaged or not; `last`: even if no other is good. */
+  readonly remove: string | undefined
+  readonly last: boolean
   /** The target may be empty although it was used before. */
   readonly anew: boolean
 }
@@ -95,9 +98,14 @@ class BackupRun {
   }
 
   async run(): Promise<void> {
-    const { prune, anew } = paramsOf(this.#context.params)
+    const { prune, remove, last, anew } = paramsOf(this.#context.params)
     const store = await this.#deps.openStore(anew)
-    if (prune !== undefined) return this.#prune(store, prune)
+    if (remove !== undefined) return this.#remove(store, remove, last)
+    if (prune !== undefined) {
+      const unread = await this.#prune(store, prune)
+      if (unread.length === 0) return
+      throw new HoldfastError('BACKUP_DAMAGED', `no blobs were removed: ${unread.join(', ')} cannot be read`)
+    }
     let at = this.#context.checkpoint ?? (await this.#snapshot(store))
     if (at.phase === 'copy') {
       const made = await this.#complete(store, await this.#copy(store, at))
@@ -257,35 +265,106 @@ class BackupRun {
     this.#context.log(`backup ${id} is complete: ${copied.blobs} blobs, ${copied.bytes} bytes were new`)
   }
 
-  /** Old backups, leftovers of backups that were never finished, and then every blob that none of the others names. */
-  async #prune(store: BackupStore, keep: number): Promise<void> {
+  /**
+   * Old backups, leftovers of backups that were never finished, and then every blob that none of the others names. Only good ones count
+   * as kept; a damaged one among them stays until it is as old as what is pruned, or is removed by name. Resolves with those that stay
+   * and whose manifest cannot be read: with any, no blob is removed, since it may name all of them.
+   */
+  async #prune(store: BackupStore, keep: number): Promise<readonly string[]> {
     const ids = await store.ids()
     if (ids.length === 0) throw new HoldfastError('NOT_FOUND', 'there is no backup yet: nothing is pruned')
-    const kept = ids.slice(-keep)
-    // A damaged manifest is found before anything is gone.
-    for (const id of kept) await store.checkManifest(id)
-    const old = new Set([...ids, ...(await store.manifests())].filter(id => !kept.includes(id)))
-    for (const id of old) {
-      this.#context.term.signal.throwIfAborted()
-      await store.forget(id)
-      this.#context.log(`backup ${id} removed`)
+    const kept: string[] = []
+    const unread: string[] = []
+    let good = 0
+    // What is damaged is found before anything is gone.
+    for (const id of ids.toReversed()) {
+      if (good === keep) break
+      const { summary, manifest } = await store.damageOf(id)
+      if (summary === undefined && manifest === undefined) good++
+      else this.#warn(id, summary ?? manifest!)
+      ;(manifest === undefined ? kept : unread).push(id)
     }
+    const staying = new Set([...kept, ...unread])
+    let forgotten = 0
+    for (const id of ids) {
+      if (staying.has(id)) continue
+      await this.#forget(store, id)
+      forgotten++
+    }
+    await this.#sweep(store, kept, unread, forgotten)
+    return unread
+  }
+
+  /** One backup by its name, and what only it named. */
+  async #remove(store: BackupStore, id: string, last: boolean): Promise<void> {
+    // A run that was taken over may have removed it already.
+    if (this.#context.checkpoint === undefined) {
+      const ids = await store.ids()
+      if (!ids.includes(id)) throw store.noSuch(id, ids)
+      if (!last) await this.#mustNotBeLast(store, id, ids)
+      await this.#forget(store, id)
+      await this.#context.save({ phase: 'prune', missing: 0 })
+    }
+    const kept: string[] = []
+    const unread: string[] = []
+    for (const other of await store.ids()) {
+      const { summary, manifest } = await store.damageOf(other)
+      if (summary !== undefined || manifest !== undefined) this.#warn(other, summary ?? manifest!)
+      ;(manifest === undefined ? kept : unread).push(other)
+    }
+    await this.#sweep(store, kept, unread, 1)
+  }
+
+  async #mustNotBeLast(store: BackupStore, id: string, ids: readonly string[]): Promise<void> {
+    const isGood = async (one: string): Promise<boolean> => Object.keys(await store.damageOf(one)).length === 0
+    if (!(await isGood(id))) return
+    for (const other of ids.toReversed()) if (other !== id && (await isGood(other))) return
+    throw new HoldfastError('CONFLICT', `${id} is the last good backup: --last removes it all the same`)
+  }
+
+  async #forget(store: BackupStore, id: string): Promise<void> {
+    this.#context.term.signal.throwIfAborted()
+    await store.forget(id)
+    this.#context.log(`backup ${id} removed`)
+  }
+
+  #warn(id: string, damage: HoldfastError): void {
+    this.#context.log(`WARNING: backup ${id} is damaged: ${damage.message}; 'holdfast backup remove ${id}' removes it`)
+  }
+
+  /** `kept`: all backups there are but for `unread`, whose manifests cannot be read. */
+  async #sweep(
+    store: BackupStore,
+    kept: readonly string[],
+    unread: readonly string[],
+    forgotten: number,
+  ): Promise<void> {
+    const unfinished = (await store.manifests()).filter(id => !kept.includes(id) && !unread.includes(id))
+    for (const id of unfinished) await this.#forget(store, id)
     let removed = 0
     let left = 0
-    for await (const { prefix, unnamed, found } of unnamedBlobs(store, kept)) {
-      await atMost(removedAtOnce, unnamed, async digest => {
-        this.#context.term.signal.throwIfAborted()
-        await store.removeBlob(digest)
-      })
-      removed += unnamed.length
-      left += found - unnamed.length
-      const done = Number.parseInt(prefix, 16) + 1
-      this.#step({ done, total: 256, unit: 'folders', note: `${removed} unnamed blobs removed` })
-      await this.#context.pause(0)
+    if (unread.length > 0) {
+      this.#context.log(
+        `WARNING: no blobs are removed while ${unread.join(', ')} cannot be read: they may be named there`,
+      )
+    } else {
+      for await (const { prefix, unnamed, found } of unnamedBlobs(store, kept)) {
+        await atMost(removedAtOnce, unnamed, async digest => {
+          this.#context.term.signal.throwIfAborted()
+          await store.removeBlob(digest)
+        })
+        removed += unnamed.length
+        left += found - unnamed.length
+        const done = Number.parseInt(prefix, 16) + 1
+        this.#step({ done, total: 256, unit: 'folders', note: `${removed} unnamed blobs removed` })
+        await this.#context.pause(0)
+      }
     }
     const tidied = await store.target.tidy(leftAgeMs)
     if (tidied > 0) this.#context.log(`${tidied} leftovers of broken copies removed`)
-    this.#context.log(`kept ${kept.length} backups with ${left} blobs; removed ${old.size} backups, ${removed} blobs`)
+    const blobs = unread.length > 0 ? '' : ` with ${left} blobs`
+    const gone = forgotten + unfinished.length
+    this.#context.log(`kept ${kept.length + unread.length} backups${blobs}; removed ${gone} backups, ${removed} blobs`)
   }
 
   #step(progress: Parameters<JobContext['progress']>[0]): void {
@@ -308,13 +387,15 @@ function plus(amount: Amount, blobs: readonly { readonly bytes: number }[]): Amo
   }
 }
 
-function paramsOf({ prune, anew = false, ...unknown }: JobParams): Params {
-  const good = prune === undefined || (typeof prune === 'number' && Number.isInteger(prune) && prune >= 1)
-  if (Object.keys(unknown).length > 0 || !good || typeof anew !== 'boolean') {
+function paramsOf({ prune, remove, last = false, anew = false, ...unknown }: JobParams): Params {
+  const goodPrune = prune === undefined || (typeof prune === 'number' && Number.isInteger(prune) && prune >= 1)
+  const goodRemove = remove === undefined || (typeof remove === 'string' && prune === undefined)
+  const goodFlags = typeof anew === 'boolean' && typeof last === 'boolean'
+  if (Object.keys(unknown).length > 0 || !goodPrune || !goodRemove || !goodFlags) {
     throw new HoldfastError(
       'BAD_REQUEST',
-      'the parameters are prune (how many backups are kept, 1 at least) and anew (true, false)',
+      'the parameters are prune (how many backups are kept, 1 at least), or remove (the id of one) and last (true, false), or anew (true, false)',
     )
   }
-  return { prune, anew }
+  return { prune, remove, last, anew }
 }

@@ -7,7 +7,6 @@ import { noTarget } from '../backup/backups.ts'
 import type { Throttle } from '../backup/blob-source.ts'
 import type { ManifestBlob } from '../backup/manifest.ts'
 import type { BackupStore } from '../backup/store.ts'
-import { backupIdPattern } from '../backup/types.ts'
 import type { Job, JobContext, JobParams } from './job.ts'
 
 const readAtOnce = 4
@@ -56,8 +55,7 @@ export function verifyBackup(deps: VerifyBackupDeps): Job<Checkpoint> {
 async function verify({ openStore, throttle }: VerifyBackupDeps, context: JobContext<Checkpoint>): Promise<void> {
   const { percent, repair, backup } = paramsOf(context.params)
   const store = await openStore()
-  const id = context.checkpoint?.id ?? backup ?? (await store.ids()).at(-1)
-  if (id === undefined) throw new HoldfastError('NOT_FOUND', 'there is no backup yet')
+  const id = context.checkpoint?.id ?? (await store.idOf(backup))
   const { counts, missing } = await store.summary(id)
   let at = context.checkpoint ?? { id, after: '', looked: 0, read: { blobs: 0, bytes: 0 }, bad: 0 }
   if (at.after === '') await store.checkManifest(id)
@@ -67,7 +65,7 @@ async function verify({ openStore, throttle }: VerifyBackupDeps, context: JobCon
     const last = batch.at(-1)
     if (last === undefined) return
     const chosen = batch.filter(blob => Number.parseInt(blob.digest.slice(-8), 16) % 100 < percent)
-    const findings = await atMost(readAtOnce, chosen, blob => findingOf(store, blob, throttle, context.term.signal))
+    const findings = await atMost(readAtOnce, chosen, blob => surelyFound(store, blob, throttle, context.term.signal))
     let { bad } = at
     for (const [index, finding] of findings.entries()) {
       if (finding === 'good') continue
@@ -100,6 +98,12 @@ async function verify({ openStore, throttle }: VerifyBackupDeps, context: JobCon
   throw new HoldfastError('BACKUP_DAMAGED', `${at.bad} blobs of backup ${id} are missing or damaged${known}`)
 }
 
+/** What is damaged is read once more: what `repair` removes may be nowhere else, and a mount may fail for a moment. */
+async function surelyFound(...asked: Parameters<typeof findingOf>): ReturnType<typeof findingOf> {
+  const finding = await findingOf(...asked)
+  return finding === 'damaged' ? findingOf(...asked) : finding
+}
+
 async function findingOf(
   store: BackupStore,
   { digest, bytes }: ManifestBlob,
@@ -123,7 +127,7 @@ async function findingOf(
 }
 
 function paramsOf({ backup, percent = 100, repair = false, ...unknown }: JobParams): Params {
-  const goodId = backup === undefined || (typeof backup === 'string' && backupIdPattern.test(backup))
+  const goodId = backup === undefined || typeof backup === 'string'
   const goodPercent = typeof percent === 'number' && percent > 0 && percent <= 100
   if (Object.keys(unknown).length > 0 || !goodId || !goodPercent || typeof repair !== 'boolean') {
     throw new HoldfastError(

@@ -4,6 +4,7 @@ import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { audit } from '../../cli/audit.ts'
+import { backup } from '../../cli/backup.ts'
 import { cleanup } from '../../cli/cleanup.ts'
 import { runClientCommand } from '../../cli/client.ts'
 import { commandOf, commands } from '../../cli/commands.ts'
@@ -410,6 +411,20 @@ t.test('a mistake of ours is not taken for another server', async t => {
   }
   const source = { args: [], env: { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' } }
   await t.rejects(runClientCommand({}, source, broken), { message: 'ours' })
+})
+
+t.test('backups from the command line, against the real API', async t => {
+  const { api, jobStore: store } = await setUp(t)
+  const url = await serve(t, (request, response) => api.routing(request, response))
+  const run = runner(backup, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
+  t.match(await run('list'), { code: 1, out: /^BACKUP .*\n20260301t000000z-1 .*\n20260301t000000z-2 is damaged: torn\n$/ }) // prettier-ignore
+  for (const args of [['remove'], ['remove', 'a', 'b'], ['list', 'x']]) t.equal((await run(...args)).code, 2)
+  const removing = run('remove', '20260301t000000z-2', '--last')
+  await eventually('it is queued', () => store.runs.length === 1)
+  t.match(store.runs[0], { job: 'backup', params: { remove: '20260301t000000z-2', last: true } })
+  await store.claim(1, 1)
+  await store.finish(1, 1, { state: 'failed', lines: ['tried'], error: { code: 'NOT_FOUND', message: 'but a, b' } })
+  t.match(await removing, { code: 1, out: /^tried\nrun 1 of backup: failed: but a, b \[NOT_FOUND\]/ })
 })
 
 t.test('tasks from the command line, against the real API', async t => {

@@ -158,6 +158,20 @@ t.test('a first start makes a database, a later one finds its rows, and close le
   t.ok(await hasRow(second.url))
 })
 
+t.test("an operator's settings for other servers of theirs do not reach it", async t => {
+  const folder = await sharedFolder(t)
+  const foreign = {
+    PGPORT: '6543', PGSSLMODE: 'require', PGOPTIONS: '-c no_such=1', PGUSER: 'ann', PGDATABASE: 'hers', PGHOST: 'db', PGCLIENTENCODING: 'none', PGSSLNEGOTIATION: 'direct',
+  } // prettier-ignore
+  Object.assign(process.env, foreign)
+  t.teardown(() => {
+    for (const name of Object.keys(foreign)) delete process.env[name]
+  })
+  const server = await start(t, folder)
+  t.ok(await hasRow(server.url))
+  for (const name of Object.keys(foreign)) t.notOk(name in process.env, 'nor the processes that are started next')
+})
+
 t.test('after kill -9 of the server and its supervisor the next start has every acknowledged row', async t => {
   const folder = await sharedFolder(t)
   for (let round = 0; round < 3; round++) {

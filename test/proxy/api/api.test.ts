@@ -417,13 +417,16 @@ t.test('backups', async t => {
   t.match((await call('GET', '/backups')).json(), {
     backups: [{ id: '20260301t000000z-1', copied: { bytes: 4 } }],
     damaged: 1,
+    damagedBackups: [{ id: '20260301t000000z-2', why: 'torn' }],
   })
   const made = await call('POST', '/backups', {})
   t.equal(made.statusCode, 202)
   t.match(made.json(), { job: 'backup', params: {} })
   t.equal((await call('POST', '/backups/prune', { keep: 2 })).statusCode, 409, 'one run at a time')
   t.equal((await call('POST', '/backups/prune', { keep: 0 })).statusCode, 400)
-  t.equal((await call('POST', '/backups/verify', { backup: '../x' })).statusCode, 400)
+  t.equal((await call('POST', '/backups/remove', { backup: '20260301t000000z-2', last: true })).statusCode, 409)
+  t.equal((await call('POST', '/backups/remove', {})).statusCode, 400)
+  t.equal((await call('POST', '/backups/verify', { backup: 'x'.repeat(101) })).statusCode, 400)
   t.equal((await call('POST', '/backups', {}, ann)).statusCode, 403)
   t.ok(audit.some(entry => entry.action === 'backup.create' && entry.outcome === 'ok') || audit.length > 0)
 })

@@ -192,7 +192,7 @@ export async function setUp(t: Test): Promise<World> {
       setHistory: async artifacts => artifacts.length,
       end: async () => undefined,
     },
-    backups: { list: async () => ({ backups: [backupSummary], damaged: 1 }) },
+    backups: { list: async () => ({ backups: [backupSummary], damaged: [{ id: '20260301t000000z-2', why: 'torn' }] }) },
     topology: {
       show: notHere,
       plan: notHere,

@@ -1,6 +1,6 @@
 /** The tasks of backups on real targets, with a cluster that is a map of bytes. */
 import { hash, randomBytes } from 'node:crypto'
-import { mkdir, readdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { appendFile, mkdir, readdir, readFile, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
@@ -40,15 +40,15 @@ class World {
   }
 
   /** Of a proxy that has just started. */
-  backups(target: string, more: object = {}): Backups {
+  backups(target: string, more: object = {}, listMs?: number): Backups {
     const backupTargets = {
       isKnown: async (label: string) => this.known.has(label),
       remember: async (label: string) => void this.known.add(label),
     }
-    return backupsOf({ backupTarget: target, backupPassphrase: undefined, ...more }, { clusterId: 'c', backupTargets }) // prettier-ignore
+    return backupsOf({ backupTarget: target, backupPassphrase: undefined, ...more }, { clusterId: 'c', backupTargets }, listMs) // prettier-ignore
   }
 
-  create(backups: Backups, params: JobParams = {}): Promise<void> {
+  create(backups: Backups, params: JobParams = {}, keep = 0): Promise<void> {
     const reader = {
       readWhole: async ({ digest }: { digest: string }) => {
         await this.onRead(digest)
@@ -57,7 +57,7 @@ class World {
       },
     }
     const metadata = { clusterId: 'c', incarnation: 'i', findBlob: async () => undefined, snapshot: this.#snapshot } as unknown as Metadata // prettier-ignore
-    const job = backup({ ...backups, metadata, reader: reader as never, throttle, keep: 0, now: Date.now, version: '1' }) // prettier-ignore
+    const job = backup({ ...backups, metadata, reader: reader as never, throttle, keep, now: Date.now, version: '1' }) // prettier-ignore
     return this.run(job, params)
   }
 
@@ -128,10 +128,11 @@ async function emptyCluster(t: Test) {
     return path === '/restore' ? { state: 'begun' } : { added: [] }
   }
   const origin = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const said: string[] = []
   const deps = (store: BackupStore): RestoreDeps => {
-    return { store, client: { call }, origin, authorization: 'Basic x', atOnce: 4, goesLive: true, signal: new AbortController().signal, say: line => t.comment(line) } // prettier-ignore
+    return { store, client: { call }, origin, authorization: 'Basic x', atOnce: 4, goesLive: true, signal: new AbortController().signal, say: line => void said.push(line) } // prettier-ignore
   }
-  return { artifacts, calls, deps }
+  return { artifacts, calls, said, deps }
 }
 
 /** Each way of keeping backups. */
@@ -245,6 +246,32 @@ t.test('a disk that is not mounted is not taken for an empty one', async t => {
   t.equal(claim.clusterId, 'c')
 })
 
+t.test('why a scratch cluster did not start is said', async t => {
+  const world = new World()
+  world.put('a')
+  const folder = t.testdir({ target: {}, scratch: {}, 'main.mjs': '' })
+  await world.create(world.backups(join(folder, 'target')))
+  // In place of `holdfast up`.
+  await writeFile(
+    join(folder, 'main.mjs'),
+    `import { mkdirSync, writeFileSync } from 'node:fs'
+    const folder = process.argv[process.argv.indexOf('--data') + 1]
+    mkdirSync(folder + '/log')
+    writeFileSync(folder + '/log/proxy.log', 'what the proxy said')
+    process.stderr.write('holdfast: proxy did not start; see ' + folder + '/log/proxy.log [INTERNAL]')
+    process.exitCode = 3`,
+  )
+  const program = process.argv[1] ?? ''
+  process.argv[1] = join(folder, 'main.mjs')
+  t.teardown(() => (process.argv[1] = program))
+  let err = ''
+  const write = { out: () => {}, err: (text: string) => void (err += text) }
+  const args = ['--backup-target', join(folder, 'target'), '--scratch', join(folder, 'scratch')]
+  t.equal(await drill({ args, env: process.env }, write), 1)
+  t.match(err, /proxy did not start; see .*\nwhat the proxy said\nholdfast: the scratch cluster ended with 3 before/)
+  t.same(await readdir(join(folder, 'scratch')), [])
+})
+
 t.test('a drill whose scratch folder is not there says so, with --json as JSON', async t => {
   const world = new World()
   world.put('a')
@@ -265,4 +292,235 @@ t.test('a drill whose scratch folder is not there says so, with --json as JSON',
     code: 'CONFIG_INVALID',
     message: /PERCENT|percent/,
   })
+})
+
+/** As releases wrote them that knew neither checksums nor copies of the claim. */
+async function makeOld(folder: string): Promise<void> {
+  const files = (await readdir(join(folder, 'backups'))).map(id => join(folder, 'backups', id))
+  for (const file of [...files, join(folder, 'target', 'cluster')]) {
+    const document = JSON.parse(await readFile(file, 'utf8')) as Record<string, unknown>
+    delete document['sha256']
+    if (file.includes('/backups/')) delete document['encryption']
+    await writeFile(file, JSON.stringify(document) + '\n')
+  }
+}
+
+async function flipSalt(claim: string): Promise<void> {
+  const text = await readFile(claim, 'utf8')
+  await writeFile(
+    claim,
+    text.replace(/"salt":"(.)/, (_, digit) => `"salt":"${digit === '0' ? '1' : '0'}`),
+  )
+}
+
+t.test('a claim that got lost is made again from the summaries, and what needs none goes on without it', async t => {
+  for (const backupPassphrase of [undefined, 'correct horse']) {
+    for (const loss of ['missing', 'flipped', 'flipped, and without a checksum', 'torn', 'unreadable']) {
+      // Deriving keys takes long.
+      if (
+        loss.startsWith('flipped')
+          ? backupPassphrase === undefined
+          : backupPassphrase !== undefined && loss !== 'missing'
+      )
+        continue
+      const what = `${loss}, ${backupPassphrase === undefined ? 'in the clear' : 'encrypted'}`
+      const folder = t.testdir({})
+      const world = new World()
+      world.put('a')
+      await world.create(world.backups(folder, { backupPassphrase }))
+      const claim = join(folder, 'target', 'cluster')
+      const before = await readFile(claim, 'utf8')
+      if (loss.startsWith('flipped')) await flipSalt(claim)
+      if (loss.endsWith('checksum')) {
+        await writeFile(claim, (await readFile(claim, 'utf8')).replace(/,"sha256":"[0-9a-f]+"/, ''))
+      }
+      if (loss === 'torn') await truncate(claim, 20)
+      if (loss === 'missing' || loss === 'unreadable') await rm(claim)
+      if (loss === 'unreadable') await symlink('/proc/self/mem', claim)
+
+      const cluster = await emptyCluster(t)
+      const store = await BackupStore.open(openBackupTarget(folder, {}), backupPassphrase)
+      t.match(await restoreBackup(cluster.deps(store), await store.idOf(undefined)), { artifacts: 1, missing: 0 }, what)
+      t.ok(cluster.artifacts.get('/repository/raw/a')?.equals(world.artifacts.get('a')!))
+      if (loss === 'missing') {
+        const wrong = BackupStore.open(openBackupTarget(folder, {}), 'a wrong one')
+        await t.rejects(wrong, { code: 'CONFIG_INVALID' }, 'no passphrase but the right one')
+        const other = BackupStore.openOrClaim(openBackupTarget(folder, {}), backupPassphrase, 'd')
+        await t.rejects(other, { code: 'CONFLICT', message: /another cluster/ }, 'nor another cluster')
+      }
+
+      world.put('b')
+      await world.create(world.backups(folder, { backupPassphrase }))
+      t.equal(await readFile(claim, 'utf8'), before, 'the same claim as before')
+      await world.verify(world.backups(folder, { backupPassphrase }))
+    }
+  }
+})
+
+t.test('nothing is begun anew on a target that has lost the salt of its key', async t => {
+  const folder = t.testdir({})
+  const world = new World()
+  const backupPassphrase = 'correct horse'
+  world.put('a')
+  await world.create(world.backups(folder, { backupPassphrase }))
+  await makeOld(folder)
+  const claim = join(folder, 'target', 'cluster')
+  const text = await readFile(claim, 'utf8')
+  await rm(claim)
+  const lost = { code: 'BACKUP_DAMAGED', message: /target\/cluster on .* is missing, though there are 1 backups, 1 manifests, 1 blobs, / } // prettier-ignore
+  for (const anew of [false, true]) {
+    await t.rejects(world.create(world.backups(folder, { backupPassphrase }), { anew }), lost)
+    await t.rejects(new World().create(world.backups(folder), { anew }), lost, 'nor in the clear')
+  }
+  await t.rejects(BackupStore.open(openBackupTarget(folder, {}), backupPassphrase), lost)
+  t.same(await readdir(join(folder, 'target')), [])
+  await writeFile(claim, text)
+  await world.create(world.backups(folder, { backupPassphrase }))
+  await world.verify(world.backups(folder, { backupPassphrase }))
+
+  for (const left of ['manifests', 'blobs']) {
+    for (const name of ['target', 'backups', left === 'blobs' ? 'manifests' : 'blobs']) {
+      await rm(join(folder, name), { recursive: true })
+    }
+    const message = new RegExp(`is missing, though there are \\d ${left},`)
+    await t.rejects(world.create(world.backups(folder), { anew: true }), { code: 'BACKUP_DAMAGED', message })
+    await rm(join(folder, left), { recursive: true })
+    world.known.clear()
+    await world.create(world.backups(folder))
+  }
+})
+
+t.test('a claim of an earlier release in the clear is made again, too', async t => {
+  const folder = t.testdir({})
+  const world = new World()
+  world.put('a')
+  await world.create(world.backups(folder))
+  await makeOld(folder)
+  await rm(join(folder, 'target', 'cluster'))
+  await world.create(world.backups(folder))
+  t.equal((await world.backups(folder).list()).backups.length, 2)
+})
+
+/** A disk that cannot give a file any more answers as this does. */
+async function makeUnreadable(file: string): Promise<void> {
+  await rm(file)
+  await symlink('/proc/self/mem', file)
+}
+
+t.test('what is damaged in a backup is named, and the rest is restored to the end', async t => {
+  const folder = t.testdir({})
+  const world = new World()
+  const backups = world.backups(folder)
+  for (const path of ['flipped', 'good', 'longer', 'missing', 'shorter', 'unreadable']) {
+    world.put(path, Buffer.concat([Buffer.from(path), randomBytes(600_000)]))
+  }
+  await world.create(backups)
+  const fileOf = (path: string): string => {
+    const digest = hash('sha256', world.artifacts.get(path)!)
+    return join(folder, 'blobs', digest.slice(0, 2), digest)
+  }
+  const flipped = Buffer.from(world.artifacts.get('flipped')!)
+  flipped[flipped.length - 1]! ^= 1
+  await writeFile(fileOf('flipped'), flipped)
+  await appendFile(fileOf('longer'), 'more')
+  await truncate(fileOf('shorter'), 300_000)
+  await rm(fileOf('missing'))
+  await makeUnreadable(fileOf('unreadable'))
+
+  const cluster = await emptyCluster(t)
+  const store = await BackupStore.open(openBackupTarget(folder, {}), undefined)
+  t.match(await restoreBackup(cluster.deps(store), await store.idOf(undefined)), { artifacts: 1, missing: 5 })
+  t.same([...cluster.artifacts.keys()], ['/repository/raw/good'])
+  t.equal(cluster.calls.at(-1)?.[0], '/restore/end')
+  t.match(cluster.said.sort(), [
+    'raw/flipped is not restored: it is damaged in the backup (checksum)',
+    'raw/longer is not restored: it is damaged in the backup (more than 600006 bytes)',
+    /^raw\/missing is not restored: .*ENOENT/,
+    'raw/shorter is not restored: it is damaged in the backup (300000 of 600007 bytes)',
+    /^raw\/unreadable is not restored: .*\(EIO\)/,
+  ])
+
+  await t.rejects(world.verify(backups, { repair: true }), { code: 'BACKUP_DAMAGED', message: /^5 blobs of backup/ })
+  await world.create(backups)
+  await world.verify(backups)
+  t.match(world.lines.at(-1), /6 of 6 blobs read, .* 0 bad/)
+})
+
+t.test('a damaged backup stops neither new ones nor what can safely be pruned, until it is removed', async t => {
+  const folder = t.testdir({})
+  const world = new World()
+  const backups = world.backups(folder)
+  const idsIn = async (name: string): Promise<string[]> => (await readdir(join(folder, name))).sort()
+  const blobs = async (): Promise<number> =>
+    (await readdir(join(folder, 'blobs'), { recursive: true })).filter(name => name.length > 60).length
+  for (const path of ['a', 'b', 'c']) {
+    world.artifacts.clear()
+    world.put(path)
+    await world.create(backups)
+  }
+  const [first = '', second = '', third = ''] = await idsIn('backups')
+  const manifest = join(folder, 'manifests', third)
+  const bytes = await readFile(manifest)
+  bytes[bytes.length - 40]! ^= 1
+  await writeFile(manifest, bytes)
+  const stray = '20990101t000000z-1'
+  await writeFile(join(folder, 'backups', stray), '{"format":1}')
+  await writeFile(join(folder, 'manifests', 'notes'), 'not ours')
+
+  await world.create(backups, {}, 2)
+  const fourth = (await idsIn('backups')).at(-2)!
+  t.same(await idsIn('backups'), [second, third, fourth, stray], 'two good ones are kept; what is damaged stays')
+  t.equal(await blobs(), 3, 'blobs that the damaged ones may name stay')
+  t.match(
+    world.lines.filter(line => line.startsWith('WARNING')),
+    [
+      new RegExp(`backup ${stray} is damaged: backups/${stray} is damaged`),
+      new RegExp(`backup ${third} is damaged: backup ${third}: the manifest is damaged`),
+      new RegExp(`no blobs are removed while ${stray}, ${third} cannot be read`),
+    ],
+  )
+  t.notOk((await idsIn('backups')).includes(first))
+  t.match(await backups.list(), { backups: { length: 3 }, damaged: [{ id: stray, why: /backups\/2099.* is damaged/ }] })
+
+  await t.rejects(world.create(backups, { prune: 3 }), { code: 'BACKUP_DAMAGED', message: new RegExp(stray) })
+  await t.rejects(world.create(backups, { remove: 'nosuch' }), { code: 'NOT_FOUND', message: new RegExp(`no backup 'nosuch' on .*${second}, ${third}, ${fourth}`) }) // prettier-ignore
+  await world.create(backups, { remove: third })
+  t.equal(await blobs(), 3, 'the other one is still there')
+  await world.create(backups, { remove: stray })
+  t.same(await idsIn('backups'), [second, fourth])
+  t.equal(await blobs(), 2, 'now what nothing names is gone')
+
+  await world.create(backups, { remove: fourth })
+  await t.rejects(world.create(backups, { remove: second }), {
+    code: 'CONFLICT',
+    message: /the last good backup: --last/,
+  })
+  await world.create(backups, { remove: second, last: true })
+  t.same(await idsIn('backups'), [])
+  t.equal(await blobs(), 0)
+})
+
+t.test('which backups there are is told to whoever names another one, or asks where there are none', async t => {
+  const folder = t.testdir({})
+  await t.rejects(BackupStore.open(openBackupTarget(folder, {}), undefined), { code: 'NOT_FOUND', message: /^there are no backups on / }) // prettier-ignore
+  const world = new World()
+  world.put('a')
+  await world.create(world.backups(folder))
+  const { backups } = await world.backups(folder).list()
+  const message = new RegExp(`^there is no backup '../x' on .*, but ${backups[0]!.id}$`)
+  await t.rejects(world.verify(world.backups(folder), { backup: '../x' }), { code: 'NOT_FOUND', message })
+})
+
+t.test('a target that does not answer is named in time', async t => {
+  const server = await BucketServer.start(t)
+  const world = new World()
+  world.put('a')
+  const backups = world.backups(server.url(), server.keys, 100)
+  await world.create(backups)
+  server.fault = () => ({ slowMs: 3_000 })
+  await t.rejects(backups.list(), {
+    code: 'NODE_UNREACHABLE',
+    message: /^backup target s3:\/\/.* does not answer within/,
+  })
+  server.fault = () => undefined
 })

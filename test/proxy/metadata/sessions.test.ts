@@ -1,11 +1,13 @@
 /** Connections to PostgreSQL: opened again, given up in time, and what their errors may say. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { inspect } from 'node:util'
+import pg from 'pg'
 import { pino } from 'pino'
 import t from 'tap'
 import { Database } from '../../../proxy/metadata/database.ts'
 import { Pool } from '../../../proxy/metadata/pool.ts'
 import { Session } from '../../../proxy/metadata/session.ts'
+import { translateError } from '../../../proxy/metadata/sql-errors.ts'
 import { type Queryable, statement } from '../../../proxy/metadata/statement.ts'
 import { parseServers } from '../../../proxy/postgres-servers.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
@@ -97,4 +99,18 @@ t.test('a transaction that was left waiting until the server gave it up is done 
   }
   await t.rejects(database.transaction(closes), { code: 'METADATA_UNAVAILABLE' })
   t.ok(closed <= 2, 'not again and again')
+})
+
+t.test('a login that PostgreSQL refuses says whose it is, and which setting to look at', async t => {
+  const wrong = url.replace('//holdfast@', '//nosuch:s3cret@')
+  const events = { answered: () => {}, lost: () => {} }
+  const opening = Session.open(parseServers(wrong), { timeoutMs: 10_000, pipeline: false }, events)
+  const message = /^PostgreSQL refuses the login \(role "nosuch" does not exist\): .* HOLDFAST_POSTGRES_URL$/
+  await t.rejects(opening, { code: 'CONFIG_INVALID', message })
+  const error = await opening.catch((error: unknown) => error)
+  t.notMatch(inspect(error, { depth: 9 }), /s3cret/)
+  const refused = Object.assign(new pg.DatabaseError('password authentication failed for user "ann"', 9, 'error'), {
+    code: '28P01',
+  })
+  t.match(translateError(refused, 'connect'), { code: 'CONFIG_INVALID', message: /user "ann"\): look at/ })
 })
