@@ -19,7 +19,7 @@ const connectTimeoutMs = 1_000
 const requestTimeoutMs = 5_000
 /** Of the connections for short requests: head, and pause within the body. */
 const poolTimeoutMs = 10_000
-/** How often it is looked whether the node of a long request is still there. */
+/** How often it is looked whether the node of a long command or question is still there. */
 const lookMs = 250
 
 export interface RequestOptions {
@@ -31,6 +31,8 @@ export interface RequestOptions {
   readonly requestId?: string | undefined
   /** No client waits for it; of `transfer`. */
   readonly background?: 'usual' | 'urgent' | undefined
+  /** With more than 10 s of patience: given up when the node is known to be down. What a client waits for is not, the node may be busy. */
+  readonly unlessDown?: boolean
   /** Repeat once when a kept connection broke before any byte of the answer; GETs always are. */
   readonly repeatable?: boolean
   /** What becomes of it says nothing about the node's health: work in the background that is in no hurry. */
@@ -184,8 +186,8 @@ export class NodeClient {
 
   /**
    * One request with a JSON answer. A Buffer goes out as it is, anything else as JSON. Rejects with the code of the node's
-   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense; for a long request also a node that is down by
-   * now), or with the signal's reason. Tells health.
+   * WireError, with NODE_UNREACHABLE (no connection, reset, timeout, nonsense; for a long command of the primary, and with
+   * `unlessDown`, also a node that is down by now), or with the signal's reason. Tells health.
    * The caller vouches for the answer's type: the wire is ours and versioned.
    */
   async requestJson<Answer>(
@@ -265,7 +267,7 @@ export class NodeClient {
     const timer = new PatientTimer()
     timer.set(timeoutMs, () => abort.abort(new Timeout()))
     // A network that swallowed the request never answers it, also when it is back: its minutes would be lost to everything behind it.
-    const isLong = timeoutMs > poolTimeoutMs
+    const isLong = (options.fence !== undefined || options.unlessDown === true) && timeoutMs > poolTimeoutMs
     const look = isLong ? setInterval(() => this.#leaveIfDown(abort), lookMs) : undefined
     try {
       return await this.#send(pool, method, path, body, options, abort.signal)

@@ -160,7 +160,7 @@ export class MoveCalls {
   ): Promise<ReferenceListing> {
     const query = new URLSearchParams({ limit: String(limit), ...(after === undefined ? {} : { after }) })
     const path = `${wirePath.references(shard, partition)}?${query.toString()}`
-    const options = { signal: this.#signal, timeoutMs: readTimeoutMs }
+    const options = { signal: this.#signal, timeoutMs: readTimeoutMs, unlessDown: true }
     return this.#step([shard], () => this.#deps.clients.ofShard(shard).requestJson('GET', path, undefined, options))
   }
 
@@ -205,7 +205,7 @@ export class MoveCalls {
       limit: first.limit,
     }
     const { lists } = await this.#orNothing(
-      () => clients.ofShard(shard).requestJson<EntriesAnswer>('POST', wirePath.entriesOf(shard), request, { signal: this.#signal, timeoutMs: readTimeoutMs, repeatable: true }),
+      () => clients.ofShard(shard).requestJson<EntriesAnswer>('POST', wirePath.entriesOf(shard), request, { signal: this.#signal, timeoutMs: readTimeoutMs, repeatable: true, unlessDown: true }),
       { lists: [] },
     ) // prettier-ignore
     return Promise.all(pages.map(async (page, index) => lists[index] ?? one(page)))
@@ -217,7 +217,7 @@ export class MoveCalls {
     names: readonly ReferenceName[],
   ): Promise<readonly (ReferenceAnswer | HoldfastError)[]> {
     const client = this.#deps.clients.ofShard(shard)
-    const options = { signal: this.#signal, timeoutMs: readTimeoutMs, background: 'usual' } as const
+    const options = { signal: this.#signal, timeoutMs: readTimeoutMs, unlessDown: true, background: 'usual' } as const
     const one = ({ partition, key }: ReferenceName): Promise<ReferenceAnswer | HoldfastError> => {
       const path = `${wirePath.references(shard, partition)}?key=${encodeURIComponent(key)}`
       return client.requestJson<ReferenceAnswer>('GET', path, undefined, options).catch((error: unknown) => {

@@ -51,7 +51,7 @@ export async function summariesOf(
   const path = `${wirePath.summaries(shard)}?from=${from}&count=${count}`
   const { partitions } = await clients
     .ofShard(shard)
-    .requestJson<SummaryAnswer>('GET', path, undefined, { signal, timeoutMs })
+    .requestJson<SummaryAnswer>('GET', path, undefined, { signal, timeoutMs, unlessDown: true })
   return new Map(partitions.map(one => [one.partition, one]))
 }
 
@@ -73,7 +73,9 @@ export function entriesPage(
 ): Promise<EntryListing> {
   const query = new URLSearchParams({ of, limit: String(limit), ...(after === undefined ? {} : { after }) })
   const path = `${wirePath.entries(shard, partition)}?${query.toString()}`
-  return clients.ofShard(shard).requestJson<EntryListing>('GET', path, undefined, { signal, timeoutMs })
+  return clients
+    .ofShard(shard)
+    .requestJson<EntryListing>('GET', path, undefined, { signal, timeoutMs, unlessDown: true })
 }
 
 export async function entriesOf(
@@ -142,7 +144,12 @@ export async function versionsOf(
     const request: VersionsRequest = { shard, references: references.slice(at, at + versionsMax) }
     const answer = await clients
       .ofShard(shard)
-      .requestJson<VersionsAnswer>('POST', wirePath.versions, request, { signal, timeoutMs, repeatable: true })
+      .requestJson<VersionsAnswer>('POST', wirePath.versions, request, {
+        signal,
+        timeoutMs,
+        repeatable: true,
+        unlessDown: true,
+      })
     found.push(...answer.versions)
   }
   return found
@@ -161,7 +168,7 @@ export async function touchAll(
       .slice(at, at + touchMax)
       .map(({ partition, digest, generation }) => ({ shard, partition, digest, generation }))
     const request: TouchRequest = { items }
-    const options = { signal, timeoutMs, repeatable: true, background: 'usual' } as const
+    const options = { signal, timeoutMs, repeatable: true, unlessDown: true, background: 'usual' } as const
     const answer = await clients.ofShard(shard).requestJson<TouchAnswer>('POST', wirePath.touch, request, options)
     found.push(...answer.results)
   }

@@ -240,7 +240,7 @@ t.test('a long command, or a long question, to a node that goes down is given up
   const [target] = cluster.context.plan('blob', 3, 1).targets.filter(one => one.node === node)
   const { client } = cluster.context.uplink(target!)
   const command = client.requestJson('POST', '/v1/transfer', {}, { fence: 'primary:1', timeoutMs: 25_000 })
-  const question = client.requestJson('GET', '/v1/summaries/x', undefined, { timeoutMs: 25_000 })
+  const question = client.requestJson('GET', '/v1/summaries/x', undefined, { timeoutMs: 25_000, unlessDown: true })
   let isOver = false
   const down = { code: 'NODE_UNREACHABLE', data: { reason: 'NODE_DOWN' } }
   const ended = Promise.all([t.rejects(command, down), t.rejects(question, down)]).finally(() => (isOver = true))
