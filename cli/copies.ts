@@ -83,9 +83,8 @@ export function dispersion(source: ConfigSource, write?: Writer): Promise<number
         throw new HoldfastError('CONFIG_INVALID', `what does '${words.join(' ')}' mean? Try: ${dispersionUsage.trim()}`)
       }
       const found = await dispersionOf(client, config.full)
-      const perfect = found.byCopies[found.replicas] ?? 0
       print(dispersionText(found, config.full), found)
-      return perfect === found.blobs && found.spread === found.blobs ? 0 : 1
+      return found.whole === found.blobs && found.spread === found.blobs ? 0 : 1
     },
     write,
   )
@@ -114,11 +113,13 @@ function addUp(a: DispersionReport, b: DispersionReport): DispersionReport {
     byZones: sum(a.byZones, b.byZones),
     unknown: a.unknown + b.unknown,
     spread: a.spread + b.spread,
+    whole: a.whole + b.whole,
+    unsettled: Math.max(a.unsettled, b.unsettled),
   }
 }
 
 function dispersionText(
-  { replicas, blobs, byCopies, byZones, unknown, spread }: DispersionReport,
+  { replicas, blobs, byCopies, byZones, unknown, spread, unsettled }: DispersionReport,
   full: boolean,
 ): string {
   // prettier-ignore
@@ -126,6 +127,7 @@ function dispersionText(
   const rows = byCopies.map((count, copies) => [String(copies), String(count), share(count), String(byZones[copies] ?? 0)]) // prettier-ignore
   return [
     `${full ? 'all' : 'a sample of'} ${blobs} blobs, ${replicas} copies wanted`,
+    ...changeText(unsettled),
     '',
     textTable(['COPIES OR ZONES', 'BLOBS WITH SO MANY COPIES', 'SHARE', 'BLOBS IN SO MANY ZONES'], rows),
     '',
@@ -133,6 +135,12 @@ function dispersionText(
     ...(unknown === 0 ? [] : [`! of ${unknown} blobs an owner could not be asked`]),
   ].join('\n')
 }
+
+/** What is not settled may have its copies where it comes from as well as where it goes. */
+const changeText = (unsettled: number): readonly string[] =>
+  unsettled === 0
+    ? []
+    : [`a change of topology is under way, ${unsettled} partitions are not settled: there the copies of old owners count as well`] // prettier-ignore
 
 export const fsckOptions = {
   repair: { kind: 'bool', default: false, doc: 'Queue what can be repaired.' },
@@ -148,6 +156,8 @@ interface Found {
   paths: number
   blobs: number
   queued: number
+  /** While it was checked, at most. */
+  unsettled: number
   readonly unreachable: Set<string>
   readonly problems: Map<string, Problem>
 }
@@ -158,7 +168,7 @@ export function fsck(source: ConfigSource, write?: Writer): Promise<number> {
     fsckOptions,
     source,
     async ({ client, config, print }) => {
-      const found: Found = { paths: 0, blobs: 0, queued: 0, unreachable: new Set(), problems: new Map() }
+      const found: Found = { paths: 0, blobs: 0, queued: 0, unsettled: 0, unreachable: new Set(), problems: new Map() }
       for (let mark: string | undefined = ''; mark !== undefined;) {
         const page: FsckReport = await fsckPage(client, mark, config.repair)
         collect(found, page, config.names)
@@ -182,6 +192,7 @@ function collect(found: Found, page: FsckReport, namesMax: number): void {
   found.paths += page.paths
   found.blobs += page.blobs
   found.queued += page.queued
+  found.unsettled = Math.max(found.unsettled, page.unsettled)
   for (const shard of page.unreachable) found.unreachable.add(shard)
   for (const { problem, partition, name, shards } of page.findings) {
     const known = found.problems.get(problem) ?? { count: 0, partitions: new Set(), names: [] }
@@ -205,8 +216,8 @@ function fsckDocument({ unreachable, problems, ...counts }: Found): Record<strin
   }
 }
 
-function fsckText({ paths, blobs, queued, unreachable, problems }: Found): string {
-  const lines = [`${paths} paths and ${blobs} copies on shards checked`]
+function fsckText({ paths, blobs, queued, unsettled, unreachable, problems }: Found): string {
+  const lines = [`${paths} paths and ${blobs} copies on shards checked`, ...changeText(unsettled)]
   for (const [problem, { count, partitions, names }] of problems) {
     lines.push('', `! ${problem}: ${count}, in ${partitions.size} partitions`)
     for (const { name, partition, shards } of names) {

@@ -5,7 +5,7 @@ import { HoldfastError } from '../shared/errors.ts'
 import { runWordCommand, type Writer } from './client.ts'
 import { humanBytes, textTable } from './text-table.ts'
 
-export const scrubUsage = `holdfast scrub status   (exit code 1 if copies are lost or a shard does not answer)
+export const scrubUsage = `holdfast scrub status   (exit code 1 if copies are lost, or a shard has failed or does not answer)
 holdfast scrub start    (a pass now, or on with the one that was paused)
 holdfast scrub pause    (until 'scrub start', also across restarts)
 `
@@ -30,17 +30,19 @@ export function scrub(source: ConfigSource, write?: Writer): Promise<number> {
         const query = new URLSearchParams(target).toString()
         const { shards } = (await client.call('GET', `/scrub?${query}`)) as { shards: readonly ShardScrub[] }
         print(scrubText(shards), { shards })
-        return shards.every(({ state, losses }) => state !== 'unknown' && losses === 0) ? 0 : 1
+        return shards.every(one => answers(one) && one.losses === 0) ? 0 : 1
       }
       if (verb !== 'start' && verb !== 'pause') throw unknown([verb])
       const answer = await client.call('POST', '/scrub', { action: verb, ...target })
       const { shards } = answer as { shards: readonly ShardScrub[] }
       print(scrubText(shards), { shards })
-      return shards.every(({ state }) => state !== 'unknown') ? 0 : 1
+      return shards.every(answers) ? 0 : 1
     },
     write,
   )
 }
+
+const answers = ({ state }: ShardScrub): boolean => state !== 'unknown' && state !== 'failed'
 
 const unknown = (words: readonly string[]): HoldfastError =>
   new HoldfastError('CONFIG_INVALID', `what does 'scrub ${words.join(' ')}' mean? Try:\n${scrubUsage}`)

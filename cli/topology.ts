@@ -1,9 +1,9 @@
 /** `holdfast topology …`, `holdfast shard …`, `holdfast node …`: who owns what, and changes of that while the cluster serves. */
 import type { JobRun } from '../proxy/metadata/job-types.ts'
 import type { PlanView, TopologyView, WantedChange } from '../proxy/topology/topology-control.ts'
-import { replicasMax, weightMax } from '../shared/cluster-map.ts'
+import { givenWeightMax, givenWeightMin, isGivenWeight, replicasMax } from '../shared/cluster-map.ts'
 import type { ConfigSource, Options } from '../shared/config.ts'
-import { HoldfastError } from '../shared/errors.ts'
+import { HoldfastError, isHoldfastError } from '../shared/errors.ts'
 import { runWordCommand, type ClientCommand, type Writer } from './client.ts'
 import { awaitRun, progressText, runText, shortTime } from './task.ts'
 import { humanBytes, textTable } from './text-table.ts'
@@ -13,22 +13,22 @@ holdfast topology plan <change>...    (what would move; changes nothing)
 holdfast topology apply <change>...   (one at a time; several changes in one go move less)
 holdfast topology plan | apply --replicas <number>   (copies of everything; with other changes or alone)
 holdfast topology plan | apply --by-bytes   (where counts are even and bytes are not: swaps within a zone, 5 % of all bytes at most)
-holdfast topology pause | resume | abort   (abort, when it is paused: unsettled partitions go back to their old owners, a number of copies to the old one)
+holdfast topology pause | resume | abort   (abort, when it is paused: unsettled partitions go back to their old owners, a number of copies to the old one; weights stay)
 holdfast shard add <shard> [--weight <number>]   (a folder its node was given with --shard)
 holdfast shard drain | remove | out | in <shard>
 holdfast shard reweight <shard> --weight <number>
 holdfast node add <http://host:port>
 holdfast node drain | remove | out | in <node>   (out: away for some time; in: it is back)
-holdfast node replace <node> <http://host:port>   (adds the new one and drains the old one, dead or alive; with --wait removes it too)
+holdfast node replace <node> <http://host:port>   (adds the new one and drains the old one, dead or alive; with --wait removes it too, a dead one only with --force)
 A <change> is one of the last six in quotes, with the weight as its last word: 'shard add a-3 2'
 `
 
 export const topologyOptions = {
-  weight: { kind: 'string', pattern: [/^\d{1,10}(\.\d{1,3})?$/, `must be a number from 0 to ${weightMax}, with up to three decimals`], doc: 'Share of the shard, relative to the others.' }, // prettier-ignore
+  weight: { kind: 'string', doc: `Share of the shard, relative to the others: ${givenWeightMin} to ${givenWeightMax}.` }, // prettier-ignore
   replicas: {
     kind: 'string',
-    pattern: [/^\d{1,2}$/, `must be a number from 1 to ${replicasMax}`],
-    doc: 'Copies of everything from now on.',
+    pattern: [/^([1-9]|1[0-6])$/, `must be 1 to ${replicasMax}`],
+    doc: `Copies of everything from now on, 1 to ${replicasMax}.`,
   },
   byBytes: { kind: 'bool', default: false, doc: 'Look at bytes; with plan and apply: swap partitions to spread them better.' }, // prettier-ignore
   plan: { kind: 'bool', default: false, doc: 'Only say what would move.' },
@@ -106,14 +106,17 @@ export function changesOf(words: readonly string[], weightText: string | undefin
 
 function changeOf(words: readonly string[], weightText: string | undefined): WantedChange {
   const [kind, verb, name, ...more] = words
-  const weight = weightText === undefined ? undefined : Number(weightText)
   const takesWeight = kind === 'shard' && (verb === 'add' || verb === 'reweight')
-  if (name === undefined || more.length > 0 || Number.isNaN(weight) || (weight !== undefined && !takesWeight)) {
-    throw unknown(words.join(' '))
-  }
+  if (name === undefined)
+    throw verb !== undefined && isVerb(kind, verb) ? unnamed(kind, verb) : unknown(words.join(' '))
+  if (more.length > 0 || (weightText !== undefined && !takesWeight)) throw unknown(words.join(' '))
+  const weight = weightText === undefined ? undefined : weightOf(weightText, name)
   if (kind === 'shard') {
     if (verb === 'add') return { op: 'add-shard', shard: name, ...(weight === undefined ? {} : { weight }) }
-    if (verb === 'reweight' && weight !== undefined) return { op: 'reweight-shard', shard: name, weight }
+    if (verb === 'reweight') {
+      if (weight === undefined) throw wrong(`which weight? Try: holdfast shard reweight ${name} --weight <number>`)
+      return { op: 'reweight-shard', shard: name, weight }
+    }
     if (verb === 'drain') return { op: 'drain-shard', shard: name }
     if (verb === 'remove') return { op: 'remove-shard', shard: name }
     if (verb === 'out' || verb === 'in') return { op: `${verb}-shard`, shard: name }
@@ -127,13 +130,33 @@ function changeOf(words: readonly string[], weightText: string | undefined): Wan
   throw unknown(words.join(' '))
 }
 
-function urlOf(text: string): string {
-  if (/^https?:\/\/[^/?#@\s]{1,255}$/.test(text)) return text
-  throw new HoldfastError('CONFIG_INVALID', `the address of a storage node is http://host:port, not '${text}'`)
+const verbs = ['add', 'drain', 'remove', 'out', 'in']
+
+function isVerb(kind: string | undefined, verb: string): kind is 'shard' | 'node' {
+  return (kind === 'shard' && [...verbs, 'reweight'].includes(verb)) || (kind === 'node' && verbs.includes(verb))
 }
 
-const unknown = (words: string): HoldfastError =>
-  new HoldfastError('CONFIG_INVALID', `what does '${words}' mean? Try:\n${topologyUsage}`)
+function unnamed(kind: 'shard' | 'node', verb: string): HoldfastError {
+  const name = kind === 'node' && verb === 'add' ? '<http://host:port>' : `<${kind}>`
+  const weight = verb === 'reweight' ? ' --weight <number>' : ''
+  return wrong(`which ${kind}? Try: holdfast ${kind} ${verb} ${name}${weight}`)
+}
+
+function weightOf(text: string, shard: string): number {
+  const weight = /^\d{1,10}(\.\d{1,3})?$/.test(text) ? Number(text) : NaN
+  if (weight === 0) throw wrong(`weight 0 would drain shard ${shard}: if that is meant, use 'shard drain ${shard}'`)
+  if (isGivenWeight(weight)) return weight
+  throw wrong(`a weight must be ${givenWeightMin} to ${givenWeightMax}, with three decimals at most, not '${text}'`)
+}
+
+function urlOf(text: string): string {
+  if (/^https?:\/\/[^/?#@\s]{1,255}$/.test(text)) return text
+  throw wrong(`the address of a storage node is http://host:port, not '${text}'`)
+}
+
+const wrong = (text: string): HoldfastError => new HoldfastError('CONFIG_INVALID', text)
+
+const unknown = (words: string): HoldfastError => wrong(`what does '${words}' mean? Try:\n${topologyUsage}`)
 
 async function show({ client, config, print }: Command): Promise<number> {
   const view = (await client.call('GET', `/topology${config.byBytes ? '?bytes=true' : ''}`)) as TopologyView
@@ -159,7 +182,13 @@ async function replaceNode(command: Command, changes: readonly WantedChange[]): 
   const drained = changes.flatMap(change => (change.op === 'drain-node' ? [change.node] : []))
   const runs = [await awaitChanges(command, changes)]
   if (runs[0]?.state === 'succeeded') {
-    runs.push(await awaitChanges(command, drained.map(node => ({ op: 'remove-node', node })))) // prettier-ignore
+    try {
+      runs.push(await awaitChanges(command, drained.map(node => ({ op: 'remove-node', node })))) // prettier-ignore
+    } catch (error) {
+      if (!isHoldfastError(error, 'TOPOLOGY_INVALID')) throw error
+      const text = `everything is copied, and only the removal of node ${drained.join()} is left to do: 'holdfast node remove ${drained.join()} --force' if it is gone for good; it was refused because ${error.message}`
+      throw new HoldfastError(error.code, text, {}, { cause: error })
+    }
   }
   command.print(runs.map(runText).join('\n'), runs)
   return runs.every(({ state }) => state === 'succeeded') ? 0 : 1
@@ -171,20 +200,28 @@ async function awaitChanges({ client, config }: Command, changes: readonly Wante
   return awaitRun(client, '/tasks/rebalance', id)
 }
 
+/** Of an abort: which weights it leaves. */
+type SteeredRun = JobRun & { readonly warnings?: readonly string[] }
+
 async function steer(command: Command, verb: 'pause' | 'resume' | 'abort'): Promise<number> {
-  const run = (await command.client.call('POST', `/topology/${verb}`, rateOf(command.config))) as JobRun
-  if (verb !== 'pause') return begun(command, run)
+  const run = (await command.client.call('POST', `/topology/${verb}`, rateOf(command.config))) as SteeredRun
+  if (verb !== 'pause') return begun(command, run, run.warnings)
   command.print('it stops after the step in hand; reads and writes go on, `topology resume` goes on copying', run)
   return 0
 }
 
-async function begun({ client, config, print }: Command, run: JobRun): Promise<number> {
+async function begun(
+  { client, config, print }: Command,
+  run: JobRun,
+  warnings: readonly string[] = [],
+): Promise<number> {
+  const warned = warnings.map(warning => `\n! ${warning}`).join('')
   if (!config.wait) {
-    print(`run ${run.id} of ${run.job} is queued: see 'topology show'`, run)
+    print(`run ${run.id} of ${run.job} is queued: see 'topology show'${warned}`, run)
     return 0
   }
   const ended = await awaitRun(client, '/tasks/rebalance', run.id)
-  print(runText(ended), ended)
+  print(runText(ended) + warned, warnings.length === 0 ? ended : { ...ended, warnings })
   return ended.state === 'succeeded' ? 0 : 1
 }
 
@@ -201,7 +238,8 @@ const optionsOf = (config: Command['config']): { bytesPerSecond?: number; byByte
   ...(config.byBytes ? { byBytes: true } : {}),
 })
 
-function topologyText({ epoch, replicas, copies, change, run, shards, spread, unassigned }: TopologyView): string {
+function topologyText(view: TopologyView): string {
+  const { epoch, replicas, copies, change, run, shards, spread, warnings = [], unassigned } = view
   const rows = shards.map(one => [
     one.zone,
     one.node,
@@ -218,14 +256,21 @@ function topologyText({ epoch, replicas, copies, change, run, shards, spread, un
     `epoch ${epoch}, ${copies} of ${replicas} copies`,
     ...(run === undefined ? ['! PostgreSQL is away: this is what is known without it, and a change waits for it'] : []), // prettier-ignore
     change === null
-      ? `all partitions are settled${run ? ', the last old copies go' : ''}`
+      ? `all partitions are settled${run ? afterText(run) : ''}`
       : `change of epoch ${change.since}: ${change.state}, ${change.unsettled} partitions left${progress}`,
     '',
     textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', ...(spread === undefined ? [] : ['BYTES']), 'LEAVING', 'STATE'], rows), // prettier-ignore
     ...(spread?.zones ?? []).map(one => `zone ${one.zone}: ${humanBytes(one.bytes)}, fullest shard ${one.shard ?? 'none'} has ${one.max.toFixed(3)} of its share`), // prettier-ignore
     ...(spread === undefined || spread.unknownPartitions === 0 ? [] : [`! of ${spread.unknownPartitions} partitions no owner says how many bytes they have: they are not counted`]), // prettier-ignore
+    ...warnings.map(warning => `! ${warning}`),
     ...unassigned.map(one => `! shard ${one.shard} of node ${one.node} is in no cluster map: 'shard add ${one.shard}'`),
   ].join('\n')
+}
+
+/** A run has said nothing of its progress before it has begun its change; after that it is there for old copies. */
+function afterText(run: JobRun): string {
+  if (run.state !== 'queued' && run.progress !== null) return ', the last old copies go'
+  return `, and a change is about to begin: run ${run.id} is ${run.state}`
 }
 
 function planText(plan: PlanView): string {
@@ -253,6 +298,7 @@ function planText(plan: PlanView): string {
     '',
     textTable(['ZONE', 'NODE', 'SHARD', 'WEIGHT', 'PARTITIONS', 'MOVES'], rows),
     ...problems.map(problem => `! ${problem}`),
+    ...(problems.length === 0 ? [] : ['! this is refused; --force does it nevertheless']),
   ].join('\n')
 }
 

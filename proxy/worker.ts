@@ -332,9 +332,9 @@ async function build(
     }),
     collection: metadata.collection,
     collectionAges: tasks.collectionAges,
-    scrubs: new ScrubControl({ view, clients }),
+    scrubs: new ScrubControl({ view, health, clients }),
     repairs: {
-      progress: () => repairProgress({ metadata, coordinator }),
+      progress: () => repairProgress({ metadata, coordinator, view, health }),
       runNow: () => metadata.repairQueue.runNow(),
     },
     inspection: inspectionOf({

@@ -102,6 +102,9 @@ export const replicasMax = 16
 /** A table entry is 16 bits. */
 export const shardCountMax = 65_535
 export const weightMax = 1e9
+/** What people may give a shard; 0 is what a drained one has in the map. Storage nodes take whole numbers of these. */
+export const givenWeightMin = 0.001
+export const givenWeightMax = 1_000_000
 /** About 20 times the map of 10,000 shards; what is longer is no map, and is not parsed. */
 const mapCharactersMax = 32 * 1024 * 1024
 
@@ -178,6 +181,10 @@ export function topologyProblems(map: Pick<ClusterMap, 'clusterId' | 'replicas' 
   if (!map.shards.some(shard => shard.weight > 0)) problems.push('no shard has a weight above 0')
   return problems
 }
+
+/** May somebody give it to a shard? */
+export const isGivenWeight = (weight: number): boolean =>
+  weight >= givenWeightMin && weight <= givenWeightMax && isWeight(weight)
 
 /** Three decimals, so that each weight has one spelling in JSON and no two texts carry the same map. */
 const isWeight = (weight: number): boolean =>

@@ -9,9 +9,16 @@ const progress = Type.Object({
   bytes: Type.Integer({ description: 'Of all missing copies, estimated' }),
   due: Type.Integer({ description: 'Tried as soon as there is time' }),
   failing: Type.Integer({ description: 'Tried, and to be tried again later' }),
+  waiting: Type.Integer({
+    description: 'Lack a copy on a shard that is away or failed; counted neither as due nor as failing',
+  }),
   oldestAgeMs: nullable(Type.Integer()),
   shards: Type.Array(Type.Object({ shard: Type.String(), copies: Type.Integer() }), {
     description: 'Shards that lack most; fifty at most',
+  }),
+  away: Type.Array(Type.Object({ shard: Type.String(), state: Type.String(), partitions: Type.Integer() }), {
+    description:
+      'Owners that are down or failed: of what they held before nothing is counted, until they are back, or out',
   }),
   entriesPerSec: Type.Number({ description: 'Repaired by the primary, over the last minute' }),
   bytesPerSec: Type.Number({ description: 'The same, bytes of blobs' }),
@@ -20,7 +27,9 @@ const progress = Type.Object({
   lost: Type.Array(Type.Object({ digest: Type.String(), names: Type.Array(Type.String()) }), {
     description: 'The first ten of these, and what names them',
   }),
-  remainingMs: nullable(Type.Integer({ description: 'At these rates; null: nothing was done, or nothing waits' })),
+  remainingMs: nullable(
+    Type.Integer({ description: 'At these rates; null: nothing was done, or what is left waits for shards' }),
+  ),
 })
 const hurried = Type.Object({ hurried: Type.Integer({ description: 'Repairs that waited for another attempt' }) })
 
@@ -35,7 +44,7 @@ export function addRepairRoutes(app: Api, { repairs }: ApiDeps): void {
     async () => {
       const found = await repairs.progress()
       const lost = found.lost.map(({ digest, names }) => ({ digest, names: [...names] }))
-      return { ...found, shards: [...found.shards], lost }
+      return { ...found, shards: [...found.shards], away: [...found.away], lost }
     },
   )
   app.post(

@@ -261,6 +261,10 @@ export const dispersionQuery = Type.Object(
   { after: Type.Optional(Type.String({ description: "'' begins with all blobs, `next` goes on; without: a sample" })) },
   closed,
 )
+const unsettled = Type.Integer({
+  description:
+    'Partitions that are not settled, while a change of topology is under way; there the copies of old owners count as well',
+})
 export const dispersionReport = Type.Object({
   replicas: Type.Integer(),
   blobs: Type.Integer(),
@@ -268,6 +272,10 @@ export const dispersionReport = Type.Object({
   byZones: Type.Array(Type.Integer(), { description: 'Blobs with copies in 0, 1, … zones' }),
   unknown: Type.Integer({ description: 'Blobs of which an owner could not be asked' }),
   spread: Type.Integer({ description: 'Blobs with copies in as many zones as there can be' }),
+  whole: Type.Integer({
+    description: 'Blobs with all their copies; while owners change, old and new ones count together',
+  }),
+  unsettled,
   next: Type.Optional(Type.String()),
 })
 export type DispersionReport = Static<typeof dispersionReport>
@@ -292,6 +300,7 @@ export const fsckPage = Type.Object({
   ),
   unreachable: Type.Array(Type.String()),
   queued: Type.Integer({ description: 'Repairs that were queued' }),
+  unsettled,
   next: Type.Optional(Type.String()),
 })
 export type FsckReport = Static<typeof fsckPage>

@@ -20,7 +20,7 @@ const report = Type.Object({
     Type.Object({
       node: Type.String(),
       shard: Type.String(),
-      state: Type.String({ description: 'running, paused, waiting (for its next turn), unknown' }),
+      state: Type.String({ description: 'running, paused, waiting (for its next turn), failed, unknown' }),
       reason: Type.Optional(Type.String()),
       pass: Type.Optional(
         Type.Object({

@@ -26,6 +26,7 @@ export const runView = Type.Object({
       total: Type.Optional(Type.Number()),
       unit: Type.String(),
       note: Type.Optional(Type.String()),
+      waits: Type.Optional(Type.Boolean({ description: 'All that is left waits for something else than time' })),
       rate: Type.Optional(Type.Number({ description: 'Units a second, lately' })),
     }),
   ),

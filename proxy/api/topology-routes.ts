@@ -1,12 +1,13 @@
 import { Type } from 'typebox'
-import { replicasMax } from '../../shared/cluster-map.ts'
+import { givenWeightMax, givenWeightMin, replicasMax } from '../../shared/cluster-map.ts'
 import type { Api } from './build-api.ts'
 import { errorAnswer, nullable } from './schemas.ts'
 import type { ApiDeps } from './types.ts'
 
 const closed = { additionalProperties: false } as const
 const id = Type.String({ pattern: '^[a-z0-9][a-z0-9.-]{0,62}$' })
-const weight = Type.Number({ minimum: 0, maximum: 1e9 })
+// What is out of range is refused in words (TopologyControl); a union of schemas could only say that none of them fits.
+const weight = Type.Number({ description: `${givenWeightMin} to ${givenWeightMax}, with three decimals at most` })
 const url = Type.String({ pattern: '^https?://[^/?#@\\s]{1,255}$' })
 const nodeVerb = [Type.Literal('drain-node'), Type.Literal('remove-node'), Type.Literal('out-node'), Type.Literal('in-node')] as const // prettier-ignore
 const shardVerb = [Type.Literal('drain-shard'), Type.Literal('remove-shard'), Type.Literal('out-shard'), Type.Literal('in-shard')] as const // prettier-ignore
@@ -16,7 +17,7 @@ const wantedChange = Type.Union([
   Type.Object({ op: Type.Literal('add-shard'), shard: id, weight: Type.Optional(weight) }, closed),
   Type.Object({ op: Type.Literal('reweight-shard'), shard: id, weight }, closed),
   Type.Object({ op: Type.Union([...shardVerb]), shard: id }, closed),
-  Type.Object({ op: Type.Literal('replicas'), replicas: Type.Integer({ minimum: 1, maximum: replicasMax }) }, closed),
+  Type.Object({ op: Type.Literal('replicas'), replicas: Type.Integer({ description: `1 to ${replicasMax}` }) }, closed),
 ])
 const changes = Type.Array(wantedChange, { maxItems: 64 })
 const bytesPerSecond = Type.Optional(
@@ -116,7 +117,7 @@ const topologyView = Type.Object({
       weight: Type.Number(),
       partitions: Type.Integer(),
       leaving: Type.Integer({ description: 'Partitions it has not handed over yet' }),
-      state: Type.String({ description: 'Of its node: up, suspect, down, draining; out: of the shard' }),
+      state: Type.String({ description: 'Of its node: up, suspect, down, draining; out, failed: of the shard' }),
       since: Type.Optional(Type.Number({ description: 'Since when it is away or out; ms since 1970' })),
       bytes: Type.Optional(Type.Integer({ description: 'Of the partitions it owns, with ?bytes=true' })),
     }),
@@ -137,6 +138,9 @@ const topologyView = Type.Object({
       { description: 'How evenly bytes follow the weights, with ?bytes=true' },
     ),
   ),
+  warnings: Type.Array(Type.String(), {
+    description: 'Weights that an aborted change has left, and the next change goes by',
+  }),
   unassigned: Type.Array(Type.Object({ shard: Type.String(), node: Type.String(), weight: Type.Number() }), {
     description: 'Shards that nodes have and the cluster map has not',
   }),
@@ -201,7 +205,7 @@ export function addTopologyRoutes(app: Api, { topology }: ApiDeps): void {
   } as const
   for (const [verb, summary] of Object.entries({
     ...verbs,
-    abort: 'Give back what is not settled to its old owners, and everything its old number of copies',
+    abort: 'Give back what is not settled to its old owners, and everything its old number of copies; weights stay',
   })) {
     app.post(
       `/topology/${verb}`,

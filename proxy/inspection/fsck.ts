@@ -8,7 +8,7 @@ import { parseDigest, type ShardId } from '../../shared/ids.ts'
 import { parsePartition, partitionCount, partitionName, partitionOf } from '../../shared/partition.ts'
 import type { InspectedArtifact, RepairEntry } from '../metadata/types.ts'
 import { entriesPage, summariesOf } from '../tasks/shard-contents.ts'
-import { countCopies, countReferences } from './census.ts'
+import { type Census, countCopies, countReferences } from './census.ts'
 import type { InspectionDeps } from './types.ts'
 
 const pathsPerPage = 500
@@ -46,6 +46,8 @@ export interface FsckPage {
   readonly unreachable: string[]
   /** Repairs that were queued. */
   readonly queued: number
+  /** Partitions that are not settled, while a change of topology is under way: there the copies of old owners count as well. */
+  readonly unsettled: number
   readonly next?: string
 }
 
@@ -53,6 +55,13 @@ type NewRepair = Omit<RepairEntry, 'id' | 'attempts'>
 
 /** Rejects with BAD_REQUEST for a mark that is none, METADATA_UNAVAILABLE. */
 export async function fsckPage(deps: InspectionDeps, mark: string, repair: boolean): Promise<FsckPage> {
+  const unsettled = deps.view.current().unsettled().length
+  return { ...(await checkPage(deps, mark, repair)), unsettled }
+}
+
+type Page = Omit<FsckPage, 'unsettled'>
+
+async function checkPage(deps: InspectionDeps, mark: string, repair: boolean): Promise<Page> {
   const path = /^r\/(\d{1,10})\/(.*)$/s.exec(mark)
   if (mark === '' || path !== null) {
     return checkPaths(deps, { repositoryId: Number(path?.[1] ?? 0), path: path?.[2] ?? '' }, repair)
@@ -69,7 +78,7 @@ async function checkPaths(
   deps: InspectionDeps,
   after: { repositoryId: number; path: string },
   repair: boolean,
-): Promise<FsckPage> {
+): Promise<Page> {
   const rows = await deps.metadata.pageOfReferences(after, pathsPerPage)
   const settled = rows.filter(({ ageMs }) => ageMs >= settledMs)
   const unreachable = new Set<string>()
@@ -102,18 +111,18 @@ async function checkReferences(
   rows: readonly InspectedArtifact[],
   unreachable: Set<string>,
 ): Promise<readonly Check[]> {
-  const asked = rows.map(({ repository, path }) => ({
+  const asked = rows.map(({ repository, path, version }) => ({
     partition: partitionOf(repository, path),
     key: `${repository}/${path}`,
+    version,
   }))
   const found = await countReferences(deps, asked)
   return rows.flatMap(({ version }, index): readonly Check[] => {
     const { partition, key } = asked[index] as (typeof asked)[number] // as many as rows
-    const versions = found[index]
-    const owners = deps.view.current().owners(partition)
-    for (const owner of owners) if (versions?.has(owner) !== true) unreachable.add(owner)
-    const missing: string[] = owners.filter(owner => (versions?.get(owner) ?? version) < version)
-    if (missing.length === 0) return []
+    const { missing: lacking, unknown, tooFew } = found[index] as Census // likewise
+    for (const shard of unknown) unreachable.add(shard)
+    if (!tooFew) return []
+    const missing: string[] = [...lacking]
     return [
       {
         finding: { problem: 'too-few-references', partition, name: key, shards: missing },
@@ -144,10 +153,10 @@ async function checkBytes(
     },
   }))
   for (const [index, { row, blob }] of withRow.entries()) {
-    const { held, missing: lacking, unknown } = found[index] ?? { held: [], missing: [], unknown: [] }
+    const { held, missing: lacking, unknown, tooFew } = found[index] as Census // as many as were asked about
     for (const shard of unknown) unreachable.add(shard)
+    if (!tooFew) continue
     const missing: string[] = [...lacking]
-    if (missing.length === 0) continue
     const problem = held.length === 0 && unknown.length === 0 ? 'reference-without-bytes' : 'too-few-copies'
     const { partition } = blob
     checks.push({
@@ -159,7 +168,7 @@ async function checkBytes(
 }
 
 /** Up to a page of blobs of one partition of a shard, and where to go on. */
-async function checkShard(deps: InspectionDeps, index: number, partition: number, after: string): Promise<FsckPage> {
+async function checkShard(deps: InspectionDeps, index: number, partition: number, after: string): Promise<Page> {
   const shard = deps.view.current().map.shards[index]?.id as ShardId // the index was found there
   const done = { paths: 0, queued: 0 }
   const signal = new AbortController().signal

@@ -24,6 +24,8 @@ export interface StoredProgress {
   readonly total?: number
   readonly unit: string
   readonly note?: string
+  /** All that is left waits: for how long, nobody knows. */
+  readonly waits?: boolean
   /** Units a second, lately. */
   readonly rate?: number
 }

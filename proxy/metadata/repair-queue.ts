@@ -10,9 +10,13 @@ export interface RepairBacklog {
   readonly references: number
   /** What the blobs' missing copies have together; extrapolated from two thousand of them. */
   readonly bytes: number
-  /** Of all: those that are tried as soon as there is time, and those that have failed and wait for another attempt. */
+  /**
+   * Of all: those that are tried as soon as there is time, those that have failed and wait for another attempt, and those that lack a copy
+   * on a shard that is away, which count as neither.
+   */
   readonly due: number
   readonly failing: number
+  readonly waiting: number
   /** Of the entry that waits longest; null: none. */
   readonly oldestAgeMs: number | null
   /** Shards that lack most; fifty at most. */
@@ -29,7 +33,9 @@ export interface LostBlob {
 const totals = statement<Omit<RepairBacklog, 'bytes' | 'oldestAgeMs' | 'shards'> & { oldest_ms: number | null }>(
   'repair-totals',
   `SELECT count(*) FILTER (WHERE kind = 'blob') AS blobs, count(*) FILTER (WHERE kind = 'reference') AS references,
-    count(*) FILTER (WHERE due_at <= now()) AS due, count(*) FILTER (WHERE attempts > 0) AS failing,
+    count(*) FILTER (WHERE due_at <= now() AND NOT missing && $1::text[]) AS due,
+    count(*) FILTER (WHERE attempts > 0 AND NOT missing && $1::text[]) AS failing,
+    count(*) FILTER (WHERE missing && $1::text[]) AS waiting,
     (extract(epoch FROM now() - min(created_at)) * 1000)::bigint AS oldest_ms
   FROM repairs`,
 )
@@ -76,14 +82,15 @@ export class RepairQueue {
     this.#database = database
   }
 
-  async backlog(): Promise<RepairBacklog> {
+  /** `away`: shards that take nothing for now. */
+  async backlog(away: readonly string[] = []): Promise<RepairBacklog> {
     const [[row], [sample], shards] = await Promise.all([
-      this.#database.query(totals),
+      this.#database.query(totals, [away]),
       this.#database.query(meanBytes),
       this.#database.query(lacking),
     ])
-    const { blobs, references, due, failing, oldest_ms: oldestAgeMs } = row!
-    return { blobs, references, bytes: Math.round(blobs * sample!.mean), due, failing, oldestAgeMs, shards }
+    const { oldest_ms: oldestAgeMs, ...counts } = row!
+    return { ...counts, bytes: Math.round(counts.blobs * sample!.mean), oldestAgeMs, shards }
   }
 
   /** What names these blobs. */

@@ -94,7 +94,7 @@ export class Rate {
   /** What to store of a progress, and how long the rest will take, where that can be known. */
   describe(progress: JobProgress): { progress: StoredProgress; remainingMs?: number } {
     const rate = this.#rate
-    if (rate === undefined) return { progress }
+    if (rate === undefined || progress.waits === true) return { progress }
     const stored = { ...progress, rate: Number(rate.toPrecision(4)) }
     if (progress.total === undefined || rate <= 0) return { progress: stored }
     const remainingMs = Math.round((Math.max(0, progress.total - progress.done) / rate) * 1_000)

@@ -17,6 +17,8 @@ export interface JobProgress {
   readonly unit: string
   /** One short line on what is being done, or has been found. */
   readonly note?: string
+  /** All that is left waits for something else than time: no estimate. */
+  readonly waits?: boolean
 }
 
 export interface JobContext<Checkpoint = unknown> {

@@ -19,6 +19,7 @@ import type { ClusterView } from '../routing/cluster-view.ts'
 import type { NodeClients } from '../routing/node-client.ts'
 import type { ReferenceStore } from '../routing/types.ts'
 import { abortApart, planApart } from '../topology/plan-apart.ts'
+import { weightWarnings } from '../topology/weight-warnings.ts'
 import { BlockSummaries } from './block-summaries.ts'
 import type { Calm } from './calm.ts'
 import type { ShardSummary } from './compare-sets.ts'
@@ -108,8 +109,10 @@ class Rebalance {
   /** Of settled partitions, one batch after the other; the copying goes on meanwhile. */
   #releasing: Promise<void> = Promise.resolve()
   #begunCount = 0
-  /** Why partitions were not settled in the last pass, with their number. */
+  /** Why partitions were not settled in the last pass, with their number; empty again as soon as a pass gets on. */
   #waiting = ''
+  /** They are all that is left. */
+  #allWait = false
   #told = { reasons: '', at: 0 }
 
   constructor(deps: RebalanceDeps, context: JobContext<Checkpoint>) {
@@ -141,6 +144,7 @@ class Rebalance {
       bytes: bytes + copied.bytes,
       references: references + copied.references,
     }
+    this.#getsOn()
     this.#report(this.#deps.view.current().unsettled().length)
     // A partition that takes hours keeps none of the others from being settled; what goes wrong there is not its error.
     await this.#settleInTime().catch((error: unknown) => (this.#failure ??= { error }))
@@ -157,6 +161,7 @@ class Rebalance {
       if (left.length === 0) break
       this.#report(left.length)
       const obstacles = await this.#pass(left)
+      this.#allWait = obstacles.length > 0
       this.#tell(obstacles)
       if (obstacles.length > 0) await this.#context.pause(retryMs)
     }
@@ -192,6 +197,7 @@ class Rebalance {
         return next
       }, prepare)
       log(`epoch ${map.epoch}: ${abort ? abortText(map) : changes.map(textOf).join(', ')}`)
+      if (abort) for (const warning of weightWarnings(map)) log(warning)
     }
     this.#at = { ...this.#at, begun: true, total: this.#deps.view.current().unsettled().length }
     await this.#context.save(this.#at)
@@ -244,6 +250,7 @@ class Rebalance {
       const said = await summaries.of(partition)
       const obstacle = await this.#moveOne(partition, said, known)
       if (obstacle === undefined) {
+        this.#getsOn()
         this.#settled.push(partition)
         this.#leaving.set(partition, this.#holders(partition, said))
       } else obstacles.push(obstacle)
@@ -289,6 +296,12 @@ class Rebalance {
     if (this.#waiting === '' || !isNews) return
     this.#told = { reasons, at: this.#deps.now() }
     this.#context.log(this.#waiting)
+  }
+
+  /** Whom the last pass had to wait for is no news any more. */
+  #getsOn(): void {
+    this.#waiting = ''
+    this.#allWait = false
   }
 
   /** Undefined: moved. `known`: errors that this pass has met before, and logged. */
@@ -395,7 +408,7 @@ class Rebalance {
     const { total, bytes, blobs } = this.#at
     const all = Math.max(total, left)
     const note = `${blobs} blobs, ${bytes} bytes copied${this.#waiting === '' ? '' : `; ${this.#waiting}`}`
-    this.#context.progress({ done: all - left, total: all, unit: 'partitions', note })
+    this.#context.progress({ done: all - left, total: all, unit: 'partitions', note, ...(this.#allWait ? { waits: true } : {}) }) // prettier-ignore
   }
 
   #check(): void {

@@ -4,12 +4,14 @@ import type { MapNode } from '../../shared/cluster-map.ts'
 import type { ShardId } from '../../shared/ids.ts'
 import { type ScrubAction, type ScrubAnswer, type ScrubRequest, type ScrubStatus, wirePath } from '../../shared/wire.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
+import type { HealthTable } from '../routing/health.ts'
 import type { NodeClient } from '../routing/node-client.ts'
 
 const timeoutMs = 5_000
 
 export interface ScrubControlDeps {
   readonly view: Pick<ClusterView, 'current'>
+  readonly health: Pick<HealthTable, 'shardStatus'>
   readonly clients: { ofShard(shard: ShardId): Pick<NodeClient, 'requestJson'> }
 }
 
@@ -21,9 +23,10 @@ export interface ScrubTarget {
 
 export interface ShardScrub extends Omit<ScrubStatus, 'state' | 'losses'> {
   readonly node: string
-  readonly state: ScrubStatus['state'] | 'unknown'
+  /** Failed: its disk is gone, or gives no answers; its node does. */
+  readonly state: ScrubStatus['state'] | 'failed' | 'unknown'
   readonly losses?: number
-  /** Why nothing is known of it. */
+  /** Why nothing is known of it, or why it failed. */
   readonly reason?: string
 }
 
@@ -34,7 +37,7 @@ export class ScrubControl {
     this.#deps = deps
   }
 
-  /** Of each shard in the map; NOT_FOUND for a target that is no node or shard. Those that do not answer are 'unknown'. */
+  /** Of each shard in the map; NOT_FOUND for a target that is no node or shard. Those that do not answer are 'unknown', also if they had failed before. */
   async status(target: ScrubTarget = {}): Promise<readonly ShardScrub[]> {
     const { map } = this.#deps.view.current()
     const wanted = this.#shardsOf(target)
@@ -43,7 +46,7 @@ export class ScrubControl {
     return answers.flat().filter(({ shard }) => wanted.some(({ id }) => id === shard))
   }
 
-  /** Starts or pauses; resolves with how they are then. A shard that refuses is 'unknown', with the reason. */
+  /** Starts or pauses; resolves with how they are then. A shard that refuses is 'failed' or 'unknown', with the reason. */
   async command(action: ScrubAction, target: ScrubTarget): Promise<readonly ShardScrub[]> {
     const body: ScrubRequest = { action }
     return Promise.all(
@@ -73,14 +76,20 @@ export class ScrubControl {
     try {
       const client = this.#deps.clients.ofShard(first.id)
       const answer = await client.requestJson<ScrubAnswer>('GET', wirePath.scrub, undefined, { timeoutMs })
-      return answer.shards.map(one => ({ node: node.id, ...one }))
+      return answer.shards.map(one => ({ node: node.id, ...one, ...this.#failure(one.shard) }))
     } catch (error) {
       return shards.map(({ id }) => unknown(node.id, id, error))
     }
+  }
+
+  /** A node answers for a disk that it has lost, too: the pass waits, and nothing is known to be bad. */
+  #failure(shard: ShardId): Pick<ShardScrub, 'state' | 'reason'> | undefined {
+    const { state, reason } = this.#deps.health.shardStatus(shard) ?? {}
+    return state === 'failed' ? { state, ...(reason === undefined ? {} : { reason }) } : undefined
   }
 }
 
 function unknown(node: string, shard: ShardId, error: unknown): ShardScrub {
   if (!isHoldfastError(error)) throw error
-  return { node, shard, state: 'unknown', reason: error.code }
+  return { node, shard, state: error.code === 'SHARD_FAILED' ? 'failed' : 'unknown', reason: error.code }
 }

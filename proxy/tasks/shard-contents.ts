@@ -142,14 +142,12 @@ export async function versionsOf(
   const found: (number | null)[] = []
   for (let at = 0; at < references.length; at += versionsMax) {
     const request: VersionsRequest = { shard, references: references.slice(at, at + versionsMax) }
-    const answer = await clients
-      .ofShard(shard)
-      .requestJson<VersionsAnswer>('POST', wirePath.versions, request, {
-        signal,
-        timeoutMs,
-        repeatable: true,
-        unlessDown: true,
-      })
+    const answer = await clients.ofShard(shard).requestJson<VersionsAnswer>('POST', wirePath.versions, request, {
+      signal,
+      timeoutMs,
+      repeatable: true,
+      unlessDown: true,
+    })
     found.push(...answer.versions)
   }
   return found

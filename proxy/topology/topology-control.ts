@@ -1,9 +1,9 @@
 /** What operators see of the topology and do to it, through any proxy: it plans, and asks the primary's task `rebalance` to carry it out. */
-import type { ClusterMap } from '../../shared/cluster-map.ts'
+import { type ClusterMap, givenWeightMax, givenWeightMin, isGivenWeight } from '../../shared/cluster-map.ts'
 import { HoldfastError, isHoldfastError } from '../../shared/errors.ts'
 import { parseShardId } from '../../shared/ids.ts'
 import { partitionCount } from '../../shared/partition.ts'
-import type { TopologyChange, TopologyPlan } from '../../shared/placement/changes.ts'
+import { contradiction, type TopologyChange, type TopologyPlan } from '../../shared/placement/changes.ts'
 import { byteSpread, type ByteSpread } from '../../shared/placement/bytes.ts'
 import { roomProblems, type ShardRoom } from '../../shared/placement/room.ts'
 import { shardPartitions } from '../../shared/placement/transition.ts'
@@ -11,13 +11,14 @@ import type { NodeStatus } from '../../shared/wire.ts'
 import type { JobRun } from '../metadata/job-types.ts'
 import { nodeState } from '../cluster-status.ts'
 import type { ClusterView } from '../routing/cluster-view.ts'
-import type { HealthTable } from '../routing/health.ts'
+import type { HealthTable, NodeHealth } from '../routing/health.ts'
 import type { JobControl } from '../tasks/job-control.ts'
-import { bytesPerSecondDefault } from '../tasks/rebalance-params.ts'
+import { bytesPerSecondDefault, textOf } from '../tasks/rebalance-params.ts'
 import { summariesOf, type ContentsDeps } from '../tasks/shard-contents.ts'
 import { bytesOfShards, heldBytes, swapsView, withSwaps, type Held, type SwapsView } from './by-bytes.ts'
 import { estimateMoves, nodesOf, type Estimate, type MovesEstimate } from './estimate.ts'
 import { abortApart, planApart } from './plan-apart.ts'
+import { weightWarnings } from './weight-warnings.ts'
 
 const task = 'rebalance'
 
@@ -78,7 +79,7 @@ export interface TopologyView {
     readonly partitions: number
     /** Partitions it has not handed over yet. */
     readonly leaving: number
-    /** As in `holdfast status`, and since when (ms since 1970) if it is away or out. */
+    /** Out, failed, or that of its node as in `holdfast status`; since when (ms since 1970) if it is away or out. */
     readonly state: string
     readonly since?: number
     /** Of the partitions it owns, if they were asked for. */
@@ -86,6 +87,8 @@ export interface TopologyView {
   }[]
   /** If it was asked for: how evenly bytes follow the weights in each zone, as far as owners say. */
   readonly spread?: { readonly zones: ByteSpread[]; readonly unknownPartitions: number }
+  /** Weights that an aborted change has left, and the next change goes by. */
+  readonly warnings: string[]
   /** Shards that nodes have, and the map has not. */
   readonly unassigned: { readonly shard: string; readonly node: string; readonly weight: number }[]
 }
@@ -116,7 +119,7 @@ export class TopologyControl {
     const partitions = shardPartitions(map)
     const known = new Set<string>(map.shards.map(({ id }) => id))
     const healths = this.#deps.health.nodes()
-    const states = new Map(healths.map(one => [one.node, nodeState(one, map, one.node)]))
+    const nodes = new Map<string, NodeHealth>(healths.map(one => [one.node, one]))
     const reported = healths.flatMap(({ node, status }) =>
       (status?.shards ?? []).map(({ id, weight }) => ({ shard: id, node: node, weight })),
     )
@@ -134,16 +137,23 @@ export class TopologyControl {
               state: run === undefined ? 'waiting' : run === null ? 'paused' : 'running',
             },
       ...(run === undefined ? {} : { run }),
-      shards: map.shards.map(({ id, node, weight, out }) => {
+      shards: map.shards.map(shard => {
+        const { id, node, weight, out } = shard
         const { owned = 0, leaving = 0 } = partitions.get(id) ?? {}
-        const state =
-          out === undefined ? (states.get(node) ?? { state: 'unknown' }) : { state: 'out', since: out.since }
+        const state = out === undefined ? shardState(nodes.get(node), map, shard) : { state: 'out', since: out.since }
         const own = bytes === undefined ? {} : { bytes: bytes.get(id) ?? 0 }
         return { shard: id, node, zone: zones.get(node) ?? '', weight, partitions: owned, leaving, ...state, ...own }
       }),
       ...(held && { spread: { zones: byteSpread(map, held.bytes), unknownPartitions: held.unknown } }),
+      warnings: weightWarnings(map, this.#weightOf),
       unassigned: reported.filter(({ shard }) => !known.has(shard)),
     }
+  }
+
+  /** What its node says that a shard weighs. */
+  readonly #weightOf = (shard: string): number | undefined => {
+    const reported = this.#deps.health.nodes().flatMap(({ status }) => status?.shards ?? [])
+    return reported.find(({ id }) => id === shard)?.weight
   }
 
   /** Undefined: nobody knows. */
@@ -180,7 +190,9 @@ export class TopologyControl {
       const { bytesTo } = await this.#estimate(plan, held)
       const more = await Promise.all([this.#leftOn(map, changes), this.#withoutRoom(plan, bytesTo)])
       const problems = [...plan.problems, ...more.flat()]
-      if (problems.length > 0) throw new HoldfastError('TOPOLOGY_INVALID', problems.join('; '), { problems })
+      if (problems.length > 0) {
+        throw new HoldfastError('TOPOLOGY_INVALID', `${problems.join('; ')} (--force does it nevertheless)`, { problems }) // prettier-ignore
+      }
     }
     const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
     return this.#deps.jobs.run(task, user, { changes, epoch: map.epoch, force, ...rate })
@@ -192,6 +204,10 @@ export class TopologyControl {
   ): Promise<{ readonly map: ClusterMap; readonly changes: TopologyChange[]; readonly held: Held | undefined }> {
     const map = await this.#newestMap()
     const changes = await this.#resolve(map, wanted)
+    const contrary = contradiction(changes)
+    if (contrary !== undefined) {
+      throw new HoldfastError('BAD_REQUEST', `changes that contradict each other: ${contrary.map(textOf).join(', and ')}`) // prettier-ignore
+    }
     const held = byBytes ? await heldBytes(this.#deps, map) : undefined
     return { map, changes: held === undefined ? changes : await withSwaps(map, changes, held), held }
   }
@@ -201,29 +217,33 @@ export class TopologyControl {
     return this.#deps.jobs.stop(task, user)
   }
 
-  /** CONFLICT if no change is under way, or it runs already. */
+  /** CONFLICT if no change is under way, or it runs already, or still: pausing takes until its step is over. */
   async resume(user: string, bytesPerSecond?: number): Promise<JobRun> {
     await this.#underWay()
+    const run = await this.#run()
+    if (isPausing(run))
+      throw new HoldfastError('CONFLICT', `${pausingText}: 'topology resume' it then`, { run: run.id })
     return this.#deps.jobs.run(task, user, bytesPerSecond === undefined ? {} : { bytesPerSecond })
   }
 
   /**
    * What is not settled goes back, and the number of copies as well. CONFLICT while the change runs (pause it first), or if none is under
-   * way; TOPOLOGY_INVALID if there are not the nodes for as many copies as before, or more than that.
+   * way; TOPOLOGY_INVALID if there are not the nodes for as many copies as before, or more than that. Weights stay as the change has set
+   * them, for the map does not know those from before: what that means comes with the run.
    */
-  async abort(user: string, bytesPerSecond?: number): Promise<JobRun> {
+  async abort(user: string, bytesPerSecond?: number): Promise<JobRun & { readonly warnings: readonly string[] }> {
     const map = await this.#underWay()
     const { run } = await this.#deps.jobs.get(task)
     if (run !== null) {
-      throw new HoldfastError(
-        'CONFLICT',
-        "the change is being carried out: 'topology pause' it first, and abort it when its step is over",
-        { run: run.id },
-      )
+      const text = isPausing(run)
+        ? `${pausingText}: 'topology abort' it then`
+        : "the change is being carried out: 'topology pause' it first, and abort it when its step is over"
+      throw new HoldfastError('CONFLICT', text, { run: run.id })
     }
-    await abortApart(map)
+    const aborted = await abortApart(map)
     const rate = bytesPerSecond === undefined ? {} : { bytesPerSecond }
-    return this.#deps.jobs.run(task, user, { abort: true, epoch: map.epoch, ...rate })
+    const queued = await this.#deps.jobs.run(task, user, { abort: true, epoch: map.epoch, ...rate })
+    return { ...queued, warnings: weightWarnings(aborted, this.#weightOf) }
   }
 
   /** Another proxy may have published one a moment ago: whichever is asked, the answer is the same. */
@@ -268,6 +288,7 @@ export class TopologyControl {
         return this.#nodeAt(map, change.url)
       case 'add-shard': {
         const { shard, weight } = change
+        if (weight !== undefined) mustBeWeight(shard, weight)
         const found = this.#deps.health.nodes().find(({ status }) => status?.shards.some(({ id }) => id === shard))
         const status = found?.status?.shards.find(({ id }) => id === shard)
         if (found === undefined || status === undefined) {
@@ -303,6 +324,7 @@ export class TopologyControl {
       case 'drain-shard':
         return [{ op: 'weight', shard: change.shard, weight: 0 }]
       case 'reweight-shard':
+        mustBeWeight(change.shard, change.weight)
         return [{ op: 'weight', shard: change.shard, weight: change.weight }]
       case 'remove-shard':
         return [{ op: 'remove-shard', shard: change.shard }]
@@ -359,6 +381,31 @@ export class TopologyControl {
       return `shard ${id} cannot be asked what it still holds (${error.message}): force it if its disk is lost`
     }
   }
+}
+
+const pausingText = 'the change is still pausing, until its step in hand is over'
+
+const isPausing = (run: JobRun | null | undefined): run is JobRun => (run?.stoppedBy ?? null) !== null
+
+/** A shard that has lost its disk is not what its node is. */
+function shardState(
+  node: NodeHealth | undefined,
+  map: ClusterMap,
+  shard: ClusterMap['shards'][number],
+): { readonly state: string; readonly since?: number } {
+  const ofNode = nodeState(node, map, shard.node)
+  const reported = node?.status?.shards.find(({ id }) => id === shard.id)
+  return ofNode.state !== 'down' && reported?.state === 'failed' ? { state: 'failed' } : ofNode
+}
+
+/** Weight 0 is how a drained shard stands in the map; by hand it would more often be a slip. */
+function mustBeWeight(shard: string, weight: number): void {
+  if (isGivenWeight(weight)) return
+  const text =
+    weight === 0
+      ? `weight 0 would drain shard ${shard}: if that is meant, use 'shard drain ${shard}'`
+      : `a weight must be ${givenWeightMin} to ${givenWeightMax}, with three decimals at most`
+  throw new HoldfastError('BAD_REQUEST', text, { shard, weight })
 }
 
 const outByHand = (shard: string): TopologyChange => ({ op: 'out', shard, since: Date.now(), auto: false })

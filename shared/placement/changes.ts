@@ -52,6 +52,27 @@ export function changedTopology(map: ClusterMap, changes: readonly TopologyChang
   return topology
 }
 
+/** Two changes that say different things of the same shard, or of the number of copies: whichever came last would count, in silence. */
+export function contradiction(
+  changes: readonly TopologyChange[],
+): readonly [TopologyChange, TopologyChange] | undefined {
+  for (const [at, one] of changes.entries()) {
+    const other = changes.slice(0, at).find(before => contradicts(before, one))
+    if (other !== undefined) return [other, one]
+  }
+  return undefined
+}
+
+/** A shard may be added, or taken in, and reweighted in one go, and drained and removed. */
+function contradicts(one: TopologyChange, other: TopologyChange): boolean {
+  if (one.op === 'replicas') return other.op === 'replicas' && other.replicas !== one.replicas
+  if (!('shard' in one) || !('shard' in other) || one.shard !== other.shard) return false
+  const leaves = (change: TopologyChange): boolean =>
+    change.op === 'out' || change.op === 'remove-shard' || (change.op === 'weight' && change.weight === 0)
+  const weightsDiffer = one.op === 'weight' && other.op === 'weight' && one.weight !== other.weight
+  return weightsDiffer || leaves(one) !== leaves(other)
+}
+
 function knownReplicas(replicas: number): number {
   if (Number.isInteger(replicas) && replicas >= 1 && replicas <= replicasMax) return replicas
   throw new HoldfastError('BAD_REQUEST', `the number of copies must be 1 to ${replicasMax}`, { replicas })

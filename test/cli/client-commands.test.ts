@@ -21,7 +21,7 @@ import type { Digest } from '../../shared/ids.ts'
 import type { ConfigSource } from '../../shared/config.ts'
 import { HoldfastError } from '../../shared/errors.ts'
 import { artifactOf } from '../proxy/artifacts/fixtures.ts'
-import { ann, setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
+import { ann, nothingToRepair, setUp, status as fakeStatus } from '../proxy/api/fake-world.ts'
 import { eventually } from '../support/eventually.ts'
 
 /** The address of a server that answers so. */
@@ -145,16 +145,29 @@ t.test('repairs from the command line, against the real API', async t => {
   const run = runner(repair, { HOLDFAST_URL: url, HOLDFAST_PASSWORD: 'root-root' })
   t.match(await run('status'), { code: 0, out: 'Nothing waits for repair.\n' })
   world.repairs = {
-    blobs: 1_200, references: 3, bytes: 5 * 2 ** 30, due: 1_203, failing: 0, oldestAgeMs: 300_000,
+    blobs: 1_200, references: 3, bytes: 5 * 2 ** 30, due: 1_203, failing: 0, waiting: 7, oldestAgeMs: 300_000, away: [{ shard: 'node-b-1', state: 'failed', partitions: 1_366 }],
     shards: [{ shard: 'node-a-1', copies: 1_203 }], entriesPerSec: 20, bytesPerSec: 2 ** 26, partitionsToCompare: 40, remainingMs: 80_000, lostBlobs: 12, lost: [{ digest: 'd' as Digest, names: ['raw/a', 'raw/b'] }],
   } // prettier-ignore
   const { code, out } = await run('status')
   t.equal(code, 1)
   t.match(out, /1200 blobs \(about 5 GiB\) and 3 references wait/)
-  t.match(out, /20\.0 repairs and 64 MiB a second, about 80 s left\n40 partitions are still to be compared\n/)
+  t.match(
+    out,
+    /20\.0 repairs and 64 MiB a second, about 80 s left\n7 of them .*\n40 partitions are still to be compared\n/,
+  )
+  t.match(out, /\n7 of them lack a copy on a shard that is away: no time is told for these\n/)
+  t.match(
+    out,
+    /! shard node-b-1 is failed: of what it held in 1366 partitions nothing is counted here, nor made anew until its disk/,
+  )
   t.match(out, /node-a-1 +1203/)
   t.match(out, /no good copy is left of d: raw\/a, raw\/b\n! and of 11 more\n/)
   t.match(JSON.parse((await run('status', '--json')).out), world.repairs)
+  world.repairs = { ...nothingToRepair, away: [{ shard: 'node-b-1', state: 'down', partitions: 5 }] }
+  t.match(await run('status'), {
+    code: 1,
+    out: /^Nothing waits for repair\.\n! shard node-b-1 is down: .* unless it is out\n/,
+  })
   t.match(await run('run'), { code: 0, out: /^1 repairs that waited/ })
   t.same(world.changes, [['repairs now']])
   t.match(await run('hurry'), { code: 2, err: /holdfast repair status/ })

@@ -82,7 +82,7 @@ export interface World {
 }
 
 export const nothingToRepair: RepairProgress = {
-  blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, oldestAgeMs: null, shards: [],
+  blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, waiting: 0, oldestAgeMs: null, shards: [], away: [],
   entriesPerSec: 0, bytesPerSec: 0, partitionsToCompare: 0, lostBlobs: 0, lost: [], remainingMs: null,
 } // prettier-ignore
 
@@ -226,10 +226,12 @@ export async function setUp(t: Test): Promise<World> {
         repository: one.name, path, version: 1, partition: 1, copiesWanted: 0, copies: [], references: [], healthy: true,
         blob: { digest: 'd' as Digest, generation: 'g' as Generation, partition: 1, bytes: 1 },
       }), // prettier-ignore
-      dispersion: async () => ({ replicas: 3, blobs: 0, byCopies: [], byZones: [], unknown: 0, spread: 0 }),
+      dispersion: async () => ({
+        replicas: 3, blobs: 0, byCopies: [], byZones: [], unknown: 0, spread: 0, whole: 0, unsettled: 0,
+      }), // prettier-ignore
       fsck: async (mark, repair) => {
         if (repair) world.changes.push(['fsck', mark])
-        return { paths: 0, blobs: 0, findings: [], unreachable: [], queued: 0 }
+        return { paths: 0, blobs: 0, findings: [], unreachable: [], queued: 0, unsettled: 0 }
       },
     },
     repairs: {

@@ -393,7 +393,7 @@ t.test('repairs merge, come due, and never lose what was added meanwhile', async
 t.test('repairs: how much waits, for whom; what has failed is tried now when somebody says so', async t => {
   const { metadata, repository } = await setUp(t, 'alone')
   const { repairQueue } = metadata
-  const none = { blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, oldestAgeMs: null, shards: [] }
+  const none = { blobs: 0, references: 0, bytes: 0, due: 0, failing: 0, waiting: 0, oldestAgeMs: null, shards: [] }
   t.same(await repairQueue.backlog(), none)
   const [one, two] = [commit(repository, 'a', { missing: ['s1', 's2'] }), commit(repository, 'b', { missing: ['s1'] })]
   await put(metadata, one)
@@ -403,7 +403,9 @@ t.test('repairs: how much waits, for whom; what has failed is tried now when som
   const [first] = await metadata.dueRepairs(1)
   await metadata.postponeRepairs([{ id: first!.id, retryMs: 60_000, missing: first!.missing, attempts: 3 }], token)
   const backlog = await repairQueue.backlog()
-  t.match(backlog, { blobs: 2, references: 1, due: 2, failing: 1 })
+  t.match(backlog, { blobs: 2, references: 1, due: 2, failing: 1, waiting: 0 })
+  t.match(await repairQueue.backlog(['s2', 's3', 's9']), { blobs: 2, references: 1, waiting: 2 })
+  t.match(await repairQueue.backlog(['s1', 's3']), { blobs: 2, due: 0, failing: 0, waiting: 3 })
   t.match(backlog.shards, [{ shard: 's1', copies: 2 }, { shard: 's2', copies: 1 }, { shard: 's3', copies: 1 }]) // prettier-ignore
   t.ok(Math.abs(backlog.bytes - (2 * one.blob.bytes + two.blob.bytes)) <= 2)
   t.ok(backlog.oldestAgeMs! >= 0)

@@ -330,6 +330,8 @@ t.test('rate and estimate', async t => {
   t.same(rate.describe(far), { progress: far }, 'nor do two at once')
   rate.add(100, 1_000)
   t.same(rate.describe(far), { progress: { ...far, rate: 100 }, remainingMs: 10_000 })
+  const waits = { ...far, waits: true }
+  t.same(rate.describe(waits), { progress: waits }, 'for how long it waits nobody knows')
   for (let s = 2; s < 300; s++) rate.add(s * 10, s * 1_000 + 1_000)
   t.ok(Math.abs((rate.describe(far).progress.rate ?? 0) - 10) < 1, 'old samples fade')
   rate.add(0, 400_000)

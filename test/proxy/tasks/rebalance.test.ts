@@ -414,6 +414,40 @@ t.test('a partition that cannot settle says why, in the log and in the progress,
   t.ok((await world.holders(blob)).length >= 3)
 })
 
+t.test('whom the last pass waited for is forgotten as soon as the next one gets on', async t => {
+  const world = await startWorld(t)
+  await Promise.all(Array.from({ length: 20 }, (_, i) => write(world, `g/${i}`, 100)))
+  let refuses = true
+  const appendTo: World['references']['appendTo'] = async (record, shards) =>
+    refuses ? new Set() : world.references.appendTo(record, shards)
+  const references = Object.assign(Object.create(world.references) as World['references'], { appendTo })
+  const told: { readonly note?: string; readonly waits?: boolean }[] = []
+  const job = rebalance({ ...world, references, now: () => performance.now(), adoptionMs: 0, leftoverAgeMs: 10_000 })
+  await job.run({
+    runId: 1,
+    term: { token: 1, signal: world.signal },
+    checkpoint: undefined,
+    params: { changes: drain, epoch: 1 },
+    save: async () => Promise.resolve(),
+    progress: progress => void told.push(progress),
+    log: () => {},
+    // Between two passes: whoever was away is back.
+    pause: async ms => {
+      await Promise.resolve()
+      if (ms >= 1_000) refuses = false
+    },
+  })
+  const waiting = told.findIndex(({ waits }) => waits === true)
+  t.match(told[waiting], { note: /partitions? waits?: new owners did not take references/ })
+  const since = told.slice(waiting + 1).filter(({ waits }) => waits !== true)
+  t.ok(since.length > 2, 'it got on')
+  t.notMatch(since.map(({ note }) => note).join(), /wait/)
+  t.notOk(
+    told.slice(0, waiting).some(({ waits }) => waits),
+    'there was something to do',
+  )
+})
+
 t.test('I21, I34: old copies go, and of empty partitions nobody is asked for names', async t => {
   const world = await startWorld(t)
   const written = await Promise.all(Array.from({ length: 20 }, (_, i) => write(world, `f/${i}`, 100)))

@@ -1,9 +1,23 @@
 import fc from 'fast-check'
 import t from 'tap'
 import type { Digest } from '../../../shared/ids.ts'
+import { buildClusterMap } from '../../../shared/placement.ts'
+import { planChanges } from '../../../shared/placement/changes.ts'
+import { settlePartitions } from '../../../shared/placement/transition.ts'
+import { evenSpec, topologyOf } from '../../shared/topologies.ts'
+import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { RateMeter, remainingMs, repairProgress } from '../../../proxy/tasks/repair-progress.ts'
 
-const backlog = { blobs: 90, references: 10, bytes: 9_000, due: 100, failing: 0, oldestAgeMs: 1, shards: [] }
+const backlog = {
+  blobs: 90,
+  references: 10,
+  bytes: 9_000,
+  due: 100,
+  failing: 0,
+  waiting: 0,
+  oldestAgeMs: 1,
+  shards: [],
+}
 
 t.test('a rate is that of the last minute, or since it began', async t => {
   const meter = new RateMeter()
@@ -38,9 +52,14 @@ t.test(
     t.equal(remainingMs(backlog, { ...rates, bytesPerSec: 9_000 }), 10_000, 'by entries')
     t.equal(remainingMs({ ...backlog, failing: 50 }, rates), 45_000)
     t.equal(remainingMs({ ...backlog, failing: 100 }, rates), null)
+    t.equal(remainingMs({ ...backlog, failing: 20, waiting: 30 }, rates), 45_000)
+    t.equal(remainingMs({ ...backlog, waiting: 100 }, rates), null, 'no time brings a disk back')
     t.equal(remainingMs(backlog, { ...rates, entriesPerSec: 0 }), null, 'nobody knows')
   },
 )
+
+const map = buildClusterMap(topologyOf(evenSpec(4, 3)))
+const well = { view: new ClusterView(map), health: { state: () => 'up' as const, shardState: () => 'ok' as const } }
 
 t.test('rates are those of the primary; without one the backlog is told all the same', async t => {
   const namesOf = async (digests: readonly Digest[]) => digests.map(digest => ({ digest, names: ['raw/a'] }))
@@ -48,12 +67,56 @@ t.test('rates are those of the primary; without one the backlog is told all the 
   const repairs = { entriesPerSec: 10, bytesPerSec: 0, partitionsToCompare: 7, lostBlobs: 1, lost: ['d' as Digest] }
   const member = { id: 'a', role: 'proxy' as const, address: '', version: '', startedAt: 0 }
   const members = [member, { ...member, report: { down: [], suspect: [], repairs } }]
-  t.match(await repairProgress({ metadata, coordinator: { members: async () => members } }), {
+  t.match(await repairProgress({ ...well, metadata, coordinator: { members: async () => members } }), {
     ...repairs,
     lost: [{ digest: 'd', names: ['raw/a'] }],
     blobs: 90,
     remainingMs: 10_000,
   })
   const away = { members: () => Promise.reject(new Error('away')) }
-  t.match(await repairProgress({ metadata, coordinator: away }), { blobs: 90, entriesPerSec: 0, remainingMs: null })
+  t.match(await repairProgress({ ...well, metadata, coordinator: away }), {
+    blobs: 90,
+    entriesPerSec: 0,
+    remainingMs: null,
+  })
+})
+
+t.test('owners that are away or failed are named, and what waits for them has no end', async t => {
+  const asked: (readonly string[])[] = []
+  const namesOf = async () => []
+  const metadata = {
+    repairQueue: {
+      backlog: async (away: readonly string[] = []) => {
+        asked.push(away)
+        return { ...backlog, waiting: 100 }
+      },
+      namesOf,
+    },
+  }
+  const repairs = { entriesPerSec: 10, bytesPerSec: 0, partitionsToCompare: 0, lostBlobs: 0, lost: [] }
+  const member = { id: 'a', role: 'proxy' as const, address: '', version: '', startedAt: 0 }
+  const coordinator = { members: async () => [{ ...member, report: { down: [], suspect: [], repairs } }] }
+  const health = {
+    state: (node: string) => (node === 'n3' ? ('down' as const) : ('up' as const)),
+    shardState: (shard: string) => (shard === 'n1-s0' ? ('failed' as const) : ('ok' as const)),
+  }
+  const away = [
+    { shard: 'n1-s0', state: 'failed', partitions: Number },
+    { shard: 'n3-s0', state: 'down', partitions: Number },
+  ]
+  t.match(await repairProgress({ view: new ClusterView(map), health, metadata, coordinator }), {
+    away,
+    remainingMs: null,
+  })
+  t.same(asked, [['n1-s0', 'n3-s0']])
+  const { next, moves } = planChanges(map, [{ op: 'out', shard: 'n3-s0', since: 1, auto: true }])
+  const moved = moves.map(({ partition }) => partition)
+  const out = await repairProgress({
+    view: new ClusterView(settlePartitions(next, moved)),
+    health,
+    metadata,
+    coordinator,
+  })
+  t.match(out.away, [{ shard: 'n1-s0' }], 'what is out owns nothing')
+  t.equal(out.away.length, 1)
 })

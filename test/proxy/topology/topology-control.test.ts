@@ -6,10 +6,12 @@ import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { paramsOf } from '../../../proxy/tasks/rebalance-params.ts'
 import { estimateMoves } from '../../../proxy/topology/estimate.ts'
 import { TopologyControl } from '../../../proxy/topology/topology-control.ts'
+import { weightWarnings } from '../../../proxy/topology/weight-warnings.ts'
 import { HoldfastError } from '../../../shared/errors.ts'
 import type { ShardId } from '../../../shared/ids.ts'
 import { buildClusterMap } from '../../../shared/placement.ts'
 import { planChanges, type TopologyChange } from '../../../shared/placement/changes.ts'
+import { abortTransition, movesOf, settlePartitions } from '../../../shared/placement/transition.ts'
 import { emptySet } from '../../../shared/set-digest.ts'
 import type { NodeStatus, ShardStatus } from '../../../shared/wire.ts'
 import { evenSpec, topologyOf } from '../../shared/topologies.ts'
@@ -27,15 +29,18 @@ function world(bytesOf: (partition: number) => number | null = () => blobBytes) 
     free: new Map<string, number>(),
     runs: [] as { user: string; params: unknown }[],
     added: undefined as NodeStatus | undefined,
-    run: null as { id: number } | null,
+    run: null as { id: number; stoppedBy?: string } | null,
     /** What another proxy has published. */
     published: map,
     silent: new Set<string>(),
+    /** Shards whose disk is lost. */
+    failed: new Set<string>(),
+    down: new Set<string>(),
   }
   const shardStatus = (id: string): ShardStatus => ({
     id: id as ShardId,
-    weight: 1,
-    state: 'ok',
+    weight: 100,
+    state: made.failed.has(id) ? 'failed' : 'ok',
     bytesTotal: 1e9,
     bytesFree: made.free.get(id) ?? 9e8,
     bytesFreeMin: 1e6,
@@ -50,7 +55,8 @@ function world(bytesOf: (partition: number) => number | null = () => blobBytes) 
       nodes: () =>
         map.nodes.map(({ id }) => {
           const own = map.shards.filter(({ node }) => node === id).map(shard => shard.id)
-          return { node: id, state: 'up', draining: false, status: statusOf(id, own) }
+          const state = made.down.has(id) ? 'down' : 'up'
+          return { node: id, state, draining: false, status: statusOf(id, own) }
         }),
     },
     jobs: {
@@ -104,7 +110,10 @@ t.test(
     made.free.set('n0-s0', 1e6 + needed - 1)
     const problem = `shard n0-s0 has no room: about ${needed} bytes would be copied to it, ${1e6 + needed - 1} bytes are free, of which 1000000 must stay free`
     t.same((await control.plan(drain)).problems, [problem])
-    await t.rejects(control.apply(drain, options), { code: 'TOPOLOGY_INVALID', message: problem })
+    await t.rejects(control.apply(drain, options), {
+      code: 'TOPOLOGY_INVALID',
+      message: `${problem} (--force does it nevertheless)`,
+    })
     t.equal(made.runs.length, 1, 'nothing was begun')
     await control.apply(drain, { ...options, force: true })
     t.match(made.runs[1], { user: 'admin', params: { force: true, epoch: map.epoch } })
@@ -253,4 +262,82 @@ t.test('by bytes: swaps where counts are even, what they bring, and what is refu
   const one = map.shards[0]!.id
   made.silent.add(one)
   t.match((await control.plan([], { byBytes: true })).byBytes, { swaps }, 'one that is away: the others know')
+})
+
+t.test('a shard that has lost its disk is shown as failed, though its node is up', async t => {
+  const { made, control } = world()
+  made.failed.add('n1-s0').add('n2-s0')
+  made.down.add('n2')
+  const states = new Map((await control.show()).shards.map(({ shard, state }) => [shard, state]))
+  t.equal(states.get('n0-s0'), 'up')
+  t.equal(states.get('n1-s0'), 'failed')
+  t.equal(states.get('n2-s0'), 'down', 'what its node said before is old')
+})
+
+t.test('an abort says which weights it leaves, and so does whoever looks afterwards', async t => {
+  const { made, control } = world()
+  t.same((await control.show()).warnings, [])
+  made.published = planChanges(map, [{ op: 'weight', shard: 'n3-s0', weight: 0 }]).next
+  t.same((await control.show()).warnings, [], 'a drain under way is no surprise')
+  const text =
+    /^n3-s0 has weight 0 and \d+ partitions: the next change moves them; 'shard reweight n3-s0 --weight 100' keeps them$/
+  t.match((await control.abort('admin')).warnings, [text])
+  made.published = abortTransition(made.published)
+  const { warnings, shards } = await control.show()
+  t.match(warnings, [text])
+  t.equal(warnings.length, 1)
+  t.ok(shards.find(({ shard }) => shard === 'n3-s0')!.partitions > 0)
+})
+
+t.test('a shard that an aborted change had added is named: the next change would fill it', async t => {
+  const added = planChanges(map, [{ op: 'add-shard', shard: 'n0-s1', node: 'n0', weight: 50 }]).next
+  const aborted = abortTransition(added)
+  const settled = settlePartitions(aborted, movesOf(aborted).map(({ partition }) => partition)) // prettier-ignore
+  t.same(weightWarnings(aborted), [], 'it may still have something to give back')
+  t.match(weightWarnings(settled), [/^n0-s1 has weight 50 and no partitions: the next change fills it; 'shard remove n0-s1'/]) // prettier-ignore
+  const out = planChanges(map, [{ op: 'out', shard: 'n3-s0', since: 1, auto: true }]).next
+  t.same(weightWarnings(abortTransition(out)), [], 'what is out is meant to be')
+})
+
+t.test('a weight of 0 is no reweighting, and the bounds of weights and copies are named', async t => {
+  const { made, control } = world()
+  const reweight = (weight: number) => control.apply([{ op: 'reweight-shard', shard: 'n0-s0', weight }], options)
+  await t.rejects(reweight(0), { code: 'BAD_REQUEST', message: /use 'shard drain n0-s0'/ })
+  for (const wrong of [-5, 0.0001, 1_000_001, 99_999_999_999, 1.0005]) {
+    await t.rejects(reweight(wrong), { code: 'BAD_REQUEST', message: /a weight must be 0\.001 to 1000000/ })
+  }
+  await t.rejects(control.plan([{ op: 'add-shard', shard: 'n0-s0', weight: 0 }]), { code: 'BAD_REQUEST' })
+  for (const replicas of [-1, 0, 17]) {
+    await t.rejects(control.plan([{ op: 'replicas', replicas }]), { code: 'BAD_REQUEST', message: /must be 1 to 16/ })
+  }
+  t.equal(made.runs.length, 0)
+  await reweight(0.001)
+  t.match(made.runs, [{ params: { changes: [{ op: 'weight', weight: 0.001 }] } }])
+})
+
+t.test('changes of the same shard that contradict each other are refused', async t => {
+  const { control } = world()
+  const drain = { op: 'drain-shard', shard: 'n0-s0' } as const
+  const reweight = { op: 'reweight-shard', shard: 'n0-s0', weight: 50 } as const
+  const text = 'changes that contradict each other: shard n0-s0 drained, and shard n0-s0 has weight 50'
+  await t.rejects(control.plan([drain, reweight]), { code: 'BAD_REQUEST', message: text })
+  await t.rejects(control.apply([{ op: 'drain-node', node: 'n0' }, reweight], { ...options, force: true }), { code: 'BAD_REQUEST' }) // prettier-ignore
+  for (const other of [{ ...reweight, weight: 60 }, { op: 'out-shard', shard: 'n0-s0' } as const]) {
+    await t.rejects(control.plan([reweight, other]), { code: 'BAD_REQUEST', message: /contradict/ })
+  }
+  await t.rejects(control.plan([{ op: 'replicas', replicas: 2 }, { op: 'replicas', replicas: 3 }]), { message: /contradict/ }) // prettier-ignore
+  t.match(await control.plan([drain, drain]), { problems: [] }, 'the same twice')
+  t.match(await control.plan([reweight, { ...reweight, shard: 'n1-s0' }]), { problems: [] }, 'of two shards')
+  const added = [{ op: 'add-node', url: 'http://10.0.0.1:9009' }, { op: 'reweight-shard', shard: 'n9-s0', weight: 2 }] as const // prettier-ignore
+  t.match(await control.plan(added), { problems: [] }, 'added with another weight than its node says')
+})
+
+t.test('what is still pausing can be neither resumed nor aborted, and says so', async t => {
+  const { made, control } = world()
+  made.published = planChanges(map, [{ op: 'weight', shard: 'n3-s0', weight: 0 }]).next
+  made.run = { id: 9, stoppedBy: 'admin' }
+  await t.rejects(control.resume('admin'), { code: 'CONFLICT', message: /still pausing.*: 'topology resume' it then/ })
+  await t.rejects(control.abort('admin'), { code: 'CONFLICT', message: /still pausing.*: 'topology abort' it then/ })
+  made.run = null
+  t.match(await control.resume('admin'), { id: 1 })
 })
