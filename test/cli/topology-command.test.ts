@@ -44,13 +44,6 @@ t.test('--rate is bytes, with a unit or without', async t => {
     t.match(await rateOf(wrong), { code: 2, err: /--rate is .*32MiB/ })
 })
 
-t.test('a number that cannot be is refused with its bounds, and asks nobody', async t => {
-  const replicas = await run(topology, {}, 'apply', '--replicas', 'x')
-  t.match(replicas, { code: 2, err: "--replicas is 'x', but must be a number from 1 to 16", sent: [] })
-  const weight = await run(shard, {}, 'reweight', 'a-1', '--weight', '-1')
-  t.match(weight, { code: 2, err: "--weight is '-1', but must be a number from 0 to 1000000000", sent: [] })
-})
-
 t.test('an address that is none is refused in words, and asks nobody', async t => {
   for (const args of [
     ['add', 'foo'],
