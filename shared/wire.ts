@@ -52,7 +52,6 @@ export const wirePath = {
   allReferences: (shard: ShardId) => `/v1/references/${shard}`,
   /** One reference with `?key=<repository/path, URL-encoded>`, else a listing. */
   references: (shard: ShardId, partition: number) => `/v1/references/${shard}/${partitionName(partition)}`,
-  referencesOf: (shard: ShardId) => `/v1/references/${shard}`,
   upload: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}`,
   commit: (shard: ShardId, upload: string) => `/v1/uploads/${shard}/${upload}/commit`,
   unconfirmed: (shard: ShardId) => `/v1/unconfirmed/${shard}`,

@@ -228,7 +228,7 @@ export class MoveCalls {
     if (names.length === 1) return Promise.all(names.map(one))
     const request: ReferencesRequest = { references: names.map(({ partition, key }) => ({ partition, key })) }
     const { references } = await this.#orNothing(
-      () => client.requestJson<ReferencesAnswer>('POST', wirePath.referencesOf(shard), request, { ...options, repeatable: true }),
+      () => client.requestJson<ReferencesAnswer>('POST', wirePath.allReferences(shard), request, { ...options, repeatable: true }),
       { references: [] },
     ) // prettier-ignore
     return Promise.all(names.map(async (name, index) => references[index] ?? one(name)))

@@ -115,7 +115,7 @@ t.test(
     }
 
     const asked = [...wanted, { partition: 5, key: 'raw/none' }]
-    const { references } = await post<ReferencesAnswer>(wirePath.referencesOf(shardA), { references: asked })
+    const { references } = await post<ReferencesAnswer>(wirePath.allReferences(shardA), { references: asked })
     t.equal(references.at(-1), null, 'what is not there is told to who asks for it alone')
     for (const [index, { partition, key }] of wanted.entries()) {
       const { json } = await client.call(
@@ -133,7 +133,7 @@ t.test(
     const full = await post<EntriesAnswer>(wirePath.entriesOf(shardA), { lists: often, limit: 10_000 })
     t.same(full.lists.map(one => one?.entries.length), [3_000, 3_000, 3_000, 3_000, undefined, undefined]) // prettier-ignore
     const same = Array.from({ length: 10_000 }, () => wanted[0])
-    const many = await post<ReferencesAnswer>(wirePath.referencesOf(shardA), { references: same })
+    const many = await post<ReferencesAnswer>(wirePath.allReferences(shardA), { references: same })
     t.equal(many.references.length, same.length)
     t.equal(many.references.at(-1), null)
     t.ok(JSON.stringify(many).length < 5 * 1024 * 1024)
@@ -143,9 +143,9 @@ t.test(
       [wirePath.entriesOf(shardA), { lists: [{ partition: 1, of: 'files' }], limit: 1 }],
       [wirePath.entriesOf(shardA), { lists: [], limit: 0 }],
       [wirePath.entriesOf(shardA), { lists: Array.from({ length: 10_001 }, () => often[0]), limit: 1 }],
-      [wirePath.referencesOf(shardA), { references: [{ partition: 1, key: 7 }] }],
-      [wirePath.referencesOf(shardA), { references: [{ partition: -1, key: 'raw/a' }] }],
-      [wirePath.referencesOf(shardA), {}],
+      [wirePath.allReferences(shardA), { references: [{ partition: 1, key: 7 }] }],
+      [wirePath.allReferences(shardA), { references: [{ partition: -1, key: 'raw/a' }] }],
+      [wirePath.allReferences(shardA), {}],
     ] as const) {
       t.equal((await client.call('POST', path, JSON.stringify(body))).status, 400)
     }
