@@ -1,5 +1,6 @@
 /** Changes of topology under load, with processes killed in the middle: nobody notices, nothing is lost, and old disks end up empty. */
 import t from 'tap'
+import { dispersion, fsck } from '../../cli/copies.ts'
 import { node, shard, topology } from '../../cli/topology.ts'
 import { partitionCount } from '../../shared/partition.ts'
 import { type SummaryAnswer, wirePath } from '../../shared/wire.ts'
@@ -202,5 +203,55 @@ t.test(
     await waitForFullCopies(cluster, await client.presentOf(history.paths))
     const unnamed = await run(cluster, 0, node, 'replace', 'node-a')
     t.match(unnamed, { code: 2, text: /what does 'node replace node-a' mean/ }, 'it says what is missing')
+  },
+)
+
+t.test(
+  'fsck and dispersion raise no alarm in the middle of a change; paused, resumed too early, aborted, it says what it leaves',
+  { timeout: 240_000 },
+  async t => {
+    const random = seededRandom(t)
+    const cluster = await startCluster(t, { nodesPerZone: 2, shardsPerNode: 1 })
+    const client = cluster.client()
+    const paths = Array.from({ length: 60 }, (_, number) => `raw/calm/${number}`)
+    for (const path of paths) t.equal((await client.put(path, random.bytes(60_000))).status, 201)
+    const writtenAt = performance.now()
+    await waitForFullCopies(cluster, paths)
+    const fewer = await run(cluster, 0, topology, 'apply', '--replicas', '1')
+    t.match(fewer, { code: 1, json: { code: 'TOPOLOGY_INVALID', message: /a single copy .*--force does it/ } })
+
+    // So slow that it is never done while it is looked at.
+    const one = 'node-a1-1'
+    const drained = await run(cluster, 0, shard, 'drain', one, '--rate', '1000')
+    t.equal(drained.code, 0, drained.text)
+    const moving = await eventually('copies move', async () => {
+      const found = await view(cluster, 0)
+      // fsck leaves alone what is younger than 10 s.
+      return performance.now() - writtenAt > 12_000 && (found.run?.progress?.done ?? 0) > 0 && found
+    }, { withinMs: 60_000 }) // prettier-ignore
+    t.ok((moving.change?.unsettled ?? 0) > 0)
+    const checked = await run(cluster, 0, fsck)
+    t.match(checked, { code: 0, json: { paths: Number, problems: [], unsettled: Number } })
+    t.ok((checked.json as { unsettled: number }).unsettled > 0, 'in the middle of it')
+    const spread = await run(cluster, 0, dispersion, '--full')
+    t.match(spread, { code: 0, json: { replicas: 3, unsettled: Number } }, spread.text)
+
+    t.equal((await run(cluster, 0, topology, 'pause')).code, 0)
+    const early = await run(cluster, 0, topology, 'resume')
+    // Unless it has ended in the meantime, which is as good.
+    if (early.code !== 0) t.match(early.json, { code: 'CONFLICT', message: /still pausing/ })
+    await run(cluster, 0, topology, 'pause')
+    await eventually('it is paused', async () => (await view(cluster, 0)).run === null, { withinMs: 60_000 })
+    const left = [new RegExp(`^${one} has weight 0 and \\d+ partitions: .*'shard reweight ${one} --weight 100'`)]
+    const aborted = await run(cluster, 0, topology, 'abort', '--wait')
+    t.match(aborted, { code: 0, json: { state: 'succeeded', warnings: left } })
+    const shown = await settled(cluster, 0)
+    t.match(shown.warnings, left)
+    const kept = await run(cluster, 0, shard, 'reweight', one, '--weight', '100', '--wait')
+    t.equal(kept.code, 0, kept.text)
+    const { warnings, shards } = await view(cluster, 0)
+    t.same(warnings, [])
+    t.ok((shards.find(({ shard: id }) => id === one)?.partitions ?? 0) > 0)
+    await waitForFullCopies(cluster, paths)
   },
 )
