@@ -30,6 +30,8 @@ const idleLoad = 0.3
 const busyLoad = 0.6
 /** What a step costs processors is a few ms, however long it took on a machine that has much else to do. */
 const restMsMax = 40
+/** What copies cost is no guess: many at once are rested for as each by itself would be. */
+const spentRestMsMax = 2_000
 /** Nodes are asked for their status once a second. */
 const lookMs = 250
 /** Shorter rests are gathered: a timer costs more than it slows down. */
@@ -40,7 +42,7 @@ const apartMs = 40
 /** So many nodes share what a step costs: in a larger cluster more of them go on side by side, and rest for each other. */
 const nodesPerStep = 4
 /** What a command costs the processors of those that carry it out, beside the disk's time: for each blob, and by bytes. */
-const blobMs = 5
+const blobMs = 8
 const bytesPerMs = 100_000
 
 /** The part of the time that steps may take now. */
@@ -110,15 +112,20 @@ export class Calm {
       return await work()
     } finally {
       this.#underWay -= 1
-      this.spent(shards, this.#deps.now() - startedAt)
+      const share = this.share(shards)
+      this.#rest(share, stepRestMs(this.#deps.now() - startedAt, share))
     }
   }
 
-  /** Something has cost so much, ms, that was no step: the next one begins later. */
+  /** Something has cost processors so much, ms, that was no step: the next one begins later, by 2 s at most. */
   spent(shards: readonly ShardId[], costMs: number): void {
     const share = this.share(shards)
+    this.#rest(share, Math.min(spentRestMsMax, costMs * (1 / share - 1)))
+  }
+
+  #rest(share: number, ms: number): void {
     const now = this.#deps.now()
-    const restMs = stepRestMs(costMs, share) / roomFor(this.#cluster.nodes, share)
+    const restMs = ms / roomFor(this.#cluster.nodes, share)
     this.#restsUntil = share < 1 ? Math.max(this.#restsUntil, now) + restMs : now
     this.#next()
   }

@@ -31,9 +31,10 @@ const recordsMax = 64
 const appendsMax = 256
 const judgedMax = 500
 const dropsMax = 1_000
-const pulledBytesMax = 16 * 1024 * 1024
-/** So that one request pulls a thousand blobs at most. */
-const pulledBytesMin = pulledBytesMax / 1_000
+/** Of what goes together; more at once is what clients would feel of it (I34). A partition's own may be more. */
+const pulledBytesMax = 2 * 1024 * 1024
+/** So that one request pulls a hundred of the smallest. */
+const pulledBytesMin = pulledBytesMax / 100
 /** A shard reads records from its log, up to 4 MiB of it. */
 const readTimeoutMs = 30_000
 

@@ -37,9 +37,9 @@ import { type UnnamedDeps, unwantedAmong } from './unnamed-blobs.ts'
 const adoptionMsDefault = 6_500
 /** Each has a page of the names of all its shards in memory, about 1 MiB together. */
 const partitionsAtOnce = 64
-/** To one shard: what they ask goes together (move-calls.ts), and no more is pulled at once for it. */
-const partitionsPerShard = 32
-const releasesAtOnce = 32
+/** To one shard: what they ask goes together (move-calls.ts); with more of them at once clients felt it (I34). */
+const partitionsPerShard = 4
+const releasesAtOnce = 4
 /** Partitions begun between two looks at whether the run goes on. */
 const lookEvery = 128
 const nodesAtOnce = 8
