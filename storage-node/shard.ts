@@ -462,7 +462,7 @@ export class Shard {
     } catch (cause) {
       if (this.#index !== index) throw new HoldfastError('SHARD_FAILED', 'the shard is closed', {}, { cause })
       // Of anything but rot (a full disk, say) the checkpoint remains good, and the log from there on.
-      this.#rebuildIndex = isCorruption(cause)
+      this.#rebuildIndex ||= isCorruption(cause)
       this.health.fail('the index failed')
       this.log.error({ err: cause }, 'the index failed')
       throw new HoldfastError('SHARD_FAILED', 'the index failed', {}, { cause })
@@ -525,15 +525,15 @@ export class Shard {
   }
 
   async #apply(records: readonly LoggedRecord[], end: LogPosition): Promise<void> {
-    const { changes, blobs, uses, lossDelta, newest } = await this.#changes.run('', () =>
-      this.lookUp(async index => {
-        // A group before it may be missing from the index: the next opening takes both from the log, in their order.
-        if (this.health.state === 'failed') throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'failed')
+    const { changes, blobs, uses, lossDelta, newest } = await this.#changes.run('', () => {
+      // A group before it may be missing from the index: the next opening takes both from the log, in their order.
+      if (this.health.state === 'failed') throw new HoldfastError('SHARD_FAILED', this.health.reason ?? 'failed')
+      return this.lookUp(async index => {
         const plan = await planApply(records, keys => index.getMany(keys), this.lossCount)
         await index.write(plan.changes)
         return plan
-      }),
-    )
+      })
+    })
     this.#changeCount += 1
     this.summaries.changed(changes)
     this.entryAges.changed(changes, this.clock.monotonic())

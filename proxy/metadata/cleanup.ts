@@ -3,6 +3,7 @@ import type { CleanupCandidate, CleanupConditions, CleanupPolicy, CleanupStore, 
 import { runChanges } from './commit-changes.ts'
 import type { Database } from './database.ts'
 import { fenced } from './leaders.ts'
+import { repositoryLockClass } from './repositories.ts'
 import { type Queryable, statement } from './statement.ts'
 import type { DeletedArtifact, Repository } from './types.ts'
 
@@ -51,7 +52,10 @@ const candidates = statement<{
   WHERE a.repository_id = $1 AND a.digest IS NOT NULL AND a.path > $2 ORDER BY a.path LIMIT $3`,
 )
 /** As everything that locks artifacts: a repository cannot be deleted meanwhile. */
-const lockRepository = statement('cleanup-lock-repository', 'SELECT pg_advisory_xact_lock_shared(4832, $1)')
+const lockRepository = statement(
+  'cleanup-lock-repository',
+  `SELECT pg_advisory_xact_lock_shared(${repositoryLockClass}, $1)`,
+)
 /** Those that are as they were judged, and stay so until the transaction ends. In path order, as commits lock them. */
 const lockUnchanged = statement<{ path: string }>(
   'cleanup-lock-unchanged',

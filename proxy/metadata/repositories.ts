@@ -5,7 +5,7 @@ import { statement, type Queryable } from './statement.ts'
 import type { NewRepository, Repository, RepositoryChange, Upstream } from './types.ts'
 
 /** What needs a repository to be empty against commits into it: the class of the advisory lock that commit_changes_2 shares. */
-const repositoryLockClass = 4832
+export const repositoryLockClass = 4832
 const trashDaysDefault = 7
 
 const list = statement<RepositoryRow>(

@@ -100,11 +100,10 @@ export class RepairCopies implements PrimaryTask {
     }
     const { map } = this.#deps.view.current()
     const isOther = map.previous === undefined && map.epoch !== this.#knownBy
-    if (isOther) this.#knownBy = map.epoch
     const back = [...this.#awaited].filter(shard => isOther || this.#writable(shard))
-    if (back.length === 0) return
-    await repairQueue.hurry(back)
+    if (back.length > 0) await repairQueue.hurry(back)
     for (const shard of back) this.#awaited.delete(shard)
+    if (isOther) this.#knownBy = map.epoch
   }
 
   readonly #isUrgent = (entry: RepairEntry): boolean => {

@@ -1,7 +1,7 @@
 /** Garbage collection against a real PostgreSQL, with shards that are a set each. */
 import t, { type Test } from 'tap'
 import type { CollectionAges, CollectionStore } from '../../../proxy/metadata/collection-types.ts'
-import type { Blob, Metadata } from '../../../proxy/metadata/types.ts'
+import type { Blob, Metadata, Repository } from '../../../proxy/metadata/types.ts'
 import { ClusterView } from '../../../proxy/routing/cluster-view.ts'
 import { collectGarbage } from '../../../proxy/tasks/collect-garbage.ts'
 import { isMuch } from '../../../proxy/tasks/garbage-amounts.ts'
@@ -331,6 +331,18 @@ t.test('shards of two zones away: too few are left to be asked', async t => {
   await t.rejects(world.run(atOnce), { message: /several zones/ })
 })
 
+/** 1,100 artifacts below many/, and some garbage. */
+async function writeMany(world: World): Promise<Repository> {
+  await garbage(world, 'first')
+  const repository = (await world.metadata.listRepositories())[0]!
+  const paths = Array.from({ length: 1_100 }, (_, index) => `many/${index}`)
+  for (let start = 0; start < paths.length; start += 500) {
+    const some = paths.slice(start, start + 500).map(path => commit(repository, path))
+    await Promise.all(some.map(one => world.metadata.commitArtifact(one)))
+  }
+  return repository
+}
+
 t.test('the brake looks at blobs and at bytes, each by itself, and lets little pass', async t => {
   const GiB = 1024 ** 3
   const all = { blobs: 10_000, bytes: 10_000 * GiB }
@@ -344,13 +356,8 @@ t.test('the brake looks at blobs and at bytes, each by itself, and lets little p
 t.test('more than 5 % of everything stops the run, unless it is forced', async t => {
   const world = await World.start(t)
   const { metadata } = world
-  await garbage(world, 'first')
-  const [repository] = await metadata.listRepositories()
-  const paths = Array.from({ length: 1_100 }, (_, index) => `many/${index}`)
-  for (let start = 0; start < paths.length; start += 500) {
-    await Promise.all(paths.slice(start, start + 500).map(path => metadata.commitArtifact(commit(repository!, path))))
-  }
-  await metadata.deleteFolder({ repositoryId: repository!.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
+  const repository = await writeMany(world)
+  await metadata.deleteFolder({ repositoryId: repository.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
   await t.rejects(world.run(held), { code: 'CONFLICT', message: /1101 of 1101 blobs .* more than 5 %/ })
   world.checkpoint = undefined
   await world.run(held, { force: true })
@@ -360,19 +367,14 @@ t.test('more than 5 % of everything stops the run, unless it is forced', async t
 t.test('a run that is resumed behind the brake is braked all the same', async t => {
   const world = await World.start(t)
   const { metadata } = world
-  await garbage(world, 'first')
-  const [repository] = await metadata.listRepositories()
-  const paths = Array.from({ length: 1_100 }, (_, index) => `many/${index}`)
-  for (let start = 0; start < paths.length; start += 500) {
-    await Promise.all(paths.slice(start, start + 500).map(path => metadata.commitArtifact(commit(repository!, path))))
-  }
+  const repository = await writeMany(world)
   const died = new Error('the primary died')
   world.onSave = () => {
     if ((world.checkpoint as { phase?: string } | undefined)?.phase === 'condemn') throw died
   }
   await t.rejects(world.run(held), died)
   world.onSave = () => {}
-  await metadata.deleteFolder({ repositoryId: repository!.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
+  await metadata.deleteFolder({ repositoryId: repository.id, repository: 'r', prefix: 'many/', user: 'alice' }, 2_000)
   await t.rejects(world.run(held), { code: 'CONFLICT', message: /more than 5 %/ })
 })
 
