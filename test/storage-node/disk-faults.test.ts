@@ -443,41 +443,53 @@ async function startWithNode(t: Test, limits: object, clock: { now(): number; mo
   return { client, folder, node }
 }
 
+/** The next write of an index fails like this; after it they are as they were. */
+function failOneWrite(t: Test, code: string): void {
+  const write = Object.getOwnPropertyDescriptor(ShardIndex.prototype, 'write')!
+  const restore = () => Object.defineProperty(ShardIndex.prototype, 'write', write)
+  t.teardown(restore)
+  const value = () => {
+    restore()
+    return Promise.reject(Object.assign(new Error('no'), { code }))
+  }
+  Object.defineProperty(ShardIndex.prototype, 'write', { ...write, value })
+}
+
 t.test(
   'a group that the index did not take is not passed over: index and log say the same, before and after',
   async t => {
-    const folder = t.testdir()
-    const shard = await openShard(nodeFs, folder)
-    const [kept, next, later] = [testBlob(100), testBlob(100), testBlob(100)]
-    await appendBlob(shard, kept)
-    // A disk that is full for a moment: of two writes of the index the first one fails.
-    const write = Object.getOwnPropertyDescriptor(ShardIndex.prototype, 'write')!
-    let calls = 0
-    Object.defineProperty(ShardIndex.prototype, 'write', {
-      ...write,
-      value: function (this: ShardIndex, changes: never) {
-        if (++calls === 1) return Promise.reject(Object.assign(new Error('no space'), { code: 'LEVEL_IO_ERROR' }))
-        return (write.value as ShardIndex['write']).call(this, changes)
-      },
-    })
-    t.teardown(() => Object.defineProperty(ShardIndex.prototype, 'write', write))
-    const dropped = t.rejects(shard.drop(kept, 'moved'), { code: 'SHARD_FAILED' })
-    await setImmediate()
-    const second = t.rejects(appendBlob(shard, next), { code: 'SHARD_FAILED' })
-    await Promise.all([dropped, second])
-    Object.defineProperty(ShardIndex.prototype, 'write', write)
-    await shard.checkpoint()
-    await shard.reopen()
-    t.equal(shard.health.state, 'ok')
-    await appendBlob(shard, later)
-    const held = async (from: Shard) => Promise.all([kept, next, later].map(async one => (await from.locate(blobName(one))) !== undefined)) // prettier-ignore
-    const served = await held(shard)
-    t.same(served, [false, true, true], 'as the log says')
-    await shard.close()
-    await rm(join(folder, 'index'), { recursive: true })
-    const again = await openShard(nodeFs, folder)
-    t.same(await held(again), served)
-    await again.close()
+    for (const code of ['LEVEL_IO_ERROR', 'LEVEL_CORRUPTION']) {
+      const folder = join(t.testdir(), code)
+      const shard = await openShard(nodeFs, folder)
+      const [kept, next, later] = [testBlob(100), testBlob(100), testBlob(100)]
+      await appendBlob(shard, kept)
+      // What only an index that is made anew does not have.
+      const stray = [{ type: 'put', key: 'z/stray', value: Buffer.from('x') }] as const
+      await shard.lookUp(index => index.write(stray))
+      failOneWrite(t, code)
+      const dropped = t.rejects(shard.drop(kept, 'moved'), { code: 'SHARD_FAILED' })
+      await setImmediate()
+      const second = t.rejects(appendBlob(shard, next), { code: 'SHARD_FAILED' })
+      await Promise.all([dropped, second])
+      await shard.checkpoint()
+      await shard.reopen()
+      t.equal(shard.health.state, 'ok')
+      const hasStray = (await shard.lookUp(index => index.get('z/stray'))) !== undefined
+      t.equal(
+        hasStray,
+        code === 'LEVEL_IO_ERROR',
+        `${code}: rot alone has the index made anew, whatever failed behind it`,
+      )
+      await appendBlob(shard, later)
+      const held = async (from: Shard) => Promise.all([kept, next, later].map(async one => (await from.locate(blobName(one))) !== undefined)) // prettier-ignore
+      const served = await held(shard)
+      t.same(served, [false, true, true], 'as the log says')
+      await shard.close()
+      await rm(join(folder, 'index'), { recursive: true })
+      const again = await openShard(nodeFs, folder)
+      t.same(await held(again), served)
+      await again.close()
+    }
   },
 )
 
